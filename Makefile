@@ -1,0 +1,27 @@
+# make play: set up and walk in the shipped world    make test: set up and run the tests    make lint: ruff
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: play test lint setup clean
+
+play: $(READY)
+	$(VENV)/bin/python live_inference.py $(ARGS)
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+setup: $(READY)
+
+# The marker is written last, so a setup that was cut off is done again.
+$(READY): requirements.txt
+	$(PYTHON) -m venv $(VENV) || { echo "error: this Python has no venv; on Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) outputs .pytest_cache .ruff_cache

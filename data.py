@@ -1,0 +1,232 @@
+"""Token files, the manifest that names them, and batches of windows drawn from them.
+
+A token file is an .npz with `tokens` [K, H, W] uint16, `actions` [K-1, 5] float32 and `pose` [K, 5] float32
+([x, y, z, yaw, pitch], metres and degrees; NaN where the source has none). `actions[t]` leads from frame t to t+1.
+`manifest.json` lies beside them and says what a reader needs to refuse a mismatch.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from actions import ACTION_DIM, ACTION_NAMES, DEGREES_PER_UNIT
+
+MANIFEST = "manifest.json"
+SAMPLES = Path(__file__).resolve().parent / "samples"  # clips that come with the repo
+SAMPLE_TOKENS = SAMPLES / "tokens"  # the same, encoded by the tokenizer that ships
+FORMAT = 1
+
+
+class DataError(RuntimeError):
+    """A manifest or token file that is missing, broken, or does not fit the others."""
+
+
+@dataclass
+class ClipEntry:
+    """One token file in the manifest."""
+
+    name: str
+    file: str  # relative to the manifest
+    frames: int
+    split: str  # "train" or "val"
+    video: str  # relative to the manifest, so that evaluation can open the true pictures
+    kept: list[int]  # [first, last, step] of the kept video frames, or every index where they are not regular
+
+
+@dataclass
+class Manifest:
+    """What `manifest.json` holds. Sizes are [rows, columns]."""
+
+    fps: float
+    picture_size: list[int]
+    latent_size: list[int]
+    codebook_size: int
+    tokenizer: str
+    vertical_fov_degrees: float
+    camera_degrees_per_unit: float = DEGREES_PER_UNIT  # turn between two kept frames when the action is 1
+    resize: str = "area"
+    source: str = "gamefactory"
+    action_names: list[str] = field(default_factory=lambda: list(ACTION_NAMES))
+    format: int = FORMAT
+    clips: list[ClipEntry] = field(default_factory=list)
+    skipped: list[dict] = field(default_factory=list)  # [{"name": ..., "reason": ...}]
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `manifest.json` atomically, clips in the order of their names."""
+        self.clips.sort(key=lambda clip: clip.name)
+        path = Path(directory) / MANIFEST
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Manifest":
+        """Reads `manifest.json` in `directory`. Raises DataError if it is missing, broken or of another format."""
+        path = Path(directory) / MANIFEST
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no manifest; make one with: python preprocess.py --parent_dir CLIPS --out_dir {directory}"
+            )
+        try:
+            content = json.loads(path.read_text())
+            if content.get("format") != FORMAT:
+                raise DataError(
+                    f"{path}: format {content.get('format')}, expected {FORMAT}; preprocess again"
+                )
+            content["clips"] = [ClipEntry(**clip) for clip in content["clips"]]
+            manifest = cls(**content)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{path}: not a manifest ({error}); preprocess again") from None
+        if manifest.action_names != list(ACTION_NAMES):
+            raise DataError(
+                f"{path}: actions are {manifest.action_names}, this code uses {list(ACTION_NAMES)}; preprocess again"
+            )
+        return manifest
+
+
+def split_of(name: str, val_fraction: float) -> str:
+    """ "train" or "val" for a whole clip, from a hash of its name: the same in every run and on every machine."""
+    position = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return "val" if position < val_fraction else "train"
+
+
+def pack_indices(indices: list[int]) -> list[int]:
+    """Frame numbers -> [first, last, step] where they are regular (at least 3 of them), else as they are."""
+    steps = set(np.diff(indices).tolist())
+    if len(indices) > 3 and len(steps) == 1:
+        return [int(indices[0]), int(indices[-1]), int(steps.pop())]
+    return [int(i) for i in indices]
+
+
+def unpack_indices(kept: list[int], frames: int) -> list[int]:
+    """The inverse of `pack_indices`; `frames` is the number of kept frames."""
+    if len(kept) == 3 and frames != 3:
+        return list(range(kept[0], kept[1] + 1, kept[2]))
+    return list(kept)
+
+
+def read_token_file(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads one token file. Raises DataError if it is missing, broken, or its lengths do not agree."""
+    path = Path(path)
+    try:
+        with np.load(path) as arrays:
+            content = {name: arrays[name] for name in ("tokens", "actions", "pose")}
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such token file; run preprocess.py again, it makes what is missing"
+        ) from None
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path}: not a token file ({error}); delete it and run preprocess.py again"
+        ) from None
+    frames = len(content["tokens"])
+    shapes = {name: array.shape for name, array in content.items()}
+    if (
+        content["tokens"].ndim != 3
+        or shapes["actions"] != (frames - 1, ACTION_DIM)
+        or shapes["pose"] != (frames, 5)
+    ):
+        raise DataError(
+            f"{path}: expected tokens [K, H, W], actions [K-1, {ACTION_DIM}] and pose [K, 5], found {shapes}; "
+            "delete it and run preprocess.py again"
+        )
+    return content
+
+
+def write_token_file(path: str | Path, tokens: np.ndarray, actions: np.ndarray, pose: np.ndarray) -> None:
+    """Writes one token file atomically, so that a half-written file never counts."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            tokens=tokens.astype(np.uint16),
+            actions=actions.astype(np.float32),
+            pose=pose.astype(np.float32),
+        )
+    os.replace(temporary, path)
+
+
+class TokenClips:
+    """All clips of a split, inflated once into RAM: 1,152 bytes a frame at 32x18.
+
+    Slicing a window is then a copy of a few kB; opening the .npz for each sample would inflate the clip each time.
+    """
+
+    def __init__(
+        self, directory: str | Path, split: str, tokenizer: str | None = None, progress: bool = False
+    ):
+        """Loads the clips of `split` ("train", "val" or "all") that `directory`'s manifest names.
+
+        Raises DataError if there are none, if a file is broken, or if they were made by a tokenizer whose
+        fingerprint is not `tokenizer`.
+        """
+        self.directory = Path(directory)
+        self.manifest = Manifest.load(directory)
+        if tokenizer is not None and self.manifest.tokenizer != tokenizer:
+            raise DataError(
+                f"{self.directory / MANIFEST}: these tokens were made by tokenizer {self.manifest.tokenizer}, the "
+                f"tokenizer checkpoint in use is {tokenizer}; encode the clips again with it or give the other one"
+            )
+        self.entries = [c for c in self.manifest.clips if split == "all" or c.split == split]
+        if not self.entries:
+            counts = {s: sum(c.split == s for c in self.manifest.clips) for s in ("train", "val")}
+            raise DataError(f"{self.directory / MANIFEST}: no clip in split {split!r} (it has {counts})")
+        self.tokens: list[np.ndarray] = []  # [K, H, W] uint16 each
+        self.actions: list[np.ndarray] = []  # [K-1, 5] float32 each
+        self.pose: list[np.ndarray] = []  # [K, 5] float32 each
+        for entry in tqdm(self.entries, desc=f"load {split}", unit="clip", disable=not progress):
+            content = read_token_file(self.directory / entry.file)
+            if len(content["tokens"]) != entry.frames:
+                raise DataError(
+                    f"{self.directory / entry.file}: {len(content['tokens'])} frames, the manifest says "
+                    f"{entry.frames}; delete it and run preprocess.py again"
+                )
+            if list(content["tokens"].shape[1:]) != self.manifest.latent_size:
+                raise DataError(
+                    f"{self.directory / entry.file}: grid {list(content['tokens'].shape[1:])}, the manifest says "
+                    f"{self.manifest.latent_size}; delete it and run preprocess.py again"
+                )
+            self.tokens.append(content["tokens"])
+            self.actions.append(content["actions"])
+            self.pose.append(content["pose"])
+
+    @property
+    def frames(self) -> int:
+        """Frames in all clips together."""
+        return sum(len(t) for t in self.tokens)
+
+    def window(self, clip: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """`length` transitions of a clip from frame `start` -> tokens [length+1, H, W], actions [length, 5]."""
+        return self.tokens[clip][start : start + length + 1], self.actions[clip][start : start + length]
+
+    def batch(self, windows: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+        """windows [B, 2] of (clip, start) -> tokens [B, length+1, H, W] int64, actions [B, length, 5] float32."""
+        pairs = [self.window(clip, start, length) for clip, start in windows]
+        tokens = np.stack([tokens for tokens, _ in pairs]).astype(np.int64)
+        return torch.from_numpy(tokens), torch.from_numpy(np.stack([actions for _, actions in pairs]))
+
+
+def epoch_windows(lengths: list[int], length: int, seed: int, epoch: int) -> np.ndarray:
+    """The windows of one pass over the data, shuffled: [N, 2] of (clip, start).
+
+    Each clip of K frames is cut into windows of `length` transitions from a random first frame, so that windows do
+    not overlap within a pass and fall elsewhere in the next one. A function of (seed, epoch) alone, so a resumed
+    run sees what an unbroken one would have seen. Clips shorter than a window give none.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    windows = []
+    for clip, frames in enumerate(lengths):
+        spare = frames - 1 - length
+        if spare >= 0:
+            first = rng.integers(0, min(spare, length - 1) + 1)
+            windows += [(clip, start) for start in range(first, spare + 1, length)]
+    return rng.permutation(np.array(windows, dtype=np.int64).reshape(-1, 2))

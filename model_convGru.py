@@ -1,0 +1,119 @@
+"""The world model: a ConvGRU over grids of tokens, conditioned on the player's action by FiLM.
+
+    tokens[t] --embed, 1x1--> x --FiLM(actions[t])--> ConvGRU layer --FiLM--> ConvGRU layer ... --1x1--> logits[t]
+
+logits[t] are over the tokens of frame t+1; actions[t] leads from frame t to frame t+1.
+FiLM: Perez et al., arXiv 1709.07871. ConvGRU: Ballas et al., arXiv 1511.06432.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Sizes of the world model. `codebook_size` and the latent size are the tokenizer's."""
+
+    codebook_size: int
+    latent_height: int = 18
+    latent_width: int = 32
+    embed_dim: int = 256
+    hidden_dim: int = 384
+    layers: int = 6
+    kernel_size: int = 3
+    action_dim: int = 5
+    film_hidden: int = 128
+
+
+class ConvGRUCell(nn.Module):
+    """A convolutional GRU cell; the gates z and r come from one fused convolution."""
+
+    def __init__(self, channels: int, kernel_size: int):
+        super().__init__()
+        pad = kernel_size // 2
+        self.gates = nn.Conv2d(2 * channels, 2 * channels, kernel_size, padding=pad)
+        self.candidate = nn.Conv2d(2 * channels, channels, kernel_size, padding=pad)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """x, h [B, C, H, W] -> new h [B, C, H, W]."""
+        z, r = torch.sigmoid(self.gates(torch.cat([x, h], 1))).chunk(2, 1)
+        candidate = torch.tanh(self.candidate(torch.cat([x, r * h], 1)))
+        # The state stays float32 under autocast: thousands of small updates at play would be lost in bfloat16.
+        return torch.lerp(h, candidate.to(h.dtype), z.to(h.dtype))
+
+
+class ConvGRUWorldModel(nn.Module):
+    """Predicts the next grid of tokens from this one, the action and a persistent state [L, B, C, H, W]."""
+
+    def __init__(self, config: WorldModelConfig):
+        super().__init__()
+        self.config = config
+        c, layers = config.hidden_dim, config.layers
+        self.embed = nn.Embedding(config.codebook_size, config.embed_dim)
+        self.in_proj = nn.Conv2d(config.embed_dim, c, 1)
+        self.film = nn.Sequential(
+            nn.Linear(config.action_dim, config.film_hidden),
+            nn.SiLU(),
+            nn.Linear(config.film_hidden, layers * 2 * c),
+        )
+        self.cells = nn.ModuleList(ConvGRUCell(c, config.kernel_size) for _ in range(layers))
+        self.head = nn.Conv2d(c, config.codebook_size, 1)
+        self.gradient_checkpointing = False
+        self.to(memory_format=torch.channels_last)
+
+    def compute_embeddings(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, T, H, W] (or [B, H, W]) -> projected embeddings [B, T, C, H, W] (or [B, C, H, W])."""
+        lead = tokens.shape[:-2]
+        x = self.embed(tokens.reshape(-1, *tokens.shape[-2:])).permute(0, 3, 1, 2)
+        x = self.in_proj(x)
+        return x.view(*lead, *x.shape[1:])
+
+    def compute_film(self, actions: Tensor) -> Tensor:
+        """Actions [..., A] -> gamma and beta [..., L, 2, C]; the layer's input becomes x * (1 + gamma) + beta."""
+        film = self.film(actions)
+        return film.view(*actions.shape[:-1], self.config.layers, 2, self.config.hidden_dim)
+
+    def init_state(self, batch: int, device: torch.device | None = None) -> Tensor:
+        """A state that has seen nothing: zeros [L, B, C, H, W]."""
+        g = self.config
+        return torch.zeros(g.layers, batch, g.hidden_dim, g.latent_height, g.latent_width, device=device)
+
+    def recur(self, x: Tensor, film: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One frame through the ConvGRU stack.
+
+        x [B, C, H, W] embedded tokens, film [B, L, 2, C], state [L, B, C, H, W]
+        -> features [B, C, H, W] (the last layer's state), new state [L, B, C, H, W].
+        """
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return recompute(self._recur, x, film, state, use_reentrant=False)
+        return self._recur(x, film, state)
+
+    def _recur(self, x: Tensor, film: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        new = []
+        for i, cell in enumerate(self.cells):
+            gamma, beta = film[:, i, :, :, None, None].unbind(1)  # [B, C, 1, 1] each
+            x = cell(x * (1 + gamma) + beta, state[i])
+            new.append(x)
+        return x, torch.stack(new)
+
+    def step(self, tokens: Tensor, actions: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One frame: tokens [B, H, W], actions [B, A], state or None -> logits [B, V, H, W], new state."""
+        if state is None:
+            state = self.init_state(len(tokens), tokens.device)
+        features, state = self.recur(self.compute_embeddings(tokens), self.compute_film(actions), state)
+        return self.head(features), state
+
+    def forward(self, tokens: Tensor, actions: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Teacher-forced: tokens [B, T, H, W], actions [B, T, A] -> logits [B, T, V, H, W], last state."""
+        if state is None:
+            state = self.init_state(len(tokens), tokens.device)
+        embedded, film = self.compute_embeddings(tokens), self.compute_film(actions)
+        logits = []
+        for t in range(tokens.shape[1]):
+            features, state = self.recur(embedded[:, t], film[:, t], state)
+            logits.append(self.head(features))
+        return torch.stack(logits, 1), state

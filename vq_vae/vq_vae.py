@@ -1,0 +1,198 @@
+"""The VQ-VAE: 128x72 pictures to 32x18 grids of codes and back (any size divisible by 4).
+
+van den Oord et al., "Neural Discrete Representation Learning", arXiv 1711.00937, with the codebook learnt by an
+exponential moving average (its appendix A.1) and dead codes reseeded from the batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+STRIDE = 4  # two stride-2 stages
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Sizes of the tokenizer. `height` and `width` are those of the picture, in pixels."""
+
+    height: int = 72
+    width: int = 128
+    codebook_size: int = 1024
+    embedding_dim: int = 384
+    hidden_dim: int = 128
+    residual_blocks: int = 2
+    commitment: float = 0.05
+    ema_decay: float = 0.99
+
+    def __post_init__(self):
+        if self.height % STRIDE or self.width % STRIDE:
+            raise ValueError(f"picture size {self.width}x{self.height}: sides must be divisible by {STRIDE}")
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(rows, columns) of the token grid."""
+        return self.height // STRIDE, self.width // STRIDE
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(relu(conv3x3(relu(x)))), as in the VQ-VAE paper."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels // 2, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels // 2, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def build_encoder(config: VQVAEConfig) -> nn.Sequential:
+    """[B, 3, Hp, Wp] -> [B, embedding_dim, Hp/4, Wp/4]."""
+    c = config.hidden_dim
+    return nn.Sequential(
+        nn.Conv2d(3, c // 2, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(c // 2, c, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(c, c, 3, padding=1),
+        *[ResidualBlock(c) for _ in range(config.residual_blocks)],
+        nn.ReLU(),
+        nn.Conv2d(c, config.embedding_dim, 1),
+    )
+
+
+def build_decoder(config: VQVAEConfig) -> nn.Sequential:
+    """[B, embedding_dim, H, W] -> [B, 3, 4H, 4W] in [0, 1]; the encoder mirrored."""
+    c = config.hidden_dim
+    return nn.Sequential(
+        nn.Conv2d(config.embedding_dim, c, 3, padding=1),
+        *[ResidualBlock(c) for _ in range(config.residual_blocks)],
+        nn.ReLU(),
+        nn.ConvTranspose2d(c, c // 2, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(c // 2, 3, 4, stride=2, padding=1),
+        nn.Sigmoid(),
+    )
+
+
+class VectorQuantizerEMA(nn.Module):
+    """Nearest-code quantizer whose codebook follows the encoder by an exponential moving average.
+
+    All of it is computed in float32, whatever autocast is on around it: bfloat16 distances pick wrong codes.
+    """
+
+    DEAD_BELOW = 0.03  # a code used less than this share of the mean use is reseeded from the batch ...
+    FRESH_COUNT = (
+        0.1  # ... and starts with this share of it, so that it has some hundred batches to prove itself
+    )
+
+    def __init__(self, codebook_size: int, embedding_dim: int, decay: float):
+        super().__init__()
+        self.decay = decay
+        codebook = torch.randn(codebook_size, embedding_dim)
+        self.register_buffer("codebook", codebook)  # [V, D]
+        self.register_buffer("ema_count", torch.ones(codebook_size))
+        self.register_buffer("ema_sum", codebook.clone())
+        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+
+    def nearest(self, flat: Tensor) -> Tensor:
+        """[N, D] float32 -> [N] index of the nearest code (squared Euclidean distance)."""
+        # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, and |x|^2 does not change the order.
+        return torch.addmm(self.codebook.square().sum(1), flat, self.codebook.t(), alpha=-2).argmin(1)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, D, H, W] -> quantized [B, D, H, W] (straight-through), tokens [B, H, W], commitment MSE."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            B, D, H, W = z.shape
+            flat = z.permute(0, 2, 3, 1).reshape(-1, D)
+            if self.training and not self.initialised:
+                self._seed(flat.detach())
+            tokens = self.nearest(flat.detach())
+            if self.training:
+                self._update(flat.detach(), tokens)
+            quantized = self.lookup(tokens.view(B, H, W))
+            commitment = F.mse_loss(z, quantized)
+            return z + (quantized - z).detach(), tokens.view(B, H, W), commitment
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """[B, H, W] -> code vectors [B, D, H, W]."""
+        return F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def _seed(self, flat: Tensor) -> None:
+        """Starts the codebook on encoder outputs, so that no code is far from all data."""
+        self.codebook.copy_(_draw(flat, len(self.codebook)))
+        self.ema_sum.copy_(self.codebook)
+        self.initialised.fill_(True)
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, tokens: Tensor) -> None:
+        count = torch.bincount(tokens, minlength=len(self.codebook)).float()
+        total = torch.zeros_like(self.ema_sum).index_add_(0, tokens, flat)
+        self.ema_count.lerp_(count, 1 - self.decay)
+        self.ema_sum.lerp_(total, 1 - self.decay)
+        self.codebook.copy_(self.ema_sum / self.ema_count.clamp_min(1e-5)[:, None])
+        mean_count = len(flat) / len(self.codebook)
+        dead = (self.ema_count < self.DEAD_BELOW * mean_count).nonzero().flatten()
+        if len(dead):
+            fresh = _draw(flat, len(dead))
+            self.codebook[dead] = fresh
+            self.ema_count[dead] = self.FRESH_COUNT * mean_count
+            self.ema_sum[dead] = fresh * self.FRESH_COUNT * mean_count
+
+
+def _draw(flat: Tensor, n: int) -> Tensor:
+    """n rows of [N, D], without repeats where there are enough."""
+    repeats = -(-n // len(flat))
+    order = torch.cat([torch.randperm(len(flat), device=flat.device) for _ in range(repeats)])
+    return flat[order[:n]]
+
+
+class VQVAE(nn.Module):
+    """Encoder, quantizer and decoder. Pictures are [B, 3, Hp, Wp] RGB in [0, 1]; tokens are [B, H, W] int64."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config)
+        self.quantizer = VectorQuantizerEMA(config.codebook_size, config.embedding_dim, config.ema_decay)
+        self.decoder = build_decoder(config)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> reconstruction [B, 3, Hp, Wp], tokens [B, H, W], commitment MSE (scalar, unweighted)."""
+        quantized, tokens, commitment = self.quantizer(self.encoder(pictures))
+        return self.decoder(quantized).float(), tokens, commitment
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[B, 3, Hp, Wp] in [0, 1] -> tokens [B, H, W] int64. Never updates the codebook.
+
+        Raises ValueError if the picture is not of the size that this tokenizer was trained for.
+        """
+        want = (3, self.config.height, self.config.width)
+        if tuple(pictures.shape[1:]) != want:
+            raise ValueError(f"pictures are {list(pictures.shape)}; this tokenizer takes [B, *{list(want)}]")
+        z = self.encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
+        B, D, H, W = z.shape
+        return self.quantizer.nearest(z.permute(0, 2, 3, 1).reshape(-1, D)).view(B, H, W)
+
+    def decode(self, quantized: Tensor) -> Tensor:
+        """Code vectors [B, D, H, W] (may carry gradients) -> pictures [B, 3, Hp, Wp] float32."""
+        return self.decoder(quantized.contiguous(memory_format=torch.channels_last)).float()
+
+    def decode_code(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, H, W] -> pictures [B, 3, Hp, Wp]; tokens [H, W] -> one picture [3, Hp, Wp]."""
+        if tokens.dim() == 2:
+            return self.decode_code(tokens[None])[0]
+        if tokens.dim() != 3:
+            raise ValueError(f"tokens are {list(tokens.shape)}; expected [H, W] or [B, H, W]")
+        return self.decode(self.quantizer.lookup(tokens.long()))
