@@ -15,7 +15,7 @@ DEGREES_PER_UNIT = 15.0
 
 _GAMEFACTORY_MOVE_Z = {0: 0.0, 1: 1.0, 2: -1.0}  # ws: 1 forward, 2 back
 _GAMEFACTORY_MOVE_X = {0: 0.0, 1: -1.0, 2: 1.0}  # ad: 1 left, 2 right
-_GAMEFACTORY_JUMP = 1  # scs: 1 jump, 2 sneak, 3 sprint
+_GAMEFACTORY_JUMP = {0: 0.0, 1: 1.0, 2: 0.0, 3: 0.0}  # scs: 1 jump, 2 sneak, 3 sprint
 
 
 class ActionError(ValueError):
@@ -38,7 +38,8 @@ def encode(
 
 
 def camera_degrees(action: np.ndarray, degrees_per_unit: float = DEGREES_PER_UNIT) -> np.ndarray:
-    """[..., 5] -> [..., 2] degrees of yaw (+right) and pitch (+down): the inverse of `encode` within its range."""
+    """[..., 5] -> [..., 2] degrees of yaw (+right) and pitch (+down): the inverse of `encode` within its
+    range."""
     return np.asarray(action)[..., [YAW, PITCH]] * degrees_per_unit
 
 
@@ -51,11 +52,11 @@ def from_gamefactory(entry: Mapping) -> np.ndarray:
     yaw, pitch = entry.get("yaw_delta", 0.0), entry.get("pitch_delta", 0.0)
     try:
         yaw, pitch = float(yaw), float(pitch)
-        move_x, move_z = _GAMEFACTORY_MOVE_X[int(entry["ad"])], _GAMEFACTORY_MOVE_Z[int(entry["ws"])]
-        jump = float(int(entry["scs"]) == _GAMEFACTORY_JUMP)
+        move_x, move_z = _GAMEFACTORY_MOVE_X[entry["ad"]], _GAMEFACTORY_MOVE_Z[entry["ws"]]
+        jump = _GAMEFACTORY_JUMP[entry["scs"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ActionError(
-            f"expected keys ws, ad in 0..2, scs and numbers; found {dict(entry)} ({error!r})"
+            f"expected ws and ad in 0..2, scs in 0..3 and numbers; found {dict(entry)} ({error!r})"
         ) from None
     if not (np.isfinite(yaw) and np.isfinite(pitch)):
         raise ActionError(f"yaw_delta {yaw}, pitch_delta {pitch}: not finite numbers")
@@ -77,8 +78,8 @@ def to_gamefactory(action: np.ndarray) -> dict:
 def from_minerl(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """The arrays of a MineRL `rendered.npz` -> action vectors, float32 [N, 5].
 
-    `action$camera` [N, 2] is [pitch, yaw] in degrees, positive down and right; keys are 0/1, a missing key is 0.
-    Raises ActionError if the camera is missing, misshapen or not finite.
+    `action$camera` [N, 2] is [pitch, yaw] in degrees, positive down and right; keys are 0/1, a missing key is
+    0. Raises ActionError if the camera is missing, misshapen or not finite.
     """
     if "action$camera" not in columns:
         raise ActionError("expected an array action$camera, found none")
@@ -89,22 +90,29 @@ def from_minerl(columns: Mapping[str, np.ndarray]) -> np.ndarray:
         raise ActionError("action$camera holds numbers that are not finite")
 
     def key(name: str) -> np.ndarray:
-        return np.asarray(columns.get(f"action${name}", np.zeros(len(camera))), np.float32).reshape(
-            len(camera)
-        )
+        pressed = np.asarray(columns.get(f"action${name}", np.zeros(len(camera))), np.float32)
+        if pressed.shape != (len(camera),) or not np.isfinite(pressed).all():
+            raise ActionError(
+                f"action${name}: expected {len(camera)} numbers, found {list(pressed.shape)} or not finite"
+            )
+        return pressed
 
     turn = np.clip(camera[:, ::-1] / DEGREES_PER_UNIT, -1.0, 1.0)
     keys = [key("right") - key("left"), key("forward") - key("back"), key("jump")]
     return np.column_stack([turn, *keys]).astype(np.float32)
 
 
-def pool(actions: np.ndarray, max_keys: bool = False) -> np.ndarray:
+def pool(actions: np.ndarray, max_keys: bool = False, steps: float | None = None) -> np.ndarray:
     """The actions between two kept frames [n, 5] -> one [5].
 
-    The camera is averaged (so +1 is then 15 degrees in each source step). Keys are averaged, or with `max_keys`
-    the strongest press of the window counts.
+    The camera is averaged (so +1 is then 15 degrees in each source step). Keys are averaged, or with
+    `max_keys` the strongest press of the window counts. Where kept frames lie 1.25 steps apart a window has
+    one action or two: `steps` is then their mean number, so that +1 is the same turn, 15 * steps degrees, in
+    every window.
     """
     pooled = actions.mean(0)
+    if steps is not None:
+        pooled[: PITCH + 1] = np.clip(pooled[: PITCH + 1] * (len(actions) / steps), -1.0, 1.0)
     if max_keys:
         keys = actions[:, MOVE_X:]
         pooled[MOVE_X:] = np.take_along_axis(keys, np.abs(keys).argmax(0)[None], 0)[0]

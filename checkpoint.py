@@ -1,13 +1,13 @@
 """Saving and loading, for the tokenizer and the world model: the only torch.save and torch.load in the repo.
 
-A checkpoint is a dict of tensors and plain values. `python checkpoint.py IN OUT` strips a training checkpoint to
-what play needs (no optimizer, no RNG state).
+A checkpoint is a dict of tensors and plain values. `python checkpoint.py IN OUT` strips a training checkpoint
+to what play needs (no optimizer, no RNG state).
 """
 
 import hashlib
 import os
-import pickle
 import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def load(path: str | Path, kind: str | None = None) -> dict:
         raise CheckpointError(f"{path}: no such checkpoint; train one or give the path of one that exists")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({reason}); copy or train it again"
@@ -70,11 +70,15 @@ def load(path: str | Path, kind: str | None = None) -> dict:
     return content
 
 
-def _fill(model: nn.Module, state: dict, path: str | Path) -> None:
+def _build(model_class: type[nn.Module], config_class: type, content: dict, path: str | Path) -> nn.Module:
+    """The model that a checkpoint describes, with its weights; CheckpointError where the two do not fit."""
     try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit its own config: {error}") from None
+        model = model_class(config_class(**content["config"]))
+        model.load_state_dict(content["model"], strict=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = textwrap.shorten(str(error), 300)  # one line, however many tensors are at odds
+        raise CheckpointError(f"{path}: its weights do not fit its own config: {reason}") from None
+    return model
 
 
 def tokenizer_content(tokenizer: VQVAE, **extra) -> dict:
@@ -91,8 +95,7 @@ def tokenizer_content(tokenizer: VQVAE, **extra) -> dict:
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> VQVAE:
     """The tokenizer in `path`, frozen, in eval mode, on `device`, with its fingerprint as `.fingerprint`."""
     content = load(path, TOKENIZER_KIND)
-    tokenizer = VQVAE(VQVAEConfig(**content["config"]))
-    _fill(tokenizer, content["model"], path)
+    tokenizer = _build(VQVAE, VQVAEConfig, content, path)
     found = fingerprint(tokenizer)
     if found != content["fingerprint"]:
         raise CheckpointError(
@@ -122,7 +125,7 @@ def check_tokenizer(expected: str, found: str, what: str, whose: str) -> None:
     if expected != found:
         raise CheckpointError(
             f"{what} was made by tokenizer {found}, but {whose} belongs to tokenizer {expected}; "
-            f"change one of the two: encode the clips again with that tokenizer, or use the files that go together"
+            "change one of the two: encode the clips again, or give files that belong together"
         )
 
 
@@ -137,8 +140,7 @@ def load_world_model(
     check_tokenizer(
         content["tokenizer"], tokenizer.fingerprint, "the tokenizer checkpoint (--vqvae_ckpt)", str(path)
     )
-    model = ConvGRUWorldModel(WorldModelConfig(**content["config"]))
-    _fill(model, content["model"], path)
+    model = _build(ConvGRUWorldModel, WorldModelConfig, content, path)
     return model.eval().to(device), content
 
 
@@ -154,4 +156,8 @@ if __name__ == "__main__":
     if len(sys.argv) != 3 or {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         raise SystemExit(0 if {"-h", "--help"} & set(sys.argv) else 2)
-    strip(sys.argv[1], sys.argv[2])
+    try:
+        strip(sys.argv[1], sys.argv[2])
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

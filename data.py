@@ -1,14 +1,14 @@
 """Token files, the manifest that names them, and batches of windows drawn from them.
 
 A token file is an .npz with `tokens` [K, H, W] uint16, `actions` [K-1, 5] float32 and `pose` [K, 5] float32
-([x, y, z, yaw, pitch], metres and degrees; NaN where the source has none). `actions[t]` leads from frame t to t+1.
-`manifest.json` lies beside them and says what a reader needs to refuse a mismatch.
+([x, y, z, yaw, pitch], metres and degrees; NaN where the source has none). `actions[t]` leads from frame t to
+frame t+1. `manifest.json` lies beside them and says what a reader needs to refuse a mismatch.
 """
 
 import hashlib
 import json
 import os
-import zipfile
+import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -54,26 +54,31 @@ class Manifest:
     camera_degrees_per_unit: float = DEGREES_PER_UNIT  # turn between two kept frames when the action is 1
     resize: str = "area"
     source: str = "gamefactory"
+    pool_keys: str = "mean"  # keys between two kept frames: "mean" or "max"
+    trim_seconds: float = 0.0  # left out at the start of each clip
+    precision: str = "fp32"  # of the tokenizer while it encoded
+    val_fraction: float = 0.1
     action_names: list[str] = field(default_factory=lambda: list(ACTION_NAMES))
     format: int = FORMAT
     clips: list[ClipEntry] = field(default_factory=list)
     skipped: list[dict] = field(default_factory=list)  # [{"name": ..., "reason": ...}]
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, name: str = MANIFEST) -> None:
         """Writes `manifest.json` atomically, clips in the order of their names."""
         self.clips.sort(key=lambda clip: clip.name)
-        path = Path(directory) / MANIFEST
-        temporary = path.with_name(path.name + ".tmp")
+        path = Path(directory) / name
+        # Several shards may join their manifests at once, on several machines: each needs its own temporary.
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, directory: str | Path) -> "Manifest":
-        """Reads `manifest.json` in `directory`. Raises DataError if it is missing, broken or of another format."""
-        path = Path(directory) / MANIFEST
+    def load(cls, directory: str | Path, name: str = MANIFEST) -> "Manifest":
+        """Reads the manifest in `directory`. Raises DataError if it is missing, broken or outdated."""
+        path = Path(directory) / name
         if not path.is_file():
             raise DataError(
-                f"{path}: no manifest; make one with: python preprocess.py --parent_dir CLIPS --out_dir {directory}"
+                f"{path}: no manifest; run python preprocess.py --parent_dir CLIPS --out_dir {directory}"
             )
         try:
             content = json.loads(path.read_text())
@@ -87,13 +92,13 @@ class Manifest:
             raise DataError(f"{path}: not a manifest ({error}); preprocess again") from None
         if manifest.action_names != list(ACTION_NAMES):
             raise DataError(
-                f"{path}: actions are {manifest.action_names}, this code uses {list(ACTION_NAMES)}; preprocess again"
+                f"{path}: actions are {manifest.action_names}, not {list(ACTION_NAMES)}; preprocess again"
             )
         return manifest
 
 
 def split_of(name: str, val_fraction: float) -> str:
-    """ "train" or "val" for a whole clip, from a hash of its name: the same in every run and on every machine."""
+    """The split of a whole clip, "train" or "val", by a hash of its name: the same on every machine."""
     position = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
     return "val" if position < val_fraction else "train"
 
@@ -123,11 +128,11 @@ def read_token_file(path: str | Path) -> dict[str, np.ndarray]:
         raise DataError(
             f"{path}: no such token file; run preprocess.py again, it makes what is missing"
         ) from None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged zip can fail in any way
         raise DataError(
             f"{path}: not a token file ({error}); delete it and run preprocess.py again"
         ) from None
-    frames = len(content["tokens"])
+    frames = content["tokens"].shape[0] if content["tokens"].ndim else 0
     shapes = {name: array.shape for name, array in content.items()}
     if (
         content["tokens"].ndim != 3
@@ -135,7 +140,7 @@ def read_token_file(path: str | Path) -> dict[str, np.ndarray]:
         or shapes["pose"] != (frames, 5)
     ):
         raise DataError(
-            f"{path}: expected tokens [K, H, W], actions [K-1, {ACTION_DIM}] and pose [K, 5], found {shapes}; "
+            f"{path}: expected tokens [K, H, W], actions [K-1, {ACTION_DIM}], pose [K, 5], found {shapes}; "
             "delete it and run preprocess.py again"
         )
     return content
@@ -158,7 +163,8 @@ def write_token_file(path: str | Path, tokens: np.ndarray, actions: np.ndarray, 
 class TokenClips:
     """All clips of a split, inflated once into RAM: 1,152 bytes a frame at 32x18.
 
-    Slicing a window is then a copy of a few kB; opening the .npz for each sample would inflate the clip each time.
+    Slicing a window is then a copy of a few kB; opening the .npz for each sample would inflate the clip each
+    time.
     """
 
     def __init__(
@@ -173,8 +179,8 @@ class TokenClips:
         self.manifest = Manifest.load(directory)
         if tokenizer is not None and self.manifest.tokenizer != tokenizer:
             raise DataError(
-                f"{self.directory / MANIFEST}: these tokens were made by tokenizer {self.manifest.tokenizer}, the "
-                f"tokenizer checkpoint in use is {tokenizer}; encode the clips again with it or give the other one"
+                f"{self.directory / MANIFEST}: tokens made by tokenizer {self.manifest.tokenizer}, "
+                f"the tokenizer in use is {tokenizer}; encode the clips again with it or give the other one"
             )
         self.entries = [c for c in self.manifest.clips if split == "all" or c.split == split]
         if not self.entries:
@@ -192,8 +198,8 @@ class TokenClips:
                 )
             if list(content["tokens"].shape[1:]) != self.manifest.latent_size:
                 raise DataError(
-                    f"{self.directory / entry.file}: grid {list(content['tokens'].shape[1:])}, the manifest says "
-                    f"{self.manifest.latent_size}; delete it and run preprocess.py again"
+                    f"{self.directory / entry.file}: grid {list(content['tokens'].shape[1:])}, the manifest "
+                    f"says {self.manifest.latent_size}; delete it and run preprocess.py again"
                 )
             self.tokens.append(content["tokens"])
             self.actions.append(content["actions"])
@@ -205,11 +211,11 @@ class TokenClips:
         return sum(len(t) for t in self.tokens)
 
     def window(self, clip: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """`length` transitions of a clip from frame `start` -> tokens [length+1, H, W], actions [length, 5]."""
+        """`length` transitions from frame `start` -> tokens [length+1, H, W], actions [length, 5]."""
         return self.tokens[clip][start : start + length + 1], self.actions[clip][start : start + length]
 
     def batch(self, windows: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-        """windows [B, 2] of (clip, start) -> tokens [B, length+1, H, W] int64, actions [B, length, 5] float32."""
+        """Windows [B, 2] of (clip, start) -> tokens [B, length+1, H, W] int64, actions [B, length, 5]."""
         pairs = [self.window(clip, start, length) for clip, start in windows]
         tokens = np.stack([tokens for tokens, _ in pairs]).astype(np.int64)
         return torch.from_numpy(tokens), torch.from_numpy(np.stack([actions for _, actions in pairs]))
@@ -218,9 +224,9 @@ class TokenClips:
 def epoch_windows(lengths: list[int], length: int, seed: int, epoch: int) -> np.ndarray:
     """The windows of one pass over the data, shuffled: [N, 2] of (clip, start).
 
-    Each clip of K frames is cut into windows of `length` transitions from a random first frame, so that windows do
-    not overlap within a pass and fall elsewhere in the next one. A function of (seed, epoch) alone, so a resumed
-    run sees what an unbroken one would have seen. Clips shorter than a window give none.
+    Each clip of K frames is cut into windows of `length` transitions from a random first frame, so that
+    windows do not overlap within a pass and fall elsewhere in the next one. A function of (seed, epoch)
+    alone, so a resumed run sees what an unbroken one would have seen. Clips shorter than a window give none.
     """
     rng = np.random.default_rng([seed, epoch])
     windows = []

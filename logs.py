@@ -1,7 +1,8 @@
-"""One log for a training run: a line of JSON per entry on disk, and wandb where there is one to log to."""
+"""What every training run keeps: its log, on disk and in wandb, and an ear for the signals that ask it to stop."""
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ MODES = ("auto", "online", "offline", "disabled")
 
 
 def wandb_mode(wanted: str) -> str:
-    """ "auto" is online where a wandb key is known (environment or ~/.netrc), else disabled: it never asks."""
+    """The mode for wandb.init; "auto" is online where a key is known, else disabled: it never asks."""
     if wanted not in MODES:
         raise ValueError(f"WANDB={wanted!r}: expected one of {', '.join(MODES)}")
     if wanted != "auto":
@@ -25,8 +26,27 @@ def wandb_mode(wanted: str) -> str:
         return "disabled"
 
 
+class StopRequest:
+    """True once SIGINT or SIGTERM has come: the loop then ends after the step in hand, and saves."""
+
+    def __init__(self):
+        self.asked = False
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+    def release(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
 class RunLog:
-    """Appends metrics to `log.jsonl` and sends them to wandb; the x-axis is optimizer steps. Never ends a run."""
+    """Metrics to `log.jsonl` and to wandb, over optimizer steps. A logger that fails never ends a run."""
 
     def __init__(self, directory: Path, mode: str, project: str, constants: dict):
         self.file = open(Path(directory) / "log.jsonl", "a")

@@ -1,6 +1,6 @@
 """The world model: a ConvGRU over grids of tokens, conditioned on the player's action by FiLM.
 
-    tokens[t] --embed, 1x1--> x --FiLM(actions[t])--> ConvGRU layer --FiLM--> ConvGRU layer ... --1x1--> logits[t]
+    tokens[t] --embed, 1x1--> x --FiLM(actions[t])--> ConvGRU layer --FiLM--> ... --1x1--> logits[t]
 
 logits[t] are over the tokens of frame t+1; actions[t] leads from frame t to frame t+1.
 FiLM: Perez et al., arXiv 1709.07871. ConvGRU: Ballas et al., arXiv 1511.06432.
@@ -42,7 +42,7 @@ class ConvGRUCell(nn.Module):
         """x, h [B, C, H, W] -> new h [B, C, H, W]."""
         z, r = torch.sigmoid(self.gates(torch.cat([x, h], 1))).chunk(2, 1)
         candidate = torch.tanh(self.candidate(torch.cat([x, r * h], 1)))
-        # The state stays float32 under autocast: thousands of small updates at play would be lost in bfloat16.
+        # The state stays float32 under autocast: bfloat16 would lose its small updates over a long play.
         return torch.lerp(h, candidate.to(h.dtype), z.to(h.dtype))
 
 
@@ -73,7 +73,7 @@ class ConvGRUWorldModel(nn.Module):
         return x.view(*lead, *x.shape[1:])
 
     def compute_film(self, actions: Tensor) -> Tensor:
-        """Actions [..., A] -> gamma and beta [..., L, 2, C]; the layer's input becomes x * (1 + gamma) + beta."""
+        """Actions [..., A] -> gamma and beta [..., L, 2, C]; a layer's input becomes x * (1 + gamma) + beta."""
         film = self.film(actions)
         return film.view(*actions.shape[:-1], self.config.layers, 2, self.config.hidden_dim)
 

@@ -1,8 +1,8 @@
-"""How different two pictures look: LPIPS where its backbone is on disk, else an offline distance of the same form.
+"""How different two pictures look: LPIPS where its backbone is on disk, else an offline distance of its form.
 
-LPIPS (Zhang et al., arXiv 1801.03924) downloads its backbone. `EffNetDistance` computes the same kind of distance,
-without learnt weights for the layers, on EfficientNet-Lite0 features whose ImageNet weights come as a Python
-package. It is not LPIPS, and every place that prints it says so.
+LPIPS (Zhang et al., arXiv 1801.03924) downloads its backbone. `EffNetDistance` computes the same kind of
+distance, without learnt weights for the layers, on EfficientNet-Lite0 features whose ImageNet weights come as
+a Python package. It is not LPIPS, and every place that prints it says so.
 """
 
 from pathlib import Path
@@ -85,7 +85,7 @@ def lpips_at_hand() -> bool:
 
 
 def perceptual_distance(wanted: str = "auto") -> nn.Module:
-    """The distance named `wanted`; "auto" is LPIPS where its backbone is on disk, else EffNet-Lite0. Says which."""
+    """The distance named `wanted`, which it prints; "auto" is LPIPS if at hand, else EffNet-Lite0."""
     if wanted not in ("auto", LPIPS, EFFNET):
         raise ValueError(f"perceptual distance {wanted!r}: expected auto, {LPIPS} or {EFFNET}")
     name = wanted if wanted != "auto" else LPIPS if lpips_at_hand() else EFFNET

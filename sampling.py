@@ -1,4 +1,4 @@
-"""Choosing tokens from logits and rolling the world model out: for training, inference, live play and evaluation."""
+"""Choosing tokens from logits and rolling the world model out: the one place for all scripts."""
 
 from dataclasses import dataclass
 
@@ -71,7 +71,7 @@ class Dream:
 
     @torch.inference_mode()
     def prime(self, tokens: Tensor, actions: Tensor) -> None:
-        """Starts anew (state, seed) and takes in tokens [B, T, H, W] and the T-1 actions [B, T-1, 5] between them."""
+        """Starts anew and takes in tokens [B, T, H, W] and the actions [B, T-1, 5] between them."""
         if tokens.shape[1] != actions.shape[1] + 1:
             raise ValueError(
                 f"{tokens.shape[1]} frames need {tokens.shape[1] - 1} actions, got {actions.shape[1]}"

@@ -48,7 +48,7 @@ def parse_value(name: str, text: str, current: object) -> object:
 def parse_overrides(settings: dict[str, object], arguments: list[str]) -> dict[str, object]:
     """Turns ["LR=1e-4", ...] into {"LR": 0.0001}, type-checked against `settings`.
 
-    Raises SettingError for a word without "=", an unknown name (with the nearest match) or a name given twice.
+    Raises SettingError for a word without "=", an unknown name (with the nearest match) or one given twice.
     """
     found: dict[str, object] = {}
     for argument in arguments:

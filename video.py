@@ -1,6 +1,7 @@
 """Pictures in and out: decoding clips in order, writing videos that a browser plays, contact sheets."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,32 +20,71 @@ class VideoError(RuntimeError):
     """A video that is missing, cannot be decoded, or cannot be written."""
 
 
-def read_frames(path: str | Path) -> Iterator[np.ndarray]:
-    """Yields the frames of a video in order, [H, W, 3] uint8 RGB. Seeking is slow: decode once, in order.
+class ShortVideoError(VideoError):
+    """A video that ends before it should."""
 
-    Raises VideoError if the file is missing or no frame of it can be decoded.
-    """
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[cv2.VideoCapture]:
+    """An open video, closed at the end of the `with` block. Raises VideoError if it is missing or none."""
     if not Path(path).is_file():
         raise VideoError(f"{path}: no such video")
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
             raise VideoError(f"{path}: cannot be opened as a video; it may be truncated")
-        decoded = 0
-        while True:
-            ok, frame = capture.read()
-            if not ok:
-                break
-            decoded += 1
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        if not decoded:
-            raise VideoError(f"{path}: not one frame could be decoded; it may be truncated")
+        yield capture
     finally:
         capture.release()
 
 
+def read_frames(
+    path: str | Path, wanted: Sequence[int] | None = None, at_least: int = 1
+) -> Iterator[np.ndarray]:
+    """Yields the frames of a video in order, [H, W, 3] uint8 RGB. Seeking is slow: decode once, in order.
+
+    With `wanted`, rising frame numbers, only those: the others are decoded, but not converted to RGB, and
+    nothing is read behind the last of them and the first `at_least` frames. Raises VideoError if the file is
+    missing or no frame of it can be decoded, ShortVideoError if it has fewer than `at_least` or lacks one of
+    `wanted`.
+    """
+    needed = at_least if wanted is None else max(at_least, wanted[-1] + 1)
+    pending = None if wanted is None else iter([*wanted, -1])
+    following = 0 if pending is None else next(pending)
+    with _opened(path) as capture:
+        number = 0
+        while (wanted is None or number < needed) and capture.grab():
+            if number == following:
+                yield cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)
+                following = number + 1 if pending is None else next(pending)
+            number += 1
+    if not number:
+        raise VideoError(f"{path}: not one frame could be decoded; it may be truncated")
+    if number < needed:
+        raise ShortVideoError(f"{path}: {number} frames can be decoded, {needed} are needed")
+
+
+def count_frames(path: str | Path) -> int:
+    """How many frames can really be decoded: a header may claim more. Raises VideoError as `read_frames`."""
+    with _opened(path) as capture:
+        number = 0
+        while capture.grab():
+            number += 1
+        return number
+
+
+def video_fps(path: str | Path) -> float:
+    """Frames a second that a video's header claims; 0.0 where it claims none.
+
+    Raises VideoError if the file is missing or cannot be opened.
+    """
+    with _opened(path) as capture:
+        return max(0.0, capture.get(cv2.CAP_PROP_FPS))
+
+
 def resize(frame: np.ndarray, height: int, width: int, method: str = "area") -> np.ndarray:
-    """[H, W, 3] -> [height, width, 3]; `method` is "area" or "bicubic". A frame of that size is returned as it is."""
+    """[H, W, 3] -> [height, width, 3]; `method` is "area" or "bicubic". A frame of that size is returned as
+    it is."""
     if frame.shape[:2] == (height, width):
         return frame
     return cv2.resize(frame, (width, height), interpolation=RESIZE[method])
@@ -55,16 +95,22 @@ def enlarge(frame: np.ndarray, scale: int) -> np.ndarray:
     return np.repeat(np.repeat(frame, scale, 0), scale, 1)
 
 
+def check_ending(path: str | Path) -> None:
+    """Raises VideoError unless `write_video` knows the ending: better before a long rollout than after it."""
+    ending = Path(path).suffix
+    if ending not in CODECS:
+        raise VideoError(
+            f"{path}: cannot write {ending or 'a file without an ending'}; use {' or '.join(CODECS)}"
+        )
+
+
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
     """Writes [H, W, 3] uint8 RGB frames as .mp4 (H.264) or .webm (VP9), both played by any browser.
 
     Sides must be even. Raises VideoError for another ending or a size that the codec refuses.
     """
     path = Path(path)
-    if path.suffix not in CODECS:
-        raise VideoError(
-            f"{path}: cannot write {path.suffix or 'a file without an ending'}; use {' or '.join(CODECS)}"
-        )
+    check_ending(path)
     codec, options = CODECS[path.suffix]
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -99,6 +145,15 @@ def grid(frames: list[np.ndarray], columns: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
+def contact_sheet(frames: list[np.ndarray], captions: list[str], cells: int = 24) -> np.ndarray:
+    """At most `cells` of the frames [H, W, 3], evenly spaced and the first and last among them, each under
+    its caption, in rows about 1,500 pixels wide."""
+    chosen = np.unique(np.linspace(0, len(frames) - 1, cells).round().astype(int))
+    scale = max(1, round(144 / frames[0].shape[0]))  # at least as large as captions need
+    pictures = [label(enlarge(frames[i], scale), captions[i]) for i in chosen]
+    return grid(pictures, min(len(pictures), max(1, 1536 // pictures[0].shape[1])))
+
+
 def save_image(path: str | Path, image: np.ndarray) -> None:
     """Writes an [H, W, 3] uint8 RGB picture; the ending (.png, .jpg) chooses the format."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +163,8 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
 
 def read_image(path: str | Path) -> np.ndarray:
     """[H, W, 3] uint8 RGB. Raises VideoError if the file is missing or not a picture."""
+    if not Path(path).is_file():
+        raise VideoError(f"{path}: no such picture")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise VideoError(f"{path}: not a picture that can be read")

@@ -5,14 +5,16 @@
     python vq_vae/train_vqvae.py [NAME=value ...]
 
 Loss: mean squared error + COMMITMENT * commitment + a perceptual term that fades in on a schedule.
-Writes last.pt, best.pt (by validation MSE), reconstruction grids and log.jsonl into OUT_DIR; run again to resume.
+Writes last.pt, best.pt (by validation MSE), reconstruction grids and log.jsonl into OUT_DIR. Run it again to
+go on where it stopped.
 """
 
 import json
 import math
-import signal
 import sys
 import time
+import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 import settings
 from device import amp_dtype, autocast, pick_device
-from logs import RunLog
+from logs import RunLog, StopRequest
+from metrics import code_usage, psnr
 from perceptual import perceptual_distance
 from sampling import to_float, to_uint8
 from video import grid, save_image
@@ -88,11 +91,11 @@ def perceptual_weight(step: int) -> float:
 
 
 def load_pictures(path: str) -> dict[str, np.ndarray]:
-    """The `train` and `val` arrays [N, H, W, 3] uint8 of a picture file; exits with a message if they do not fit."""
+    """The `train` and `val` arrays [N, H, W, 3] uint8 of a picture file; exits with a message if unfit."""
     try:
         with np.load(path) as arrays:
             pictures = {split: arrays[split] for split in ("train", "val")}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SystemExit(
             f"error: PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py"
         ) from None
@@ -115,12 +118,6 @@ def draw_batch(pictures: np.ndarray, rng: np.random.Generator, device: torch.dev
     return batch
 
 
-def code_usage(counts: Tensor) -> tuple[int, float]:
-    """Counts [V] of each code -> number of codes used, perplexity = exp(entropy of the code frequencies)."""
-    p = counts.float() / counts.sum().clamp_min(1)
-    return int((counts > 0).sum()), float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
-
-
 @torch.no_grad()
 def validate(
     model: VQVAE, distance: torch.nn.Module, pictures: np.ndarray, dtype: torch.dtype
@@ -129,22 +126,22 @@ def validate(
     device = next(model.parameters()).device
     chosen = pictures[np.linspace(0, len(pictures) - 1, min(VAL_PICTURES, len(pictures))).astype(int)]
     model.eval()
-    errors, distances, show = [], [], []
+    errors, decibels, distances, show = [], [], [], []
     counts = torch.zeros(CODEBOOK_SIZE, dtype=torch.long, device=device)
     for i in range(0, len(chosen), BATCH_SIZE):
         truth = to_float(torch.from_numpy(chosen[i : i + BATCH_SIZE]).to(device))
         with autocast(device, dtype):
             made, tokens, _ = model(truth)
         errors.append((made - truth).square().mean((1, 2, 3)))
+        decibels.append(psnr(made, truth))
         distances.append(distance(made, truth))
         counts += torch.bincount(tokens.flatten(), minlength=CODEBOOK_SIZE)
         show.append(to_uint8(torch.stack([truth[0], made[0]])))
     model.train()
-    mse = torch.cat(errors)
     used, perplexity = code_usage(counts)
     metrics = {
-        "val_mse": mse.mean().item(),
-        "val_psnr": (-10 * mse.clamp_min(1e-10).log10()).mean().item(),
+        "val_mse": torch.cat(errors).mean().item(),
+        "val_psnr": torch.cat(decibels).mean().item(),
         f"val_{distance.name}": torch.cat(distances).mean().item(),
         "val_used_codes": used,
         "val_perplexity": perplexity,
@@ -174,7 +171,15 @@ def main() -> None:
     step, best, seconds = 0, math.inf, 0.0
     last = out / "last.pt"
     if RESUME and last.is_file():
-        content = checkpoint.load(last, checkpoint.TOKENIZER_KIND)
+        try:
+            content = checkpoint.load(last, checkpoint.TOKENIZER_KIND)
+        except checkpoint.CheckpointError as error:
+            raise SystemExit(f"error: {error}, or give RESUME=False") from None
+        if content["config"] != asdict(model.config):
+            raise SystemExit(
+                f"error: {last}: was trained with {content['config']}, the constants now give "
+                f"{asdict(model.config)}; go on with the same, or give another OUT_DIR or RESUME=False"
+            )
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
@@ -183,14 +188,7 @@ def main() -> None:
         print(f"resumed {last} at step {step}")
 
     log = RunLog(out, WANDB, WANDB_PROJECT, constants)
-    stop = False
-
-    def ask_to_stop(*_) -> None:
-        nonlocal stop
-        stop = True
-
-    signal.signal(signal.SIGINT, ask_to_stop)
-    signal.signal(signal.SIGTERM, ask_to_stop)
+    stop = StopRequest()
 
     def save(name: str, metrics: dict) -> None:
         checkpoint.save(
@@ -209,7 +207,9 @@ def main() -> None:
         )
 
     metrics: dict = {}
+    # Since the last log, which was fewer than LOG_STEPS ago after a resume between two.
     sums: dict[str, float] = {}
+    summed = 0
     counts = torch.zeros(CODEBOOK_SIZE, dtype=torch.long, device=device)
     clock = saved = time.monotonic()
     model.train()
@@ -241,22 +241,24 @@ def main() -> None:
         counts += torch.bincount(tokens.flatten(), minlength=CODEBOOK_SIZE)
         for name, value in {"loss": loss, "grad_norm": norm, **terms}.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
+        summed += 1
         if step % LOG_STEPS == 0:
             elapsed = time.monotonic() - clock
             used, perplexity = code_usage(counts)
-            row = {name: total / LOG_STEPS for name, total in sums.items()}
+            row = {name: total / summed for name, total in sums.items()}
             row |= {
                 "used_codes": used,
                 "perplexity": perplexity,
                 "lr": learning_rate(step),
                 "perceptual_weight": weight,
-                "pictures_per_s": LOG_STEPS * BATCH_SIZE / elapsed,
+                "pictures_per_s": summed * BATCH_SIZE / elapsed,
             }
             log.write(step, row)
             bar.set_postfix(loss=f"{row['loss']:.4f}", codes=used)
             seconds += elapsed
             clock = time.monotonic()
             sums.clear()
+            summed = 0
             counts.zero_()
         if step % VAL_STEPS == 0 or step == STEPS:
             metrics, show = validate(model, distance, pictures["val"], dtype)
@@ -274,6 +276,7 @@ def main() -> None:
     bar.close()
     save("last.pt", metrics)
     log.close()
+    stop.release()
     print(f"{'stopped' if stop else 'finished'} at step {step}; weights in {out}")
 
 

@@ -1,7 +1,7 @@
 """The VQ-VAE: 128x72 pictures to 32x18 grids of codes and back (any size divisible by 4).
 
-van den Oord et al., "Neural Discrete Representation Learning", arXiv 1711.00937, with the codebook learnt by an
-exponential moving average (its appendix A.1) and dead codes reseeded from the batch.
+van den Oord et al., "Neural Discrete Representation Learning", arXiv 1711.00937, with the codebook learnt by
+an exponential moving average (its appendix A.1) and dead codes reseeded from the batch.
 """
 
 from dataclasses import dataclass
@@ -157,7 +157,7 @@ def _draw(flat: Tensor, n: int) -> Tensor:
 
 
 class VQVAE(nn.Module):
-    """Encoder, quantizer and decoder. Pictures are [B, 3, Hp, Wp] RGB in [0, 1]; tokens are [B, H, W] int64."""
+    """Encoder, quantizer and decoder. Pictures are [B, 3, Hp, Wp] RGB in [0, 1]; tokens [B, H, W] int64."""
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()

@@ -1,0 +1,276 @@
+"""What every rollout starts from: the tokenizer, the world model, and a recording to prime it on.
+
+The flags that set them are here too, so that inference.py and live_inference.py mean the same by them.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import checkpoint
+from action_script import ScriptError
+from actions import ACTION_DIM, DEGREES_PER_UNIT, ActionError, from_gamefactory, pool
+from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, CheckpointError, check_tokenizer
+from data import MANIFEST, SAMPLE_TOKENS, DataError, Manifest, read_token_file
+from device import amp_dtype, autocast, pick_device
+from model_convGru import ConvGRUWorldModel
+from sampling import Choice, Dream, to_float, to_uint8
+from video import VideoError, read_frames, read_image, resize, video_fps
+from vq_vae.vq_vae import VQVAE
+
+DEFAULT_FPS = 16.0
+CONTEXT_FRAMES = 16
+ENCODE_BATCH = 64
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+# What a user can get wrong: a script prints the message as one line and exits with status 2.
+USER_ERRORS = (CheckpointError, DataError, VideoError, ActionError, ScriptError, OSError)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, without line breaks."""
+    return " ".join(str(error).split())
+
+
+@dataclass(frozen=True)
+class World:
+    """A tokenizer and a world model that go together, and the units of the data they learned from."""
+
+    tokenizer: VQVAE
+    model: ConvGRUWorldModel
+    device: torch.device
+    dtype: torch.dtype
+    fps: float  # frames a second
+    degrees_per_unit: float  # turn between two frames when the action is 1
+    tokenizer_path: Path
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Frames that were really seen and the actions between them: tokens [K, H, W] int64, actions [K-1, 5]
+    float32."""
+
+    name: str
+    tokens: Tensor
+    actions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def first(self, frames: int) -> "Recording":
+        """The first `frames` frames; all of them if it is 0 or there are no more."""
+        frames = min(frames or len(self), len(self))
+        return Recording(self.name, self.tokens[:frames], self.actions[: frames - 1])
+
+
+def positive(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
+
+
+def natural(text: str) -> int:
+    """argparse type: a whole number, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
+    return value
+
+
+def count(text: str) -> int:
+    """argparse type: a whole number, 1 or more."""
+    value = natural(text)
+    if not value:
+        raise argparse.ArgumentTypeError("0: must be 1 or more")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that every script that rolls the world out has."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, default=SHIPPED_WORLD, help="world model (default: the one that ships)")
+    add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="its tokenizer (default: ships)")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument(
+        "--context_npz", type=Path, help="token file to start from (default: the first that ships)"
+    )
+    begin.add_argument(
+        "--start",
+        type=Path,
+        help="picture or clip to start from; a clip's actions are in NAME.json beside it or in ../metadata",
+    )
+    add(
+        "--context_frames",
+        "--warmup",
+        type=natural,
+        default=CONTEXT_FRAMES,
+        help="prime the world on so many first frames of the start, 0: all of them (default: %(default)s). "
+        "Both names mean the same",
+    )
+    add("--greedy", action="store_true", help="always take the likeliest token, instead of sampling")
+    add("--temperature", type=positive, default=1.0, help="below 1: safer, above: wilder (default: 1)")
+    add("--topk", type=natural, default=0, help="sample among the k likeliest tokens, 0: all (default: 0)")
+    add("--seed", type=natural, default=0, help="same seed, same dream (default: 0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="default: auto")
+
+
+def load_world(args: argparse.Namespace) -> World:
+    """The tokenizer and world model that the flags name, on the device they name.
+
+    Raises CheckpointError if a file is missing or broken, or if the two do not go together.
+    """
+    device = pick_device(args.device)
+    tokenizer = checkpoint.load_tokenizer(args.vqvae_ckpt, device)
+    model, content = checkpoint.load_world_model(args.checkpoint, tokenizer, device)
+    learned = content.get("data", {})
+    return World(
+        tokenizer,
+        model,
+        device,
+        amp_dtype(device, args.precision),
+        float(learned.get("fps", DEFAULT_FPS)),
+        float(learned.get("camera_degrees_per_unit", DEGREES_PER_UNIT)),
+        args.vqvae_ckpt,
+    )
+
+
+def load_recording(args: argparse.Namespace, world: World, frames: int | None = None) -> Recording:
+    """The recording that --start or --context_npz names, or the first one that ships.
+
+    Of a clip no more than `frames` frames are decoded. Raises DataError, VideoError, ActionError or
+    CheckpointError.
+    """
+    path = args.start or args.context_npz or default_tokens()
+    if path.suffix == ".npz":
+        return read_tokens(path, world)
+    if path.suffix.lower() in PICTURE_ENDINGS:
+        picture = to_size(read_image(path), world)
+        return Recording(path.name, encode([picture], world), torch.zeros(0, ACTION_DIM))
+    return read_clip(path, world, frames)
+
+
+def dream_of(world: World, args: argparse.Namespace) -> Dream:
+    """A dream that chooses its tokens as the flags say; it has yet to be primed."""
+    choice = Choice(args.greedy, args.temperature, args.topk)
+    return Dream(world.model, world.tokenizer, choice, args.seed, world.dtype)
+
+
+def default_tokens() -> Path:
+    """The first token file that ships."""
+    manifest = Manifest.load(SAMPLE_TOKENS)
+    if not manifest.clips:
+        raise DataError(f"{SAMPLE_TOKENS / MANIFEST}: names no clip; give --context_npz or --start")
+    return SAMPLE_TOKENS / manifest.clips[0].file
+
+
+def read_tokens(path: Path, world: World) -> Recording:
+    """A token file, if it fits the world.
+
+    Raises CheckpointError if a manifest beside it says that another tokenizer made it, DataError if it is
+    broken or its grid, codes or frame rate are not the world's.
+    """
+    content = read_token_file(path)
+    if (path.parent / MANIFEST).is_file():
+        manifest = Manifest.load(path.parent)
+        check_tokenizer(
+            world.tokenizer.fingerprint,
+            manifest.tokenizer,
+            str(path),
+            f"{world.tokenizer_path} (--vqvae_ckpt)",
+        )
+        if not math.isclose(manifest.fps, world.fps, rel_tol=0.02):
+            raise DataError(
+                f"{path}: recorded at {manifest.fps:g} frames/s, the world was trained at {world.fps:g}; "
+                f"encode the clips again with preprocess.py --fps_target {world.fps:g}"
+            )
+    tokens = torch.from_numpy(content["tokens"].astype(np.int64))
+    config = world.tokenizer.config
+    if not len(tokens):
+        raise DataError(f"{path}: holds no frame; delete it and run preprocess.py again")
+    if tuple(tokens.shape[1:]) != config.latent_size or tokens.max() >= config.codebook_size:
+        raise DataError(
+            f"{path}: grid {list(tokens.shape[1:])} with codes up to {int(tokens.max())}, the tokenizer "
+            f"{world.tokenizer_path} has {list(config.latent_size)} and {config.codebook_size} codes; "
+            "use the files that go together"
+        )
+    return Recording(path.name, tokens, torch.from_numpy(content["actions"]))
+
+
+def read_clip(path: Path, world: World, frames: int | None = None) -> Recording:
+    """Encodes a clip and reads the actions recorded with it, brought to the world's frame rate.
+
+    At most `frames` frames; only the first one where no actions were recorded, since what led to the others
+    is not known. Raises VideoError or ActionError.
+    """
+    recorded = read_actions(path)
+    if recorded is None:
+        print(f"{path}: no actions beside it (NAME.json), so only its first frame is used")
+        frames = 1
+    step = max(1, round(video_fps(path) / world.fps))
+    stop = None if frames is None else (frames - 1) * step + 1
+    pictures = [to_size(frame, world) for frame in islice(read_frames(path), 0, stop, step)]
+    actions = np.zeros((0, ACTION_DIM), np.float32)
+    if recorded is not None:
+        steps = min(len(pictures) - 1, len(recorded) // step)
+        pooled = [pool(recorded[t * step : (t + 1) * step]) for t in range(steps)]
+        actions = np.array(pooled, np.float32).reshape(-1, ACTION_DIM)
+    return Recording(path.name, encode(pictures[: len(actions) + 1], world), torch.from_numpy(actions))
+
+
+def read_actions(clip: Path) -> np.ndarray | None:
+    """The actions recorded with a clip: [N, 5], row t leads from frame t to frame t+1; None if there are
+    none.
+
+    They lie in NAME.json beside NAME.mp4, or in ../metadata, in GF-Minecraft's layout, where entry k led
+    from frame k-1 to frame k. Raises ActionError if the file or an entry cannot be read.
+    """
+    beside = clip.with_suffix(".json")
+    places = [p for p in (beside, clip.parent.parent / "metadata" / beside.name) if p.is_file()]
+    if not places:
+        return None
+    try:
+        entries = json.loads(places[0].read_text())["actions"]
+        vectors = []
+        while (entry := entries.get(str(len(vectors) + 1))) is not None:
+            vectors.append(from_gamefactory(entry))
+    except ActionError as error:
+        raise ActionError(f"{places[0]}: entry {len(vectors) + 1}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ActionError(f"{places[0]}: not a clip's metadata ({error!r}); repair or remove it") from None
+    return np.array(vectors, np.float32).reshape(-1, ACTION_DIM)
+
+
+def to_size(picture: np.ndarray, world: World) -> np.ndarray:
+    """A picture of any size [h, w, 3] at the tokenizer's size [H, W, 3]; sides are not kept in proportion."""
+    height, width = world.tokenizer.config.height, world.tokenizer.config.width
+    # Area averaging is right for making smaller, but shows blocks when making larger.
+    larger = picture.shape[0] < height or picture.shape[1] < width
+    return resize(picture, height, width, "bicubic" if larger else "area")
+
+
+@torch.inference_mode()
+def encode(pictures: list[np.ndarray], world: World) -> Tensor:
+    """Pictures of the tokenizer's size [H, W, 3] uint8 -> tokens [K, H, W] int64 on the CPU."""
+    tokens = []
+    for i in range(0, len(pictures), ENCODE_BATCH):
+        batch = to_float(torch.from_numpy(np.stack(pictures[i : i + ENCODE_BATCH])))
+        tokens.append(world.tokenizer.encode(batch.to(world.device)).cpu())
+    return torch.cat(tokens)
+
+
+@torch.inference_mode()
+def decode(tokens: Tensor, world: World) -> Tensor:
+    """Tokens [K, H, W] -> pictures [K, Hp, Wp, 3] uint8 on the CPU."""
+    batches = tokens.split(ENCODE_BATCH)
+    with autocast(world.device, world.dtype):
+        return torch.cat([to_uint8(world.tokenizer.decode_code(b.to(world.device))) for b in batches])

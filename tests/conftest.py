@@ -1,0 +1,66 @@
+"""Fixtures that several tests share: a tiny tokenizer and world model with random weights, and tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+from data import ClipEntry, Manifest, write_token_file
+from model_convGru import ConvGRUWorldModel, WorldModelConfig
+from vq_vae.vq_vae import VQVAE, VQVAEConfig
+
+TINY_TOKENIZER = VQVAEConfig(
+    height=16, width=32, codebook_size=64, embedding_dim=8, hidden_dim=8, residual_blocks=1
+)
+TINY_WORLD = WorldModelConfig(
+    codebook_size=64, latent_height=4, latent_width=8, embed_dim=8, hidden_dim=8, layers=2
+)
+
+
+@dataclass(frozen=True)
+class TinyFiles:
+    """Where the files of the `tiny` fixture lie. Shared by all tests: never write to them."""
+
+    tokenizer: Path
+    world: Path
+    tokens: Path  # the token file, 40 frames of 4x8 codes, with a manifest beside it
+
+    @property
+    def flags(self) -> list[str]:
+        """The command line flags that name them."""
+        files = {"--checkpoint": self.world, "--vqvae_ckpt": self.tokenizer, "--device": "cpu"}
+        return [str(word) for pair in files.items() for word in pair]
+
+
+def tiny_tokenizer(seed: int = 0) -> VQVAE:
+    torch.manual_seed(seed)
+    return VQVAE(TINY_TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> TinyFiles:
+    """A tokenizer for 32x16 pictures, a world model for it (16 frames/s, 15 degrees a unit), a token file."""
+    folder = tmp_path_factory.mktemp("tiny")
+    files = TinyFiles(folder / "vqvae.pt", folder / "world.pt", folder / "tokens" / "clip.npz")
+    checkpoint.save(files.tokenizer, checkpoint.tokenizer_content(tiny_tokenizer()))
+    tokenizer = checkpoint.load_tokenizer(files.tokenizer)
+    learned = {"fps": 16.0, "camera_degrees_per_unit": 15.0, "vertical_fov_degrees": 70.0}
+    world = checkpoint.world_content(ConvGRUWorldModel(TINY_WORLD), tokenizer.fingerprint, data=learned)
+    checkpoint.save(files.world, world)
+    files.tokens.parent.mkdir()
+    rng = np.random.default_rng(0)
+    actions = np.concatenate(
+        [rng.uniform(-1, 1, (39, 2)), rng.integers(-1, 2, (39, 2)), np.zeros((39, 1))], 1
+    )
+    write_token_file(files.tokens, rng.integers(0, 64, (40, 4, 8)), actions, np.zeros((40, 5)))
+    write_manifest(files.tokens, tokenizer.fingerprint)
+    return files
+
+
+def write_manifest(tokens: Path, fingerprint: str, fps: float = 16.0) -> None:
+    """A manifest for one token file of 40 frames, beside it."""
+    clip = ClipEntry(tokens.stem, tokens.name, 40, "train", "clip.mp4", [0, 39, 1])
+    Manifest(fps, [16, 32], [4, 8], 64, fingerprint, 70.0, clips=[clip]).save(tokens.parent)

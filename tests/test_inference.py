@@ -1,0 +1,244 @@
+"""inference.py and what it starts from (start.py): the kinds of start, the files written, the refusals."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_tokenizer, write_manifest
+
+import checkpoint
+import inference
+import start
+from action_script import parse
+from data import read_token_file, write_token_file
+from video import read_frames, save_image, video_fps, write_video
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run(tiny, tmp_path, capsys):
+    """Runs inference.py with the tiny models; gives (exit status, stdout, stderr)."""
+
+    def run(*flags) -> tuple[int, str, str]:
+        out = ["--out", str(tmp_path / "out.mp4")] if "--out" not in flags else []
+        status = inference.main([*tiny.flags, *out, *map(str, flags)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def world(tiny):
+    return start.load_world(inference.build_parser().parse_args(tiny.flags))
+
+
+def make_clip(folder: Path, entries: list[dict] | None, frames: int, fps: float = 16.0) -> Path:
+    """A clip of 64x32 pictures in GF-Minecraft's layout; `entries` are its actions from "0" on."""
+    rng = np.random.default_rng(1)
+    pictures = [np.full((32, 64, 3), rng.integers(0, 256, 3), np.uint8) for _ in range(frames)]
+    clip = folder / "video" / "c.mp4"
+    write_video(clip, pictures, fps)
+    if entries is not None:
+        (folder / "metadata").mkdir(exist_ok=True)
+        content = {"actions": {str(k): entry for k, entry in enumerate(entries)}}
+        (folder / "metadata" / "c.json").write_text(json.dumps(content))
+    return clip
+
+
+def entry(yaw: float = 0.0, ws: int = 0) -> dict:
+    return {"ws": ws, "ad": 0, "scs": 0, "pitch_delta": 0.0, "yaw_delta": yaw}
+
+
+def shape_of(video: Path) -> tuple[int, ...]:
+    """(frames, height, width, 3)"""
+    return np.stack(list(read_frames(video))).shape
+
+
+def test_recorded_actions_are_shown_beside_the_truth(run, tiny, tmp_path):
+    status, out, _ = run("--context_npz", tiny.tokens, "--context_frames", 10, "--scale", 4)
+    assert status == 0
+    assert shape_of(tmp_path / "out.mp4") == (30, 16 * 4 + 16, 2 * 32 * 4, 3)  # 16: the strip with the names
+    assert video_fps(tmp_path / "out.mp4") == 16
+    assert "PSNR" in out and "token accuracy" in out and "frames/s" in out
+    assert str(tmp_path / "out.mp4") in out and str(tmp_path / "out.png") in out
+    assert cv2.imread(str(tmp_path / "out.png")) is not None
+
+
+def test_a_perfect_dream_scores_perfectly(run, tiny, world, tmp_path):
+    """Truth made by the model itself, greedily: a slip of one frame anywhere would show."""
+    recorded = read_token_file(tiny.tokens)
+    dream = start.Dream(world.model, world.tokenizer, start.Choice(greedy=True), dtype=world.dtype)
+    context, actions = torch.from_numpy(recorded["tokens"][:6].astype(np.int64)), recorded["actions"]
+    dream.prime(context[None], torch.from_numpy(actions[None, :5]))
+    dreamed = dream.rollout(torch.from_numpy(actions[None, 5:]))[0]
+    write_token_file(tmp_path / "own.npz", torch.cat([context, dreamed]).numpy(), actions, recorded["pose"])
+    _, out, _ = run("--context_npz", tmp_path / "own.npz", "--warmup", 6, "--greedy")
+    assert "token accuracy 1.000" in out and "PSNR 58.9" in out
+
+
+def test_script_and_frames(run, tiny, tmp_path):
+    status, out, _ = run("--context_npz", tiny.tokens, "--script", "w*3,idle", "--frames", 6, "--scale", 2)
+    assert status == 0 and "PSNR" not in out
+    assert shape_of(tmp_path / "out.mp4") == (6, 32, 64, 3)
+
+
+def test_webm_and_fps(run, tiny, tmp_path):
+    out = tmp_path / "deep" / "out.webm"
+    assert run("--context_npz", tiny.tokens, "--script", "w*5", "--fps", 8, "--out", out)[0] == 0
+    assert len(list(read_frames(out))) == 5 and video_fps(out) == 8
+
+
+@pytest.mark.parametrize("size", [(16, 32), (200, 300), (5, 7)])
+def test_from_a_picture_of_any_size(run, world, tmp_path, size):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    save_image(tmp_path / "start.png", picture)
+    status, out, _ = run("--start", tmp_path / "start.png", "--script", "w*4", "--scale", 1)
+    assert status == 0 and "(1 of context)" in out
+    assert shape_of(tmp_path / "out.mp4") == (4, 16, 32, 3)
+
+
+def test_a_picture_without_a_script_takes_a_walk(run, tmp_path):
+    save_image(tmp_path / "start.jpg", np.zeros((16, 32, 3), np.uint8))
+    status, out, _ = run("--start", tmp_path / "start.jpg", "--frames", 5)
+    assert status == 0 and "a scripted walk" in out
+
+
+def test_from_a_clip_by_its_own_actions(run, tmp_path):
+    clip = make_clip(tmp_path, [entry(), *[entry(0.1 * k, ws=1) for k in range(1, 12)]], 12)
+    status, out, _ = run("--start", clip, "--context_frames", 4, "--frames", 5, "--scale", 1)
+    assert status == 0 and "PSNR" in out and "(4 of context)" in out
+    assert shape_of(tmp_path / "out.mp4") == (5, 16 + 16, 64, 3)
+
+
+def test_entry_k_leads_from_frame_k_minus_1_to_k(world, tmp_path):
+    clip = make_clip(tmp_path, [entry(0.9, ws=2), *[entry(0.05 * k, ws=1) for k in range(1, 8)]], 8)
+    recording = start.read_clip(clip, world)
+    assert len(recording) == 8 and len(recording.actions) == 7
+    assert np.allclose(recording.actions[:, 0], 0.05 * np.arange(1, 8))
+    assert (recording.actions[:, 3] == 1).all()  # entry "0" belongs to no frame
+    frames = np.stack([start.to_size(f, world) for f in read_frames(clip)])
+    assert torch.equal(recording.tokens, start.encode(list(frames), world))
+
+
+def test_a_faster_clip_is_thinned_out_and_its_actions_pooled(world, tmp_path):
+    clip = make_clip(tmp_path, [entry(9), *[entry(0.1 * k) for k in range(1, 10)]], 10, fps=32)
+    recording = start.read_clip(clip, world)
+    assert len(recording) == 5  # frames 0, 2, 4, 6, 8
+    assert np.allclose(recording.actions[:, 0], [0.15, 0.35, 0.55, 0.75])
+
+
+def test_json_beside_the_clip_and_no_json(run, world, tmp_path):
+    clip = make_clip(tmp_path, [entry(), *[entry(0.5)] * 5], 6)
+    (tmp_path / "metadata" / "c.json").rename(clip.with_suffix(".json"))
+    assert np.allclose(start.read_clip(clip, world).actions[:, 0], 0.5)
+    clip.with_suffix(".json").unlink()
+    status, out, _ = run("--start", clip, "--script", "w*2")
+    assert status == 0 and "only its first frame" in out and "(1 of context)" in out
+
+
+def test_whole_recording_as_context(run, tiny):
+    status, out, _ = run("--context_npz", tiny.tokens, "--context_frames", 0, "--script", "w*2")
+    assert status == 0 and "(40 of context)" in out
+
+
+def dream_tokens(tiny, *flags) -> torch.Tensor:
+    args = inference.build_parser().parse_args([*tiny.flags, "--context_npz", str(tiny.tokens), *flags])
+    world = start.load_world(args)
+    context = start.load_recording(args, world).first(args.context_frames)
+    dream = start.dream_of(world, args)
+    dream.prime(context.tokens[None], context.actions[None])
+    return dream.rollout(torch.from_numpy(parse("w*8,yaw+0.5*4"))[None])
+
+
+def test_same_seed_same_dream(tiny):
+    first = dream_tokens(tiny, "--seed", "3")
+    torch.manual_seed(99)  # the dream has its own generator
+    assert torch.equal(first, dream_tokens(tiny, "--seed", "3"))
+    assert not torch.equal(first, dream_tokens(tiny, "--seed", "4"))
+    greedy = dream_tokens(tiny, "--seed", "3", "--greedy")
+    assert torch.equal(greedy, dream_tokens(tiny, "--seed", "4", "--greedy"))
+    assert torch.equal(greedy, dream_tokens(tiny, "--seed", "5", "--topk", "1"))
+    assert not torch.equal(first, dream_tokens(tiny, "--seed", "3", "--temperature", "0.1"))
+
+
+def refused(result: tuple[int, str, str], *parts: str) -> None:
+    """One line on stderr that holds `parts`, exit status 2."""
+    status, _, err = result
+    assert status == 2
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in err
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_missing_files_are_named(run, tiny, tmp_path):
+    gone = tmp_path / "gone"
+    refused(run("--checkpoint", gone), str(gone))
+    refused(run("--vqvae_ckpt", gone), str(gone))
+    refused(run("--context_npz", f"{gone}.npz"), f"{gone}.npz")
+    refused(run("--start", f"{gone}.png"), f"{gone}.png", "no such picture")
+    refused(run("--start", f"{gone}.mp4"), f"{gone}.mp4", "no such video")
+
+
+def test_broken_files_are_named(run, tiny, tmp_path):
+    for name in ("a.npz", "a.png", "a.mp4"):
+        (tmp_path / name).write_bytes(b"not what it says")
+        refused(run("--start", tmp_path / name), str(tmp_path / name))
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(tiny.tokens.read_bytes()[:200])
+    refused(run("--context_npz", cut), str(cut), "preprocess.py")
+    refused(run("--context_npz", tiny.tokens, "--checkpoint", cut), str(cut))
+    clip = make_clip(tmp_path, [entry(), {"ws": 7}], 3)
+    refused(run("--start", clip), "c.json", "entry 1")
+    (tmp_path / "metadata" / "c.json").write_text("{")
+    refused(run("--start", clip), "c.json", "not a clip's metadata")
+
+
+def test_files_that_do_not_go_together_are_refused(run, tiny, tmp_path):
+    other = tmp_path / "other.pt"
+    checkpoint.save(other, checkpoint.tokenizer_content(tiny_tokenizer(seed=5)))
+    refused(run("--vqvae_ckpt", other), "was made by tokenizer", str(tiny.world))
+
+    copy = tmp_path / "copy.npz"
+    copy.write_bytes(tiny.tokens.read_bytes())
+    write_manifest(copy, "0123456789abcdef")
+    refused(run("--context_npz", copy), str(copy), "0123456789abcdef", "encode the clips again")
+    write_manifest(copy, checkpoint.load_tokenizer(tiny.tokenizer).fingerprint, fps=8.0)
+    refused(run("--context_npz", copy), "8 frames/s", "--fps_target 16")
+    (tmp_path / "manifest.json").unlink()
+    assert run("--context_npz", copy, "--script", "w")[0] == 0  # nothing to hold against it
+
+    content = read_token_file(copy)
+    write_token_file(copy, content["tokens"] + 1000, content["actions"], content["pose"])
+    refused(run("--context_npz", copy), "64 codes")
+    write_token_file(copy, content["tokens"][:, :, :3], content["actions"], content["pose"])
+    refused(run("--context_npz", copy), "grid [4, 3]")
+
+
+def test_bad_flags_are_refused_before_anything_is_loaded(run, tmp_path):
+    refused(run("--script", "w*3,fly", "--checkpoint", "gone"), "character 5", "fly")
+    refused(run("--out", tmp_path / "out.avi", "--checkpoint", "gone"), ".mp4 or .webm")
+    for flags in (["--temperature", "0"], ["--topk", "-1"], ["--frames", "0"], ["--fps", "nan"]):
+        with pytest.raises(SystemExit) as caught:
+            inference.build_parser().parse_args(flags)
+        assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("script", ["inference.py", "live_inference.py"])
+def test_help_needs_no_data_display_or_gpu(script, tmp_path):
+    env = {"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), "--help"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    for flag in (
+        "--checkpoint --vqvae_ckpt --context_npz --greedy --temperature --topk --fps --scale --warmup".split()
+    ):
+        assert flag in done.stdout
+    assert not list(tmp_path.iterdir())

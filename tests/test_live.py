@@ -1,0 +1,368 @@
+"""live_inference.py: what reaches the model from keys and mouse, the clock, the window (SDL dummy driver),
+and play without a display."""
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pygame
+import pytest
+import torch
+
+import live_inference as live
+from action_script import WALK, parse
+from actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
+from start import dream_of, load_recording, load_world
+from video import read_frames, video_fps
+
+FPS = 16.0
+SENS = 0.15
+
+
+class FakeTime:
+    """A clock that moves only when somebody sleeps or works."""
+
+    def __init__(self):
+        self.time = 100.0
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@pytest.fixture
+def session(tiny):
+    """A session on the tiny world, whose model notes the actions that reach it in `session.seen`."""
+    args = live.build_parser().parse_args([*tiny.flags, "--context_npz", str(tiny.tokens)])
+    world = load_world(args)
+    context = load_recording(args, world).first(args.context_frames)
+    session = live.Session(dream_of(world, args), context)
+    session.seen = []
+    step = world.model.step
+
+    def spy(tokens, actions, state=None):
+        session.seen.append(actions[0].tolist())
+        return step(tokens, actions, state)
+
+    world.model.step = spy
+    return session
+
+
+@pytest.fixture
+def window(session, monkeypatch):
+    """The real window on SDL's dummy driver, past its first picture, with a fake clock."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    time = FakeTime()
+    clock = live.StepClock(FPS, time.now, time.sleep)
+    window = live.Window(session, live.Controls(FPS, 15.0, SENS), clock, scale=8)
+    assert window.tick()
+    yield window
+    window.close()
+
+
+def post(kind: int, **values) -> None:
+    pygame.event.post(pygame.event.Event(kind, **values))
+
+
+def key(kind: int, code: int) -> None:
+    post(kind, key=code, mod=0, unicode="", scancode=0)
+
+
+def click() -> None:
+    post(pygame.MOUSEBUTTONDOWN, button=1, pos=(10, 10), touch=False)
+
+
+def move(right: int, down: int) -> None:
+    post(pygame.MOUSEMOTION, rel=(right, down), pos=(10, 10), buttons=(0, 0, 0), touch=False)
+
+
+def test_held_keys_reach_the_model_until_let_go(window, session):
+    key(pygame.KEYDOWN, pygame.K_w)
+    for _ in range(3):
+        assert window.tick()
+    key(pygame.KEYDOWN, pygame.K_d)
+    key(pygame.KEYDOWN, pygame.K_SPACE)
+    window.tick()
+    key(pygame.KEYUP, pygame.K_w)
+    key(pygame.KEYUP, pygame.K_SPACE)
+    window.tick()
+    key(pygame.KEYUP, pygame.K_d)
+    window.tick()
+    assert [[a[MOVE_X], a[MOVE_Z], a[JUMP]] for a in session.seen] == [
+        [0, 1, 0], [0, 1, 0], [0, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0],
+    ]  # fmt: skip
+
+
+def test_all_keys(window, session):
+    for code, axis, value in (
+        (pygame.K_w, MOVE_Z, 1),
+        (pygame.K_s, MOVE_Z, -1),
+        (pygame.K_a, MOVE_X, -1),
+        (pygame.K_d, MOVE_X, 1),
+        (pygame.K_SPACE, JUMP, 1),
+        (pygame.K_LEFT, YAW, -90 / FPS / 15),
+        (pygame.K_RIGHT, YAW, 90 / FPS / 15),
+        (pygame.K_UP, PITCH, -90 / FPS / 15),
+        (pygame.K_DOWN, PITCH, 90 / FPS / 15),
+    ):
+        key(pygame.KEYDOWN, code)
+        window.tick()
+        key(pygame.KEYUP, code)
+        expected = np.zeros(5)
+        expected[axis] = value
+        assert np.allclose(session.seen[-1], expected), pygame.key.name(code)
+
+
+def test_a_tap_shorter_than_a_step_counts_once(window, session):
+    key(pygame.KEYDOWN, pygame.K_SPACE)
+    key(pygame.KEYUP, pygame.K_SPACE)
+    window.tick()
+    window.tick()
+    assert [a[JUMP] for a in session.seen] == [1, 0]
+
+
+def test_mouse_pixels_become_degrees(window, session):
+    move(50, 0)  # not captured: does nothing
+    window.tick()
+    click()
+    move(20, -8)
+    move(10, 0)
+    window.tick()
+    window.tick()
+    assert window.captured
+    assert session.seen[0] == [0] * 5
+    assert np.allclose(session.seen[1], [30 * SENS / 15, -8 * SENS / 15, 0, 0, 0])
+    assert session.seen[2] == [0] * 5
+
+
+def test_a_fast_hand_turns_as_far_over_more_steps(window, session):
+    click()
+    move(250, 0)  # 37.5 degrees, 2.5 units
+    for _ in range(4):
+        window.tick()
+    assert np.allclose([a[YAW] for a in session.seen], [1, 1, 0.5, 0])
+
+
+def test_the_view_stops_soon_after_a_wild_hand():
+    controls = live.Controls(FPS)
+    controls.look(-1e6, 0)
+    turned = [controls.take_action()[YAW] for _ in range(10)]
+    assert turned == [-1] * controls.CARRY_STEPS + [0] * (10 - controls.CARRY_STEPS)
+
+
+def test_other_units_of_the_data():
+    controls = live.Controls(8.0, degrees_per_unit=30.0, degrees_per_pixel=0.3)
+    controls.look(10, 20)
+    assert np.allclose(controls.take_action()[:2], [0.1, 0.2])
+
+
+def test_escape_frees_the_mouse_then_quits(window, session):
+    click()
+    move(500, 0)
+    assert window.tick() and window.captured
+    key(pygame.KEYDOWN, pygame.K_ESCAPE)
+    assert window.tick() and not window.captured
+    assert session.seen[-1][YAW] == 0  # what the hand still asked for is dropped
+    key(pygame.KEYDOWN, pygame.K_ESCAPE)
+    steps = len(session.seen)
+    assert not window.tick()
+    assert len(session.seen) == steps
+
+
+def test_closing_the_window_quits(window):
+    post(pygame.QUIT)
+    assert not window.tick()
+
+
+def test_no_mouse(window, session):
+    window.use_mouse = False
+    click()
+    move(50, 50)
+    window.tick()
+    assert not window.captured and session.seen == [[0] * 5]
+
+
+def test_losing_the_focus_lets_go_of_everything(window, session):
+    click()
+    key(pygame.KEYDOWN, pygame.K_w)
+    window.tick()
+    post(pygame.WINDOWFOCUSLOST)
+    window.tick()
+    assert not window.captured
+    assert [a[MOVE_Z] for a in session.seen] == [1, 0]
+
+
+def test_reset_brings_back_the_primed_state(window, session):
+    dream = session.dream
+    primed = dream.state.clone(), dream.tokens.clone(), session.picture.copy()
+
+    def five_steps() -> list:
+        return [(window.tick(), dream.tokens.clone())[1] for _ in range(5)]
+
+    first = five_steps()
+    assert not torch.equal(dream.state, primed[0])
+    key(pygame.KEYDOWN, pygame.K_r)
+    window.tick()
+    assert torch.equal(dream.state, primed[0]) and torch.equal(dream.tokens, primed[1])
+    assert np.array_equal(session.picture, primed[2])
+    assert all(torch.equal(a, b) for a, b in zip(first, five_steps(), strict=True))  # the seed too
+
+
+def test_the_state_persists_from_step_to_step(window, session):
+    states = []
+    for _ in range(3):
+        window.tick()
+        states.append(session.dream.state.clone())
+    assert not torch.equal(states[0], states[1]) and not torch.equal(states[1], states[2])
+
+
+def test_the_picture_has_sharp_pixels(window, session):
+    """Away from what is written over it, each pixel of the world is a square of 8x8 equal pixels."""
+    screen = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    assert screen.shape == (16 * 8, 32 * 8, 3)
+    large = session.picture.repeat(8, 0).repeat(8, 1)
+    assert np.array_equal(screen[:64, 64:160], large[:64, 64:160])
+
+
+def test_keys_light_up(window):
+    def lit() -> int:
+        screen = pygame.surfarray.array3d(pygame.display.get_surface())
+        return int((screen == np.array(window.LIT)).all(-1).sum())
+
+    assert lit() == 0
+    key(pygame.KEYDOWN, pygame.K_w)
+    window.tick()
+    one = lit()
+    key(pygame.KEYDOWN, pygame.K_SPACE)
+    window.tick()
+    assert 0 < one < lit()
+
+
+def test_a_resized_window_keeps_whole_pixels(window, session):
+    pygame.display.set_mode((32 * 6 + 5, 16 * 9), pygame.RESIZABLE)
+    window.tick()
+    screen = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    top, left = (16 * 9 - 16 * 6) // 2, 5 // 2
+    large = session.picture.repeat(6, 0).repeat(6, 1)
+    assert np.array_equal(screen[top : top + 20, left : left + 60], large[:20, :60])
+    assert not screen[:top].any()
+
+
+@pytest.mark.parametrize("work", [0.0, 0.01, 0.05, 0.0624, 0.07, 0.3])
+def test_the_clock_is_never_faster_than_the_data(work):
+    time = FakeTime()
+    clock = live.StepClock(FPS, time.now, time.sleep)
+    rng = np.random.default_rng(0)
+    last = begin = time.now()
+    for step in range(1, 200):
+        clock.wait()
+        assert step <= (time.now() - begin) * FPS + 1e-6
+        assert time.now() - last >= 0.5 / FPS - 1e-9
+        last = time.now()
+        time.time += work * rng.uniform(0.5, 1.0) + (1.0 if step == 100 else 0.0)  # once, a long hiccup
+    assert clock.rate <= FPS + 1e-6
+    assert clock.too_slow == (work * 0.75 > 1.05 / FPS)
+    if not clock.too_slow:
+        assert clock.rate == pytest.approx(FPS, rel=0.01)
+
+
+def test_too_slow_is_said_once(window, capsys):
+    slow = window.session.step
+
+    def step(action):
+        window.clock.sleep(0.1)
+        return slow(action)
+
+    window.session.step = step
+    for _ in range(60):
+        window.tick()
+    out = capsys.readouterr().out
+    assert out.count("too slow for 16 steps/s") == 1 and "this machine makes 10." in out
+
+
+@pytest.fixture
+def play(tiny, tmp_path, monkeypatch, capsys):
+    """Runs live_inference.py in an empty folder without a display; gives (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(live.sys, "platform", "linux")
+
+    def play(*flags) -> tuple[int, str, str]:
+        start = [] if "--start" in flags else ["--context_npz", tiny.tokens]
+        status = live.main([*tiny.flags, *map(str, start), *map(str, flags)])
+        return status, *capsys.readouterr()
+
+    return play
+
+
+def test_without_a_display_a_walk_is_played_into_a_video(play, tmp_path):
+    status, out, _ = play()
+    assert status == 0
+    assert "no display (neither DISPLAY nor WAYLAND_DISPLAY is set)" in out
+    assert "frames/s" in out and "p50" in out and "p95" in out
+    frames = list(read_frames(tmp_path / "outputs" / "play.mp4"))
+    assert len(frames) == len(parse(WALK)) and frames[0].shape == (64, 128, 3)
+    assert video_fps(tmp_path / "outputs" / "play.mp4") == 16
+    assert min(cv2.imread(str(tmp_path / "outputs" / "play.png")).shape[:2]) > 200
+
+
+def test_headless_script(play, tmp_path):
+    out = tmp_path / "walk.webm"
+    status, said, _ = play("--headless", "--script", "w*3,jump", "--frames", 9, "--scale", 2, "--out", out)
+    assert status == 0 and "no display" not in said
+    frames = list(read_frames(out))
+    assert len(frames) == 9 and frames[0].shape == (32, 64, 3)
+    assert (tmp_path / "walk.png").is_file()
+
+
+def test_a_rate_above_the_data_is_not_taken(play):
+    _, out, _ = play("--script", "w*2", "--fps", 60)
+    assert "goes no faster" in out
+
+
+def test_refusals(play, tmp_path):
+    for flags, part in (
+        (["--script", "w*"], "character 3"),
+        (["--out", "a.gif"], ".mp4 or .webm"),
+        (["--start", "gone.png"], "gone.png"),
+        (["--checkpoint", "gone.pt"], "gone.pt"),
+    ):
+        status, _, err = play(*flags)
+        assert status == 2 and part in err and err.count("error: ") == 1 and "Traceback" not in err
+
+
+def test_the_whole_program_in_a_window(play, monkeypatch, tmp_path):
+    """main() opens the window, plays by posted events and leaves nothing behind."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    time = FakeTime()
+    script = {
+        3: lambda: key(pygame.KEYDOWN, pygame.K_w),
+        6: lambda: key(pygame.KEYUP, pygame.K_w),
+        8: lambda: key(pygame.KEYDOWN, pygame.K_ESCAPE),
+    }
+    sleeps = SimpleNamespace(n=0)
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        sleeps.n += 1
+        script.get(sleeps.n, lambda: None)()
+
+    real, seen = live.StepClock, []
+    monkeypatch.setattr(live, "StepClock", lambda fps: real(fps, time.now, sleep))
+    step = live.Session.step
+    monkeypatch.setattr(live.Session, "step", lambda self, a: (seen.append(a[MOVE_Z]), step(self, a))[1])
+    status, out, _ = play("--warmup", 1)
+    assert status == 0 and "no display" not in out
+    assert seen == [0, 1, 1, 1, 0, 0]  # the first wait shows the start; the eighth quits
+    assert not pygame.display.get_init() and not pygame.font.get_init()
+    assert not pygame.mixer.get_init()  # no sound system was started
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_display_that_cannot_be_opened(play, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "no_such_driver")
+    status, out, _ = play("--scale", 1)
+    assert status == 0 and "no display (pygame: " in out

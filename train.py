@@ -1,0 +1,584 @@
+#!/usr/bin/env python3
+"""Trains the world model on token files.
+
+    python preprocess.py --parent_dir CLIPS --out_dir tokens/mine
+    python train.py DATA_DIR=tokens/mine [RECIPE=v4.5.2] [NAME=value ...]
+
+Each sample is a window of SEQ_LEN transitions within one clip. The loss is taken at every step of the window,
+as the recurrent state streams along it; in its last `ar_len` steps the model is fed its own samples instead
+of the truth, more often as training goes on (scheduled sampling, arXiv 1506.03099).
+
+Writes last.pt, step_N.pt, best.pt (by validation bits per token), pictures and log.jsonl into OUT_DIR. Ctrl-C
+saves; run the same command again to go on exactly where it stopped.
+"""
+
+import json
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+import losses
+import settings
+from data import DataError, TokenClips, epoch_windows
+from device import amp_dtype, autocast, pick_device
+from logs import RunLog, StopRequest
+from model_convGru import ConvGRUWorldModel, WorldModelConfig
+from perceptual import perceptual_distance
+from sampling import Choice, choose_tokens, to_uint8
+from video import grid, save_image
+from vq_vae.vq_vae import VQVAE
+
+# --- data and places ---
+DATA_DIR = "tokens/luanti"  # made by preprocess.py
+VQVAE_CKPT = "checkpoints/vqvae.pt"  # the tokenizer that made the tokens
+OUT_DIR = "runs/world"
+RESUME = True  # go on from OUT_DIR/last.pt where there is one
+INIT_FROM = ""  # start from the weights of this world model, with a fresh optimizer
+
+# --- recipe: a named set of values (RECIPES below) put over this file's; "" takes the file as it stands ---
+RECIPE = ""
+
+# --- model (codebook and latent size come from the tokenizer) ---
+EMBED_DIM = 128
+HIDDEN_DIM = 128
+LAYERS = 3
+KERNEL_SIZE = 3
+GRADIENT_CHECKPOINTING = False  # recompute each step in the backward pass: less memory, about a third slower
+
+# --- optimization ---
+STEPS = 30_000
+BATCH_SIZE = 16
+LR = 1e-3
+MIN_LR = 1e-5
+WARMUP_STEPS = 200
+WEIGHT_DECAY = 0.01
+GRAD_CLIP = 1.0
+PRECISION = (
+    "auto"  # auto (bf16 where the hardware has it, fp16 on older CUDA cards, else fp32), fp32, bf16, fp16
+)
+DEVICE = "auto"  # auto, cuda, mps or cpu
+SEED = 1
+
+# --- sequence: transitions in a window, and its growth (v3) ---
+SEQ_LEN = 16
+SEQ_LEN_MAX = 16  # above SEQ_LEN: the window grows by one ...
+SEQ_LEN_GROW_STEPS = 5000  # ... every so many steps
+
+# --- curriculum: how much of the window is self-fed, and how often ---
+AR_START_STEP = 2000  # no self-fed step before this one
+AR_RAMP_STEPS = 4000  # ar_len grows from 0 to AR_LEN_MAX over so many steps
+AR_LEN_MAX = 4  # capped at the window's length - 1: the first step always sees the truth
+SS_MIDPOINT_STEP = (
+    6000  # within the self-fed part the truth is shown with probability 1/(1+exp((step-mid)/k)) ...
+)
+SS_STEEPNESS = 1500.0
+SS_MAX_TEACHER_PROB = 0.95  # ... kept below this ...
+SS_MIN_TEACHER_PROB = 0.15  # ... and above this
+SELF_FED_GREEDY = False  # feed back the likeliest token instead of a sample
+SELF_FED_TEMPERATURE = 1.0
+
+# --- noise on the input (v2.1), so that the model learns to recover from its own errors ---
+TOKEN_NOISE = 0.1  # each sample replaces a share of its input tokens, drawn from 0..this, by random codes
+LATENT_NOISE = 0.0  # standard deviation of Gaussian noise on the embedded input
+
+# --- loss weights (each term is a function of losses.py) ---
+CE_WEIGHT = 1.0
+LABEL_SMOOTHING = 0.05
+NEIGHBOR_WEIGHT = 0.0
+NEIGHBOR_KERNEL = 3
+NEIGHBOR_EXACT_MIX = 0.3
+SEMANTIC_WEIGHT = 0.0
+ENTROPY_WEIGHT = 0.0
+ENTROPY_FLOOR = 4.5  # nats
+SHARPNESS_WEIGHT = 0.0
+TEMPORAL_WEIGHT = 0.0
+PERCEPTUAL_WEIGHT = 0.0  # at every step or not at all: every n-th step makes every n-th frame flash
+PERCEPTUAL = "auto"  # auto, lpips-alex or effnet-lite0
+
+# --- logging and saving ---
+LOG_STEPS = 20
+VAL_STEPS = 500
+VAL_WINDOWS = 48
+PICTURE_STEPS = 500
+SENSITIVITY_STEPS = 500
+SPIKE_FACTOR = 3.0  # report a step whose loss or gradient norm is so many times the mean of the last 100
+SAVE_STEPS = 1000
+SAVE_MINUTES = 10.0
+KEEP = 3  # step_N.pt files kept
+WANDB = "auto"  # auto (online if logged in, else off), online, offline or disabled
+WANDB_PROJECT = "project-ochre"
+
+RECIPES: dict[str, dict] = {
+    # The earlier system's last ConvGRU recipe: its schedule and its weights. Those of the entropy, sharpness
+    # and temporal terms were never written down; these keep each term below a tenth of the whole.
+    "v4.5.2": {
+        "EMBED_DIM": 256, "HIDDEN_DIM": 384, "LAYERS": 6, "BATCH_SIZE": 16,
+        "LR": 3e-5, "MIN_LR": 1e-6, "WARMUP_STEPS": 500, "GRAD_CLIP": 0.5, "SEQ_LEN": 20, "SEQ_LEN_MAX": 20,
+        "AR_START_STEP": 0, "AR_RAMP_STEPS": 10_000, "AR_LEN_MAX": 18,
+        "SS_MIDPOINT_STEP": 10_000, "SS_STEEPNESS": 4000.0, "SS_MAX_TEACHER_PROB": 0.95,
+        "SS_MIN_TEACHER_PROB": 0.15, "SELF_FED_GREEDY": True, "TOKEN_NOISE": 0.0, "LATENT_NOISE": 0.0,
+        "CE_WEIGHT": 0.0, "LABEL_SMOOTHING": 0.0, "NEIGHBOR_WEIGHT": 2.0, "NEIGHBOR_KERNEL": 3,
+        "NEIGHBOR_EXACT_MIX": 0.3, "SEMANTIC_WEIGHT": 3.0, "ENTROPY_WEIGHT": 0.05, "ENTROPY_FLOOR": 4.5,
+        "SHARPNESS_WEIGHT": 0.05, "TEMPORAL_WEIGHT": 0.05, "PERCEPTUAL_WEIGHT": 0.0,
+    },
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def learning_rate(step: int) -> float:
+    """Linear warm-up over WARMUP_STEPS, then cosine decay from LR to MIN_LR at STEPS."""
+    if step < WARMUP_STEPS:
+        return LR * (step + 1) / WARMUP_STEPS
+    done = min(1.0, (step - WARMUP_STEPS) / max(1, STEPS - WARMUP_STEPS))
+    return MIN_LR + (LR - MIN_LR) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def sequence_length(step: int) -> int:
+    """Transitions in a window: SEQ_LEN, one more every SEQ_LEN_GROW_STEPS, up to SEQ_LEN_MAX."""
+    return min(max(SEQ_LEN, SEQ_LEN_MAX), SEQ_LEN + step // SEQ_LEN_GROW_STEPS)
+
+
+def self_fed_length(step: int, seq_len: int) -> int:
+    """`ar_len`: how many of the window's last steps may be self-fed."""
+    ramp = (step - AR_START_STEP) / max(1, AR_RAMP_STEPS)
+    return min(int(AR_LEN_MAX * min(1.0, max(0.0, ramp))), seq_len - 1)
+
+
+def teacher_probability(step: int) -> float:
+    """Probability that a self-fed step is shown the truth after all: inverse sigmoid, with ceiling and
+    floor."""
+    p = 1 / (1 + math.exp(min(50.0, (step - SS_MIDPOINT_STEP) / SS_STEEPNESS)))
+    return min(SS_MAX_TEACHER_PROB, max(SS_MIN_TEACHER_PROB, p))
+
+
+# ---------------------------------------------------------------- data
+
+
+class Batches:
+    """An endless stream of batches, pass after pass; its `position` is all that is needed to go on."""
+
+    def __init__(self, clips: TokenClips, batch_size: int, seed: int):
+        self.clips, self.batch_size, self.seed = clips, batch_size, seed
+        self.lengths = [len(tokens) for tokens in clips.tokens]
+        self.position = {"epoch": 0, "index": 0, "seq_len": 0}
+        self._windows: np.ndarray | None = None
+
+    def restore(self, position: dict) -> None:
+        """Goes on from a saved `position`."""
+        self.position = dict(position)
+        self._windows = None
+
+    def next(self, seq_len: int) -> tuple[np.ndarray, Tensor, Tensor]:
+        """-> windows [B, 2], tokens [B, seq_len+1, H, W], actions [B, seq_len, 5].
+
+        A pass ends when fewer than a batch of windows is left. When `seq_len` changes, a new pass begins.
+        Raises DataError if no clip is long enough for one batch.
+        """
+        p = self.position
+        if p["seq_len"] != seq_len:
+            new_pass = p["seq_len"] != 0
+            p.update(epoch=p["epoch"] + new_pass, index=0, seq_len=seq_len)
+            self._windows = None
+        if self._windows is None:
+            self._windows = epoch_windows(self.lengths, seq_len, self.seed, p["epoch"])
+        if p["index"] + self.batch_size > len(self._windows):
+            p.update(epoch=p["epoch"] + 1, index=0)
+            self._windows = epoch_windows(self.lengths, seq_len, self.seed, p["epoch"])
+            if len(self._windows) < self.batch_size:
+                raise DataError(
+                    f"{self.clips.directory}: only {len(self._windows)} windows of {seq_len} steps for a "
+                    f"batch of {self.batch_size}; lower BATCH_SIZE or SEQ_LEN, or record more"
+                )
+        windows = self._windows[p["index"] : p["index"] + self.batch_size]
+        p["index"] += self.batch_size
+        return windows, *self.clips.batch(windows, seq_len)
+
+    @property
+    def completion(self) -> float:
+        """Per cent of the current pass that has been drawn."""
+        return 100 * self.position["index"] / max(1, len(self._windows) if self._windows is not None else 0)
+
+
+# ---------------------------------------------------------------- the loss of a window
+
+
+@dataclass
+class Terms:
+    """What the loss needs beside the model."""
+
+    tokenizer: VQVAE
+    distance: torch.nn.Module | None  # perceptual distance, where its weight is not 0
+
+    def __call__(self, logits: Tensor, target: Tensor, previous: Tensor | None) -> tuple[dict, Tensor]:
+        """One step: logits [B, V, H, W], target [B, H, W], the step before's log-probabilities or None
+        -> {term: [B]} for the terms whose weight is not 0, and this step's log-probabilities [B, H, W, V]."""
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._in_float32(logits, target, previous)
+
+    def _in_float32(self, logits: Tensor, target: Tensor, previous: Tensor | None) -> tuple[dict, Tensor]:
+        log_probs = losses.log_probabilities(logits)
+        found = {}
+        if CE_WEIGHT:
+            found["ce"] = CE_WEIGHT * losses.cross_entropy(log_probs, target, LABEL_SMOOTHING)
+        if NEIGHBOR_WEIGHT:
+            found["neighbor"] = NEIGHBOR_WEIGHT * losses.neighbourhood_loss(
+                log_probs, target, NEIGHBOR_KERNEL, NEIGHBOR_EXACT_MIX
+            )
+        if SEMANTIC_WEIGHT:
+            found["semantic"] = SEMANTIC_WEIGHT * losses.semantic_loss(
+                log_probs, target, self.tokenizer.quantizer.codebook
+            )
+        if ENTROPY_WEIGHT:
+            found["entropy_floor"] = ENTROPY_WEIGHT * losses.entropy_floor_loss(log_probs, ENTROPY_FLOOR)
+        if SHARPNESS_WEIGHT:
+            found["sharpness"] = SHARPNESS_WEIGHT * losses.sharpness_loss(log_probs)
+        if TEMPORAL_WEIGHT and previous is not None:
+            found["temporal"] = TEMPORAL_WEIGHT * losses.temporal_loss(log_probs, previous)
+        if PERCEPTUAL_WEIGHT:
+            found["perceptual"] = PERCEPTUAL_WEIGHT * losses.perceptual_loss(
+                log_probs, target, self.tokenizer, self.distance
+            )
+        return found, log_probs
+
+
+@dataclass
+class WindowResult:
+    """What `window_loss` returns. Shapes: T steps, B samples."""
+
+    loss: Tensor  # scalar, the mean over steps and samples
+    terms: dict[str, Tensor]  # scalar each, weighted
+    step_loss: Tensor  # [T, B] detached
+    self_fed: Tensor  # [T, B] bool: this sample's input at this step was its own sample
+    last_log_probs: Tensor  # [B, H, W, V] of the last step, detached
+    film: Tensor  # [B, T, L, 2, C] detached
+
+
+def add_noise(tokens: Tensor, codebook_size: int) -> Tensor:
+    """Replaces a random share (0..TOKEN_NOISE, drawn for each sample) of [B, T, H, W] tokens by random
+    codes."""
+    if TOKEN_NOISE == 0:
+        return tokens
+    level = TOKEN_NOISE * torch.rand(len(tokens), 1, 1, 1, device=tokens.device)
+    hit = torch.rand(tokens.shape, device=tokens.device) < level
+    return torch.where(hit, torch.randint_like(tokens, codebook_size), tokens)
+
+
+def window_loss(
+    model: ConvGRUWorldModel, terms: Terms, tokens: Tensor, actions: Tensor, ar_len: int, teacher_prob: float
+) -> WindowResult:
+    """Streams a window through the model: tokens [B, T+1, H, W], actions [B, T, 5].
+
+    The input of each of the last `ar_len` steps is, with probability 1 - teacher_prob (drawn for each sample
+    and step), what the model itself chose for that frame.
+    """
+    B, T = actions.shape[:2]
+    embedded = model.compute_embeddings(
+        add_noise(tokens[:, :-1], model.config.codebook_size)
+    )  # [B, T, C, H, W]
+    if LATENT_NOISE:
+        embedded = embedded + LATENT_NOISE * torch.randn_like(embedded)
+    film = model.compute_film(actions)
+    state = model.init_state(B, tokens.device)
+    choice = Choice(greedy=SELF_FED_GREEDY, temperature=SELF_FED_TEMPERATURE)
+    step_losses, fed, sums = [], [], {}
+    log_probs = logits = None
+    for t in range(T):
+        x = embedded[:, t]
+        own = torch.zeros(B, dtype=torch.bool, device=tokens.device)
+        if t >= T - ar_len and logits is not None:
+            own = torch.rand(B, device=tokens.device) >= teacher_prob
+            # Chosen tokens carry no gradient; only the samples that are fed themselves are embedded anew.
+            if own.any():
+                chosen = model.compute_embeddings(choose_tokens(logits.detach()[own], choice))
+                x = x.index_put((own.nonzero()[:, 0],), chosen.to(x.dtype))
+        features, state = model.recur(x, film[:, t], state)
+        logits = model.head(features)
+        found, log_probs = terms(logits, tokens[:, t + 1], log_probs)
+        step_losses.append(torch.stack(list(found.values())).sum(0))
+        fed.append(own)
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value.mean()
+    step_loss = torch.stack(step_losses)
+    return WindowResult(
+        loss=step_loss.mean(),
+        terms={name: value.detach() / T for name, value in sums.items()},
+        step_loss=step_loss.detach(),
+        self_fed=torch.stack(fed),
+        last_log_probs=log_probs.detach(),
+        film=film.detach(),
+    )
+
+
+# ---------------------------------------------------------------- what is watched
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> float:
+    """Mean of the values where the mask is true; NaN where it never is."""
+    return float(values[mask].mean()) if mask.any() else math.nan
+
+
+def diagnostics(result: WindowResult, target: Tensor, tokenizer: VQVAE) -> dict[str, float]:
+    """Numbers about the window's last prediction against its target [B, H, W]; see README for what each
+    means."""
+    log_probs = result.last_log_probs
+    confidence = log_probs.amax(-1).exp()
+    made = log_probs.argmax(-1)
+    picture = tokenizer.decode_code(made[:1])[0]
+    return {
+        "entropy": float(losses.entropy(log_probs).mean()),
+        "confidence_mean": float(confidence.mean()),
+        "confidence_std": float(confidence.std()),
+        "confidence_min": float(confidence.min()),
+        "unique_codes": sum(len(m.unique()) for m in made) / len(made),
+        "unique_codes_target": sum(len(t.unique()) for t in target) / len(target),
+        "spatial_gradient": float(picture.diff(dim=1).abs().mean() + picture.diff(dim=2).abs().mean()),
+        "film_gamma": float(result.film[..., 0, :].abs().mean()),
+        "film_beta": float(result.film[..., 1, :].abs().mean()),
+    }
+
+
+@torch.no_grad()
+def action_sensitivity(model: ConvGRUWorldModel, tokens: Tensor, actions: Tensor) -> float:
+    """How much the next frame's probabilities change when the last action is another sample's: mean total
+    variation distance over the cells, 0 (ignored) to 1. Seen frames and all earlier actions stay the same."""
+    logits, state = model(tokens[:, :-2], actions[:, :-1])
+    before = model.step(tokens[:, -2], actions[:, -1], state)[0]
+    after = model.step(tokens[:, -2], actions[:, -1].roll(1, 0), state)[0]
+    return float((before.float().softmax(1) - after.float().softmax(1)).abs().sum(1).mean() / 2)
+
+
+@torch.no_grad()
+def validate(model: ConvGRUWorldModel, clips: TokenClips, seq_len: int, tokenizer: VQVAE, dtype: torch.dtype):
+    """Teacher-forced bits per token and accuracy over fixed held-out windows, and a picture.
+
+    Touches no random state, so that a run is the same with more or fewer validations.
+    """
+    device = next(model.parameters()).device
+    windows = epoch_windows([len(t) for t in clips.tokens], seq_len, SEED, 0)[:VAL_WINDOWS]
+    nats, right, cells, picture = 0.0, 0, 0, None
+    model.eval()
+    for i in range(0, len(windows), BATCH_SIZE):
+        tokens, actions = (x.to(device) for x in clips.batch(windows[i : i + BATCH_SIZE], seq_len))
+        state = model.init_state(len(tokens), device)
+        with autocast(device, dtype):
+            for t in range(seq_len):
+                logits, state = model.step(tokens[:, t], actions[:, t], state)
+                log_probs, target = losses.log_probabilities(logits), tokens[:, t + 1]
+                nats += float(losses.cross_entropy(log_probs, target).sum()) * target[0].numel()
+                right += int((log_probs.argmax(-1) == target).sum())
+                cells += target.numel()
+        if picture is None:
+            picture = truth_and_prediction(tokenizer, tokens[:4, -1], log_probs[:4].argmax(-1))
+    model.train()
+    return {"val_bits_per_token": nats / cells / math.log(2), "val_accuracy": right / cells}, picture
+
+
+@torch.no_grad()
+def truth_and_prediction(tokenizer: VQVAE, truth: Tensor, made: Tensor) -> np.ndarray:
+    """Decoded truth in the left column, prediction in the right: [N, H, W] tokens each -> one picture."""
+    pictures = to_uint8(tokenizer.decode_code(torch.stack([truth, made], 1).flatten(0, 1)))
+    return grid(list(pictures.numpy()), columns=2)
+
+
+class SpikeWatch:
+    """Reports steps whose loss or gradient norm is SPIKE_FACTOR times the mean of the last 100."""
+
+    def __init__(self, path: Path, clips: TokenClips):
+        self.path, self.clips = path, clips
+        self.recent = {"loss": deque(maxlen=100), "grad_norm": deque(maxlen=100)}
+
+    def look(self, step: int, loss: float, grad_norm: float, windows: np.ndarray, terms: dict) -> None:
+        """Prints a spike and appends it, with the clips of its batch, to spikes.jsonl."""
+        for name, value in (("loss", loss), ("grad_norm", grad_norm)):
+            past = self.recent[name]
+            if len(past) >= 20 and not value <= SPIKE_FACTOR * (sum(past) / len(past)):
+                where = [f"{self.clips.entries[clip].name}:{start}" for clip, start in windows]
+                row = {"step": step, "what": name, "value": value, "mean": sum(past) / len(past),
+                       "terms": {k: float(v) for k, v in terms.items()}, "windows": where}  # fmt: skip
+                with open(self.path, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+                tqdm.write(
+                    f"step {step}: {name} {value:.3g} against a mean of {row['mean']:.3g}; see {self.path}"
+                )
+            if math.isfinite(value):
+                past.append(value)
+
+
+# ---------------------------------------------------------------- the run
+
+
+def main() -> None:
+    """Trains until STEPS, or until SIGINT/SIGTERM, which save."""
+    constants = settings.apply(globals(), recipes=RECIPES)
+    device = pick_device(DEVICE)
+    dtype = amp_dtype(device, PRECISION)
+    print(f"precision: {dtype}")
+    try:
+        train(constants, device, dtype)
+    except (checkpoint.CheckpointError, DataError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
+    """The training run; `constants` go into the checkpoints and the log."""
+    out = Path(OUT_DIR)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    tokenizer = checkpoint.load_tokenizer(VQVAE_CKPT, device)
+    clips = TokenClips(DATA_DIR, "train", tokenizer.fingerprint, progress=True)
+    held_out = TokenClips(DATA_DIR, "val", tokenizer.fingerprint)
+    manifest = clips.manifest
+    print(
+        f"data: {clips.frames} train frames in {len(clips.entries)} clips, {held_out.frames} held out in "
+        f"{len(held_out.entries)}; {sum(t.nbytes for t in clips.tokens) / 1e6:.0f} MB of tokens in RAM"
+    )
+    rows, columns = manifest.latent_size
+    config = WorldModelConfig(
+        tokenizer.config.codebook_size, rows, columns, EMBED_DIM, HIDDEN_DIM, LAYERS, KERNEL_SIZE
+    )
+    model = ConvGRUWorldModel(config).to(device)
+    model.gradient_checkpointing = GRADIENT_CHECKPOINTING
+    print(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {config}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    distance = perceptual_distance(PERCEPTUAL).to(device) if PERCEPTUAL_WEIGHT else None
+    terms = Terms(tokenizer, distance)
+    batches = Batches(clips, BATCH_SIZE, SEED)
+    step, best, seconds = 0, math.inf, 0.0
+
+    last = out / "last.pt"
+    if RESUME and last.is_file():
+        content = checkpoint.load(last, checkpoint.WORLD_KIND)
+        checkpoint.check_tokenizer(content["tokenizer"], tokenizer.fingerprint, VQVAE_CKPT, str(last))
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        scaler.load_state_dict(content["scaler"])
+        batches.restore(content["position"])
+        torch.set_rng_state(content["rng"]["cpu"])
+        if device.type == "cuda" and "cuda" in content["rng"]:
+            torch.cuda.set_rng_state(content["rng"]["cuda"], device)
+        step, best, seconds = content["step"], content["best"], content["seconds"]
+        print(f"resumed {last} at step {step}")
+    elif INIT_FROM:
+        model.load_state_dict(checkpoint.load_world_model(INIT_FROM, tokenizer)[0].state_dict())
+        print(f"weights from {INIT_FROM}")
+
+    log = RunLog(out, WANDB, WANDB_PROJECT, constants)
+    spikes = SpikeWatch(out / "spikes.jsonl", clips)
+    metrics: dict[str, float] = {}
+    # What play has to know about the recordings.
+    names = ("fps", "camera_degrees_per_unit", "vertical_fov_degrees", "action_names")
+    data = {name: getattr(manifest, name) for name in names}
+
+    def save(name: str) -> None:
+        rng = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(device)
+        content = checkpoint.world_content(
+            model,
+            tokenizer.fingerprint,
+            constants=constants,
+            data=data,
+            step=step,
+            best=best,
+            seconds=seconds,
+            metrics=metrics,
+            position=dict(batches.position),
+            optimizer=optimizer.state_dict(),
+            scaler=scaler.state_dict(),
+            rng=rng,
+        )
+        checkpoint.save(out / name, content)
+
+    stop = StopRequest()
+    sums: dict[str, list[float]] = {}
+    frames = 0
+    clock = saved = time.monotonic()
+    model.train()
+    bar = tqdm(total=STEPS, initial=step, unit="step", mininterval=2)
+    while step < STEPS and not stop:
+        seq_len = sequence_length(step)
+        ar_len, teacher_prob = self_fed_length(step, seq_len), teacher_probability(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        windows, tokens, actions = batches.next(seq_len)
+        tokens, actions = tokens.to(device, non_blocking=True), actions.to(device, non_blocking=True)
+
+        # forward, backward, clip, step
+        with autocast(device, dtype):
+            result = window_loss(model, terms, tokens, actions, ar_len, teacher_prob)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(result.loss).backward()
+        scaler.unscale_(optimizer)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
+        scaler.step(optimizer)
+        scaler.update()
+        step += 1
+        frames += len(windows) * seq_len
+        bar.update()
+
+        # watch
+        loss = float(result.loss.detach())
+        spikes.look(step, loss, grad_norm, windows, result.terms)
+        row = {"loss": loss, "grad_norm": grad_norm,
+               "loss_teacher": masked_mean(result.step_loss, ~result.self_fed),
+               "loss_self_fed": masked_mean(result.step_loss, result.self_fed),
+               **{f"loss_{name}": float(value) for name, value in result.terms.items()}}  # fmt: skip
+        for name, value in row.items():
+            if not math.isnan(value):
+                sums.setdefault(name, []).append(value)
+        if step % LOG_STEPS == 0:
+            elapsed = time.monotonic() - clock
+            row = {name: sum(values) / len(values) for name, values in sums.items()}
+            if "loss_self_fed" in row:
+                row["loss_gap"] = row["loss_self_fed"] - row["loss_teacher"]
+            row |= diagnostics(result, tokens[:, -1], tokenizer)
+            row |= {"teacher_prob": teacher_prob, "seq_len": seq_len, "ar_len": ar_len}
+            row |= {"lr": learning_rate(step - 1), "frames_per_s": frames / elapsed}
+            row |= {"epoch": batches.position["epoch"], "epoch_completion": batches.completion}
+            if step % SENSITIVITY_STEPS < LOG_STEPS:
+                with autocast(device, dtype):
+                    row["action_sensitivity"] = action_sensitivity(model, tokens, actions)
+            log.write(step, row)
+            bar.set_postfix(loss=f"{row['loss']:.3f}", fps=f"{row['frames_per_s']:.0f}")
+            sums.clear()
+            seconds, frames, clock = seconds + elapsed, 0, time.monotonic()
+        if step % PICTURE_STEPS == 0:
+            picture = truth_and_prediction(tokenizer, tokens[:4, -1], result.last_log_probs[:4].argmax(-1))
+            save_image(out / f"train_{step:06d}.png", picture)
+            log.picture(step, "train truth | prediction", picture)
+        if step % VAL_STEPS == 0 or step == STEPS:
+            metrics, picture = validate(model, held_out, SEQ_LEN, tokenizer, dtype)
+            log.write(step, metrics)
+            save_image(out / f"val_{step:06d}.png", picture)
+            log.picture(step, "val truth | prediction", picture)
+            tqdm.write(f"step {step}: " + json.dumps({k: round(v, 4) for k, v in metrics.items()}))
+            if metrics["val_bits_per_token"] < best:
+                best = metrics["val_bits_per_token"]
+                save("best.pt")
+        if step % SAVE_STEPS == 0:
+            save(f"step_{step:06d}.pt")
+            for old in sorted(out.glob("step_*.pt"))[:-KEEP]:
+                old.unlink()
+        if step % SAVE_STEPS == 0 or time.monotonic() - saved > 60 * SAVE_MINUTES:
+            save("last.pt")
+            saved = time.monotonic()
+    bar.close()
+    save("last.pt")
+    log.close()
+    stop.release()
+    print(f"{'stopped' if stop else 'finished'} at step {step}; weights in {out}")
+
+
+if __name__ == "__main__":
+    main()
