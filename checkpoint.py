@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
+from settings import fail
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints"
@@ -144,6 +145,15 @@ def load_world_model(
     return model.eval().to(device), content
 
 
+def check_config(content: dict, config: object, path: str | Path) -> None:
+    """Raises CheckpointError unless the run in `path` was of a model with this config dataclass."""
+    if content["config"] != asdict(config):
+        raise CheckpointError(
+            f"{path}: was trained with {content['config']}, the constants now give {asdict(config)}; "
+            "go on with the same, or give another OUT_DIR or RESUME=False"
+        )
+
+
 def strip(source: str | Path, target: str | Path) -> None:
     """Copies a checkpoint without what only training needs."""
     content = load(source)
@@ -159,5 +169,4 @@ if __name__ == "__main__":
     try:
         strip(sys.argv[1], sys.argv[2])
     except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))

@@ -2,11 +2,13 @@
 
 import torch
 
+from settings import fail
+
 
 def pick_device(wanted: str = "auto") -> torch.device:
     """cuda, else mps, else cpu; `wanted` ("cpu", "cuda", "cuda:1", "mps") overrides. Says its choice.
 
-    Raises SystemExit with a clear message if the wanted device is not there.
+    Ends the script with a clear message if the wanted device is not there.
     """
     if wanted == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -17,9 +19,7 @@ def pick_device(wanted: str = "auto") -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise SystemExit(
-            f"error: device {wanted!r} cannot be used here ({reason}); try --device cpu"
-        ) from None
+        fail(f"device {wanted!r} cannot be used here ({reason}); use cpu")
     if device.type == "cuda":
         detail = torch.cuda.get_device_name(device)
     elif device.type == "cpu":

@@ -33,6 +33,7 @@ from device import pick_device
 from metrics import bits_per_token, bootstrap_interval, codes_ratio, psnr, token_accuracy, unique_codes
 from model_convGru import ConvGRUWorldModel
 from sampling import Choice, Dream, to_float
+from settings import fail
 from video import VideoError, read_frames, resize
 from vq_vae.vq_vae import VQVAE
 
@@ -432,8 +433,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         result = evaluate(args, arguments)
     except (CheckpointError, DataError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))
     out = args.out or default_out(args.checkpoint, args.quick)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")

@@ -1,4 +1,4 @@
-"""What every training run keeps: its log, on disk and in wandb, and an ear for the signals that ask it to stop."""
+"""What every training run keeps: its log, on disk and in wandb, and an ear for signals to stop."""
 
 import json
 import os

@@ -73,7 +73,7 @@ class ConvGRUWorldModel(nn.Module):
         return x.view(*lead, *x.shape[1:])
 
     def compute_film(self, actions: Tensor) -> Tensor:
-        """Actions [..., A] -> gamma and beta [..., L, 2, C]; a layer's input becomes x * (1 + gamma) + beta."""
+        """Actions [..., A] -> gamma and beta [..., L, 2, C]; layers take x * (1 + gamma) + beta."""
         film = self.film(actions)
         return film.view(*actions.shape[:-1], self.config.layers, 2, self.config.hidden_dim)
 

@@ -7,6 +7,13 @@ constants be given on the command line, checked against the type of the value th
 import ast
 import difflib
 import sys
+from typing import NoReturn
+
+
+def fail(message: str) -> NoReturn:
+    """Ends a script over something its user can mend: one line on stderr, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 class SettingError(ValueError):
@@ -90,8 +97,7 @@ def apply(
                 raise SettingError(f"RECIPE={name}: there is no such recipe; did you mean {near[0]}?")
             overrides = {**recipes[name], **overrides}
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))
     namespace.update(overrides)
     for name, value in overrides.items():
         print(f"{name} = {value!r}")

@@ -4,7 +4,6 @@ The flags that set them are here too, so that inference.py and live_inference.py
 """
 
 import argparse
-import json
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -16,11 +15,18 @@ from torch import Tensor
 
 import checkpoint
 from action_script import ScriptError
-from actions import ACTION_DIM, DEGREES_PER_UNIT, ActionError, from_gamefactory, pool
+from actions import ACTION_DIM, DEGREES_PER_UNIT, ActionError
 from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, CheckpointError, check_tokenizer
 from data import MANIFEST, SAMPLE_TOKENS, DataError, Manifest, read_token_file
 from device import amp_dtype, autocast, pick_device
 from model_convGru import ConvGRUWorldModel
+from recordings import (
+    ClipError,
+    gamefactory_actions,
+    kept_steps,
+    pool_between,
+    read_gamefactory_entries,
+)
 from sampling import Choice, Dream, to_float, to_uint8
 from video import VideoError, read_frames, read_image, resize, video_fps
 from vq_vae.vq_vae import VQVAE
@@ -215,39 +221,31 @@ def read_clip(path: Path, world: World, frames: int | None = None) -> Recording:
     recorded = read_actions(path)
     if recorded is None:
         print(f"{path}: no actions beside it (NAME.json), so only its first frame is used")
-        frames = 1
+        recorded = np.zeros((0, ACTION_DIM), np.float32)
     step = max(1, round(video_fps(path) / world.fps))
-    stop = None if frames is None else (frames - 1) * step + 1
-    pictures = [to_size(frame, world) for frame in islice(read_frames(path), 0, stop, step)]
-    actions = np.zeros((0, ACTION_DIM), np.float32)
-    if recorded is not None:
-        steps = min(len(pictures) - 1, len(recorded) // step)
-        pooled = [pool(recorded[t * step : (t + 1) * step]) for t in range(steps)]
-        actions = np.array(pooled, np.float32).reshape(-1, ACTION_DIM)
-    return Recording(path.name, encode(pictures[: len(actions) + 1], world), torch.from_numpy(actions))
+    kept = kept_steps(len(recorded) + 1, 0, step)[:frames]
+    pictures = [to_size(frame, world) for frame in islice(read_frames(path), 0, kept[-1] + 1, step)]
+    # A video may end before its actions do.
+    actions = pool_between(recorded, kept[: len(pictures)], world.degrees_per_unit)
+    return Recording(path.name, encode(pictures, world), torch.from_numpy(actions))
 
 
 def read_actions(clip: Path) -> np.ndarray | None:
     """The actions recorded with a clip: [N, 5], row t leads from frame t to frame t+1; None if there are
     none.
 
-    They lie in NAME.json beside NAME.mp4, or in ../metadata, in GF-Minecraft's layout, where entry k led
-    from frame k-1 to frame k. Raises ActionError if the file or an entry cannot be read.
+    They lie in NAME.json beside NAME.mp4, or in ../metadata, in GF-Minecraft's layout. Raises ActionError if
+    the file or an entry cannot be read.
     """
     beside = clip.with_suffix(".json")
     places = [p for p in (beside, clip.parent.parent / "metadata" / beside.name) if p.is_file()]
     if not places:
         return None
     try:
-        entries = json.loads(places[0].read_text())["actions"]
-        vectors = []
-        while (entry := entries.get(str(len(vectors) + 1))) is not None:
-            vectors.append(from_gamefactory(entry))
-    except ActionError as error:
-        raise ActionError(f"{places[0]}: entry {len(vectors) + 1}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ActionError(f"{places[0]}: not a clip's metadata ({error!r}); repair or remove it") from None
-    return np.array(vectors, np.float32).reshape(-1, ACTION_DIM)
+        entries = read_gamefactory_entries(places[0])
+    except ClipError as error:
+        raise ActionError(f"{error.detail}; this is not a clip's metadata: repair or remove it") from None
+    return gamefactory_actions(entries, places[0])
 
 
 def to_size(picture: np.ndarray, world: World) -> np.ndarray:

@@ -426,7 +426,7 @@ def main() -> None:
     try:
         train(constants, device, dtype)
     except (checkpoint.CheckpointError, DataError) as error:
-        raise SystemExit(f"error: {error}") from None
+        settings.fail(str(error))
 
 
 def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
@@ -460,6 +460,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     if RESUME and last.is_file():
         content = checkpoint.load(last, checkpoint.WORLD_KIND)
         checkpoint.check_tokenizer(content["tokenizer"], tokenizer.fingerprint, VQVAE_CKPT, str(last))
+        checkpoint.check_config(content, config, last)
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])

@@ -20,7 +20,7 @@ def test_gamefactory_codes_mean_what_the_data_set_says():
     np.testing.assert_allclose(from_gamefactory(entry(ws=2, ad=2)), [0, 0, 1, -1, 0])
 
 
-@pytest.mark.parametrize("ws, ad, scs", itertools.product(range(3), range(3), range(2)))
+@pytest.mark.parametrize("ws, ad, scs", [*itertools.product(range(3), range(3), range(2))])
 def test_gamefactory_round_trip(ws, ad, scs):
     recorded = entry(ws, ad, scs, yaw_delta=0.375, pitch_delta=-0.125)
     assert actions.to_gamefactory(from_gamefactory(recorded)) == recorded

@@ -34,7 +34,7 @@ def test_cross_entropy_agrees_with_torch():
 
 
 def test_neighbourhood_forgives_a_shift_and_counts_a_code_once():
-    # Targets 0 1 1 in a row. Around the first cell stand 0 and 1 (0 twice over the edge), around the last only 1.
+    # Targets 0 1 1 in a row. Around the first cell stand 0 and 1 (0 also over the edge), around the last 1.
     log_probs = log_probs_of([0.2, 0.5, 0.3], [0.2, 0.5, 0.3], [0.2, 0.5, 0.3])
     target = torch.tensor([[[0, 1, 1]]])
     near = -(math.log(0.7) + math.log(0.7) + math.log(0.5)) / 3

@@ -14,7 +14,6 @@ import math
 import sys
 import time
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +95,11 @@ def load_pictures(path: str) -> dict[str, np.ndarray]:
         with np.load(path) as arrays:
             pictures = {split: arrays[split] for split in ("train", "val")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SystemExit(
-            f"error: PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py"
-        ) from None
+        settings.fail(f"PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py")
     for split, array in pictures.items():
         if array.shape[1:] != (HEIGHT, WIDTH, 3) or not len(array):
-            raise SystemExit(
-                f"error: PICTURES={path}: {split} is {array.shape}, expected [N > 0, {HEIGHT}, {WIDTH}, 3]; "
+            settings.fail(
+                f"PICTURES={path}: {split} is {array.shape}, expected [N > 0, {HEIGHT}, {WIDTH}, 3]; "
                 "sample again with other --height, --width or --val_fraction"
             )
     return pictures
@@ -173,13 +170,9 @@ def main() -> None:
     if RESUME and last.is_file():
         try:
             content = checkpoint.load(last, checkpoint.TOKENIZER_KIND)
+            checkpoint.check_config(content, model.config, last)
         except checkpoint.CheckpointError as error:
-            raise SystemExit(f"error: {error}, or give RESUME=False") from None
-        if content["config"] != asdict(model.config):
-            raise SystemExit(
-                f"error: {last}: was trained with {content['config']}, the constants now give "
-                f"{asdict(model.config)}; go on with the same, or give another OUT_DIR or RESUME=False"
-            )
+            settings.fail(str(error))
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])

@@ -105,7 +105,8 @@ class VectorQuantizerEMA(nn.Module):
     def nearest(self, flat: Tensor) -> Tensor:
         """[N, D] float32 -> [N] index of the nearest code (squared Euclidean distance)."""
         # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, and |x|^2 does not change the order.
-        return torch.addmm(self.codebook.square().sum(1), flat, self.codebook.t(), alpha=-2).argmin(1)
+        with torch.autocast(flat.device.type, enabled=False):
+            return torch.addmm(self.codebook.square().sum(1), flat, self.codebook.t(), alpha=-2).argmin(1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, D, H, W] -> quantized [B, D, H, W] (straight-through), tokens [B, H, W], commitment MSE."""

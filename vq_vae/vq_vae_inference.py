@@ -22,6 +22,7 @@ from data import SAMPLES
 from device import pick_device
 from metrics import code_usage, psnr
 from sampling import to_float, to_uint8
+from settings import fail
 from video import RESIZE, VideoError, enlarge, grid, label, read_frames, resize, save_image
 
 COLUMNS = 4  # pictures side by side
@@ -124,8 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
                 counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
         save_image(args.out, sheet(originals, np.stack(made), names, decibels))
     except (CheckpointError, PictureError, VideoError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))
     used, perplexity = code_usage(counts)
     print(
         f"{len(originals)} pictures: mean PSNR {np.mean(decibels):.2f} dB "
