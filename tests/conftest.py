@@ -40,6 +40,15 @@ def tiny_tokenizer(seed: int = 0) -> VQVAE:
     return VQVAE(TINY_TOKENIZER)
 
 
+@pytest.fixture
+def one_thread():
+    """Several threads add gradients up in any order, so only runs of one thread are equal bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> TinyFiles:
     """A tokenizer for 32x16 pictures, a world model for it (16 frames/s, 15 degrees a unit), a token file."""

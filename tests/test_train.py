@@ -112,7 +112,7 @@ def assert_same_run(a: dict, b: dict) -> None:
     assert torch.equal(a["rng"]["cpu"], b["rng"]["cpu"])
 
 
-def test_a_run_killed_and_resumed_ends_as_an_unbroken_one(tiny, tmp_path, monkeypatch):
+def test_a_run_killed_and_resumed_ends_as_an_unbroken_one(tiny, tmp_path, monkeypatch, one_thread):
     tiny = {**tiny, "STEPS": 60, "TOKEN_NOISE": 0.2}
     broken = {**tiny, "OUT_DIR": str(tmp_path / "broken")}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -130,10 +130,7 @@ def test_a_run_killed_and_resumed_ends_as_an_unbroken_one(tiny, tmp_path, monkey
     resumed = subprocess.run(command(broken), env=environment, capture_output=True, text=True)
     assert resumed.returncode == 0 and f"at step {reached}" in resumed.stdout, resumed.stderr
     monkeypatch.setattr(train, "TOKEN_NOISE", 0.2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     unbroken = run_here(tiny, monkeypatch, STEPS=60)
-    torch.set_num_threads(threads)
     assert_same_run(unbroken, checkpoint.load(Path(broken["OUT_DIR"]) / "last.pt"))
 
 
@@ -153,7 +150,7 @@ def test_sigterm_saves_and_ends_cleanly(tiny, tmp_path):
     assert checkpoint.load(Path(tiny["OUT_DIR"]) / "last.pt")["step"] >= 2
 
 
-def test_validating_and_logging_more_often_changes_nothing(tiny, tmp_path, monkeypatch):
+def test_validating_and_logging_more_often_changes_nothing(tiny, tmp_path, monkeypatch, one_thread):
     often = run_here(
         tiny, monkeypatch, OUT_DIR=str(tmp_path / "often"), VAL_STEPS=2, LOG_STEPS=1, PICTURE_STEPS=1
     )

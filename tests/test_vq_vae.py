@@ -250,7 +250,9 @@ def test_train_vqvae_as_a_user_runs_it(pictures, tmp_path):
     assert read_image(run / "reconstruction_000004.png").shape == (2 * 32, 48, 3), "originals above theirs"
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(pictures, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
+    pictures, tmp_path, monkeypatch, capsys, one_thread
+):
     words = ("PERCEPTUAL_START=0.0", "PERCEPTUAL_RAMP=0.0")
     train(monkeypatch, pictures, tmp_path / "a", "STEPS=5", *words)
     train(monkeypatch, pictures, tmp_path / "a", "STEPS=8", *words)
