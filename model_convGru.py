@@ -49,6 +49,8 @@ class ConvGRUCell(nn.Module):
 class ConvGRUWorldModel(nn.Module):
     """Predicts the next grid of tokens from this one, the action and a persistent state [L, B, C, H, W]."""
 
+    HEAD_SCALE = 0.3  # of the head's weights when it starts on the codebook; states lie in -1..1
+
     def __init__(self, config: WorldModelConfig):
         super().__init__()
         self.config = config
@@ -64,6 +66,25 @@ class ConvGRUWorldModel(nn.Module):
         self.head = nn.Conv2d(c, config.codebook_size, 1)
         self.gradient_checkpointing = False
         self.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def init_from_codebook(self, codebook: Tensor) -> None:
+        """Starts the embedding and the head on the principal components of the tokenizer's codebook [V, D],
+        so that codes which look alike start out alike: what is learnt of one then serves the others too.
+
+        The components are weighted by the square root of their singular values (half whitened) and scaled to
+        a mean square of 1 in the embedding and of HEAD_SCALE squared in the head.
+        """
+        codebook = codebook.float()
+        left, singular, _ = torch.linalg.svd(codebook - codebook.mean(0), full_matrices=False)
+        parts = left * singular.sqrt()  # [V, min(V, D)], the most telling first
+
+        def fill(weight: Tensor, scale: float) -> None:
+            n = min(weight.shape[1], parts.shape[1])
+            weight[:, :n] = parts[:, :n] * (scale / parts[:, :n].square().mean().sqrt())
+
+        fill(self.embed.weight, 1.0)
+        fill(self.head.weight[:, :, 0, 0], self.HEAD_SCALE)
 
     def compute_embeddings(self, tokens: Tensor) -> Tensor:
         """Tokens [B, T, H, W] (or [B, H, W]) -> projected embeddings [B, T, C, H, W] (or [B, C, H, W])."""

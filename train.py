@@ -51,6 +51,7 @@ EMBED_DIM = 128
 HIDDEN_DIM = 128
 LAYERS = 3
 KERNEL_SIZE = 3
+CODEBOOK_INIT = True  # embedding and head start on the tokenizer's codebook instead of at random
 GRADIENT_CHECKPOINTING = False  # recompute each step in the backward pass: less memory, about a third slower
 
 # --- optimization ---
@@ -120,7 +121,7 @@ RECIPES: dict[str, dict] = {
     # The earlier system's last ConvGRU recipe: its schedule and its weights. Those of the entropy, sharpness
     # and temporal terms were never written down; these keep each term below a tenth of the whole.
     "v4.5.2": {
-        "EMBED_DIM": 256, "HIDDEN_DIM": 384, "LAYERS": 6, "BATCH_SIZE": 16,
+        "EMBED_DIM": 256, "HIDDEN_DIM": 384, "LAYERS": 6, "CODEBOOK_INIT": False, "BATCH_SIZE": 16,
         "LR": 3e-5, "MIN_LR": 1e-6, "WARMUP_STEPS": 500, "GRAD_CLIP": 0.5, "SEQ_LEN": 20, "SEQ_LEN_MAX": 20,
         "AR_START_STEP": 0, "AR_RAMP_STEPS": 10_000, "AR_LEN_MAX": 18,
         "SS_MIDPOINT_STEP": 10_000, "SS_STEEPNESS": 4000.0, "SS_MAX_TEACHER_PROB": 0.95,
@@ -447,6 +448,8 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         tokenizer.config.codebook_size, rows, columns, EMBED_DIM, HIDDEN_DIM, LAYERS, KERNEL_SIZE
     )
     model = ConvGRUWorldModel(config).to(device)
+    if CODEBOOK_INIT:
+        model.init_from_codebook(tokenizer.quantizer.codebook)
     model.gradient_checkpointing = GRADIENT_CHECKPOINTING
     print(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {config}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)

@@ -184,3 +184,17 @@ def test_a_few_steps_of_training_learn_to_copy(model):
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] > 2.0 and losses[-1] < 0.5
+
+
+def test_started_on_a_codebook_alike_codes_are_alike():
+    torch.manual_seed(0)
+    kinds = torch.randn(4, 24) * 3
+    codebook = kinds.repeat_interleave(8, 0) + 0.1 * torch.randn(32, 24)  # codes 0-7 look alike, 8-15, ...
+    for width in (6, 40):  # fewer and more dimensions than the codebook has
+        model = ConvGRUWorldModel(WorldModelConfig(32, 3, 4, embed_dim=width, hidden_dim=width, layers=1))
+        model.init_from_codebook(codebook)
+        for weight in (model.embed.weight, model.head.weight[:, :, 0, 0]):
+            distance = torch.cdist(weight.detach(), weight.detach()) + 1e9 * torch.eye(32)
+            nearest = distance.argsort(1)[:, :7] // 8
+            assert (nearest == (torch.arange(32) // 8)[:, None]).float().mean() > 0.9
+        assert model.embed.weight[:, : min(width, 24)].square().mean().item() == pytest.approx(1.0, rel=1e-3)
