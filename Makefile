@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
+# Without an NVIDIA card PyTorch's CPU wheels save several GB; where that index is out of reach pip goes on without it.
+CPU_WHEELS := $(if $(shell command -v nvidia-smi),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 
 .PHONY: play test lint setup clean
 
@@ -20,7 +23,8 @@ setup: $(READY)
 # The marker is written last, so a setup that was cut off is done again.
 $(READY): requirements.txt
 	$(PYTHON) -m venv $(VENV) || { echo "error: this Python has no venv; on Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) $(CPU_WHEELS) "$$(grep '^torch' requirements.txt)"
+	$(PIP) -r requirements.txt
 	touch $(READY)
 
 clean:
