@@ -32,7 +32,7 @@ from data import MANIFEST, SAMPLE_TOKENS, DataError, TokenClips, unpack_indices
 from device import pick_device
 from metrics import bits_per_token, bootstrap_interval, codes_ratio, psnr, token_accuracy, unique_codes
 from model_convGru import ConvGRUWorldModel
-from sampling import Choice, Dream, to_float
+from sampling import PLAY_TEMPERATURE, Choice, Dream, to_float
 from settings import fail
 from video import VideoError, read_frames, resize
 from vq_vae.vq_vae import VQVAE
@@ -426,7 +426,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--windows", type=int, help=f"rollouts from each context (default {WINDOWS})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--greedy", action="store_true", help="take the likeliest token instead of sampling")
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=PLAY_TEMPERATURE)
     parser.add_argument("--topk", type=int, default=0, help="sample among the k likeliest codes (0: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     args = parser.parse_args(arguments)

@@ -27,7 +27,7 @@ from recordings import (
     pool_between,
     read_gamefactory_entries,
 )
-from sampling import Choice, Dream, to_float, to_uint8
+from sampling import PLAY_TEMPERATURE, Choice, Dream, to_float, to_uint8
 from video import VideoError, read_frames, read_image, resize, video_fps
 from vq_vae.vq_vae import VQVAE
 
@@ -123,7 +123,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Both names mean the same",
     )
     add("--greedy", action="store_true", help="always take the likeliest token, instead of sampling")
-    add("--temperature", type=positive, default=1.0, help="below 1: safer, above: wilder (default: 1)")
+    add(
+        "--temperature",
+        type=positive,
+        default=PLAY_TEMPERATURE,
+        help="lower: safer, higher: wilder (default: %(default)s)",
+    )
     add("--topk", type=natural, default=0, help="sample among the k likeliest tokens, 0: all (default: 0)")
     add("--seed", type=natural, default=0, help="same seed, same dream (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
