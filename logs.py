@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +67,22 @@ class RunLog:
         """One row of metrics at an optimizer step."""
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")
         self.file.flush()
-        if self.run:
-            self.run.log(metrics, step=step)
+        self._send(lambda: self.run.log(metrics, step=step))
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """An [H, W, 3] uint8 picture, to wandb only (the caller writes its own file)."""
+        self._send(lambda: self.run.log({name: self.wandb.Image(image)}, step=step))
+
+    def _send(self, entry: Callable[[], None]) -> None:
+        """Sends an entry to wandb, which is given up at its first failure: it must not cost a run."""
         if self.run:
-            self.run.log({name: self.wandb.Image(image)}, step=step)
+            try:
+                entry()
+            except Exception as error:
+                print(f"wandb: {error}; going on without it")
+                self.run = None
 
     def close(self) -> None:
         """Flushes and closes both logs."""
         self.file.close()
-        if self.run:
-            self.run.finish()
+        self._send(lambda: self.run.finish())

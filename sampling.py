@@ -9,9 +9,8 @@ from device import autocast
 from model_convGru import ConvGRUWorldModel
 from vq_vae.vq_vae import VQVAE
 
-
-# At play, in rollouts and in evaluation: on training clips the shipped world then uses about as many different codes
-# in a frame as the truth does; at 1.0 it uses 1.28 times as many, at 0.7 only 0.76.
+# At play and in evaluation. On training clips the shipped world then uses about as many different codes in a
+# frame as the truth does; at 1.0 it uses 1.28 times as many, at 0.7 only 0.76.
 PLAY_TEMPERATURE = 0.85
 
 
