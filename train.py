@@ -119,7 +119,7 @@ WANDB_PROJECT = "project-ochre"
 
 RECIPES: dict[str, dict] = {
     # The earlier system's last ConvGRU recipe: its schedule and its weights. Those of the entropy, sharpness
-    # and temporal terms were never written down; these keep each term below a tenth of the whole.
+    # and temporal terms were never written down; with these each starts below a tenth of the whole.
     "v4.5.2": {
         "EMBED_DIM": 256, "HIDDEN_DIM": 384, "LAYERS": 6, "CODEBOOK_INIT": False, "BATCH_SIZE": 16,
         "LR": 3e-5, "MIN_LR": 1e-6, "WARMUP_STEPS": 500, "GRAD_CLIP": 0.5, "SEQ_LEN": 20, "SEQ_LEN_MAX": 20,
