@@ -16,7 +16,7 @@ import evaluate
 from data import ClipEntry, DataError, Manifest, TokenClips, write_token_file
 from metrics import PSNR_CEILING, psnr
 from model_convGru import ConvGRUWorldModel
-from sampling import Choice, Dream
+from sampling import PLAY_TEMPERATURE, Choice, Dream
 from video import read_frames, write_video
 
 CODES = TINY_WORLD.codebook_size
@@ -303,7 +303,7 @@ def test_meta_says_where_the_numbers_come_from(result, files):
     assert meta["checkpoint"] == "world.pt" and meta["step"] == 12
     assert meta["parameters"] == sum(p.numel() for p in ConvGRUWorldModel(TINY_WORLD).parameters())
     assert meta["split"] == "val" and meta["clips"] == ["counting", "random", "still"]
-    assert meta["sampling"] == {"greedy": False, "temperature": 1.0, "top_k": 8}
+    assert meta["sampling"] == {"greedy": False, "temperature": PLAY_TEMPERATURE, "top_k": 8}
     assert meta["windows"] == 4 and meta["seed"] == 0
     assert {"data", "command", "commit", "machine"} <= meta.keys()
     text = json.dumps(result)
