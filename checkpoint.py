@@ -145,6 +145,21 @@ def load_world_model(
     return model.eval().to(device), content
 
 
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of the random generators that a run on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Puts the random generators back to a saved `rng_state`; a run that moved to a GPU starts anew there."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 def check_config(content: dict, config: object, path: str | Path) -> None:
     """Raises CheckpointError unless the run in `path` was of a model with this config dataclass."""
     if content["config"] != asdict(config):

@@ -468,9 +468,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
         batches.restore(content["position"])
-        torch.set_rng_state(content["rng"]["cpu"])
-        if device.type == "cuda" and "cuda" in content["rng"]:
-            torch.cuda.set_rng_state(content["rng"]["cuda"], device)
+        checkpoint.restore_rng(content["rng"], device)
         step, best, seconds = content["step"], content["best"], content["seconds"]
         print(f"resumed {last} at step {step}")
     elif INIT_FROM:
@@ -485,9 +483,6 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     data = {name: getattr(manifest, name) for name in names}
 
     def save(name: str) -> None:
-        rng = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(device)
         content = checkpoint.world_content(
             model,
             tokenizer.fingerprint,
@@ -500,7 +495,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
             position=dict(batches.position),
             optimizer=optimizer.state_dict(),
             scaler=scaler.state_dict(),
-            rng=rng,
+            rng=checkpoint.rng_state(device),
         )
         checkpoint.save(out / name, content)
 

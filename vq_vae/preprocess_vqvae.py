@@ -17,6 +17,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import split_of
+from recordings import MINERL_FILES
 from video import RESIZE, VideoError, read_frames, resize
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".avi", ".mkv")
@@ -54,7 +55,9 @@ def main() -> None:
         except VideoError as error:
             skipped.append(str(error))
             continue
-        pictures[split_of(video.stem, args.val_fraction)].append(found)
+        # Every MineRL video has the same name; its folder tells it apart, as in preprocess.py.
+        key = video.parent.name if video.name == MINERL_FILES[0] else video.stem
+        pictures[split_of(key, args.val_fraction)].append(found)
     empty = np.zeros((0, args.height, args.width, 3), np.uint8)
     arrays = {split: np.concatenate(found) if found else empty for split, found in pictures.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)

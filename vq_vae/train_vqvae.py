@@ -176,7 +176,7 @@ def main() -> None:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["rng"])
+        checkpoint.restore_rng(content["rng"], device)
         step, best, seconds = content["step"], content["best"], content["seconds"]
         print(f"resumed {last} at step {step}")
 
@@ -195,7 +195,7 @@ def main() -> None:
                 metrics=metrics,
                 optimizer=optimizer.state_dict(),
                 scaler=scaler.state_dict(),
-                rng=torch.get_rng_state(),
+                rng=checkpoint.rng_state(device),
             ),
         )
 
