@@ -14,7 +14,6 @@ The whole grammar is in action_script.py.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -26,16 +25,15 @@ from action_script import WALK, captions, fit, parse
 from metrics import psnr, token_accuracy
 from sampling import to_float
 from start import (
-    USER_ERRORS,
     Recording,
     World,
     add_arguments,
     count,
     decode,
     dream_of,
+    exit_status,
     load_recording,
     load_world,
-    one_line,
     positive,
 )
 from video import check_ending, contact_sheet, enlarge, label, save_image, write_video
@@ -165,13 +163,7 @@ def write(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    args = build_parser().parse_args(arguments)
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(run, build_parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -28,15 +28,14 @@ from action_script import WALK, captions, fit, parse
 from actions import ACTION_DIM, DEGREES_PER_UNIT, PITCH, YAW, encode, from_keys
 from sampling import Dream
 from start import (
-    USER_ERRORS,
     Recording,
     World,
     add_arguments,
     count,
     dream_of,
+    exit_status,
     load_recording,
     load_world,
-    one_line,
     positive,
 )
 from video import check_ending, contact_sheet, enlarge, save_image, write_video
@@ -464,15 +463,7 @@ def play_in_window(args: argparse.Namespace, world: World, session: Session, fps
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    args = build_parser().parse_args(arguments)
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(run, build_parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

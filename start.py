@@ -5,6 +5,8 @@ The flags that set them are here too, so that inference.py and live_inference.py
 
 import argparse
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -43,6 +45,18 @@ USER_ERRORS = (CheckpointError, DataError, VideoError, ActionError, ScriptError,
 def one_line(error: Exception) -> str:
     """The message of an error, without line breaks."""
     return " ".join(str(error).split())
+
+
+def exit_status(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Runs the body of a script: 0, or 2 after one line on stderr for a user's error, or 130 after Ctrl-C."""
+    try:
+        run(args)
+    except USER_ERRORS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 @dataclass(frozen=True)
