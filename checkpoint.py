@@ -165,7 +165,7 @@ def check_config(content: dict, config: object, path: str | Path) -> None:
     if content["config"] != asdict(config):
         raise CheckpointError(
             f"{path}: was trained with {content['config']}, the constants now give {asdict(config)}; "
-            "go on with the same, or give another OUT_DIR or RESUME=False"
+            "give the same, or another OUT_DIR, RESUME=False or no INIT_FROM"
         )
 
 

@@ -24,17 +24,16 @@ from tqdm import tqdm
 from action_script import WALK, captions, fit, parse
 from metrics import psnr, token_accuracy
 from sampling import to_float
+from settings import count, positive
 from start import (
     Recording,
     World,
     add_arguments,
-    count,
     decode,
     dream_of,
     exit_status,
     load_recording,
     load_world,
-    positive,
 )
 from video import check_ending, contact_sheet, enlarge, label, save_image, write_video
 

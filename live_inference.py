@@ -27,16 +27,15 @@ from tqdm import tqdm
 from action_script import WALK, captions, fit, parse
 from actions import ACTION_DIM, DEGREES_PER_UNIT, PITCH, YAW, encode, from_keys
 from sampling import Dream
+from settings import count, positive
 from start import (
     Recording,
     World,
     add_arguments,
-    count,
     dream_of,
     exit_status,
     load_recording,
     load_world,
-    positive,
 )
 from video import check_ending, contact_sheet, enlarge, save_image, write_video
 

@@ -49,6 +49,7 @@ from data import (
 )
 from device import amp_dtype, autocast, pick_device
 from recordings import PLANS, Clip, ClipError, Plan, camera_unit, find_clips
+from settings import count
 from video import RESIZE, ShortVideoError, VideoError, read_frames, resize
 from vq_vae.vq_vae import VQVAE
 
@@ -375,19 +376,12 @@ def preprocess(
 def shard(text: str) -> tuple[int, int]:
     """ "2/4" -> (2, 4); the first shard is 1."""
     try:
-        index, count = map(int, text.split("/"))
+        index, shards = map(int, text.split("/"))
     except ValueError:
-        index, count = 0, 0
-    if not 1 <= index <= count:
+        index, shards = 0, 0
+    if not 1 <= index <= shards:
         raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with 1 <= I <= N, for example 1/4")
-    return index, count
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
+    return index, shards
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -401,8 +395,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--source", choices=("auto", *PLANS), default="auto", help="kind of clips (default: by their files)")
     add("--fps_target", type=float, default=16.0, help="frames a second to keep (default 16; 8 as in v2)")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, metavar="PATH", help="tokenizer checkpoint")
-    add("--encode_batch", type=positive, default=64, help="pictures encoded at once (default 64)")
-    add("--workers", type=positive, default=1, help="processes, each with its own tokenizer (default 1)")
+    add("--encode_batch", type=count, default=64, help="pictures encoded at once (default 64)")
+    add("--workers", type=count, default=1, help="processes, each with its own tokenizer (default 1)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N parts, I from 1 to N")
     add("--val_fraction", type=float, default=0.1, help="share of whole clips held out (default 0.1)")
     add("--resize", choices=sorted(RESIZE), default="area", help="how pictures are shrunk (default area)")
@@ -462,11 +456,11 @@ def preprocess_all(args: argparse.Namespace) -> int:
     resume = settings.camera_degrees_per_unit > 0  # there was a manifest
     if not resume:
         settings.camera_degrees_per_unit = camera_unit(clips, settings)
-    index, count = args.shard
-    clips = clips[index - 1 :: count]
+    index, shards = args.shard
+    clips = clips[index - 1 :: shards]
     manifest_name = MANIFEST
-    if count > 1:
-        manifest_name = f"manifest-shard-{index}-of-{count}.json"
+    if shards > 1:
+        manifest_name = f"manifest-shard-{index}-of-{shards}.json"
         names = {clip.name for clip in clips}
         entries = {name: entry for name, entry in entries.items() if name in names}
     device = str(pick_device(args.device))

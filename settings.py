@@ -1,11 +1,13 @@
-"""The UPPERCASE constants at the top of a script, overridden once from the command line as NAME=value.
+"""What scripts take from the command line: NAME=value constants, types of flags, the end on an error.
 
 A script that trains keeps every choice as a constant that a reader can edit in place. `apply` lets the same
 constants be given on the command line, checked against the type of the value that stands in the file.
 """
 
+import argparse
 import ast
 import difflib
+import math
 import sys
 from typing import NoReturn
 
@@ -14,6 +16,30 @@ def fail(message: str) -> NoReturn:
     """Ends a script over something its user can mend: one line on stderr, exit status 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def positive(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
+
+
+def natural(text: str) -> int:
+    """argparse type: a whole number, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
+    return value
+
+
+def count(text: str) -> int:
+    """argparse type: a whole number, 1 or more."""
+    value = natural(text)
+    if not value:
+        raise argparse.ArgumentTypeError("0: must be 1 or more")
+    return value
 
 
 class SettingError(ValueError):

@@ -30,6 +30,7 @@ from recordings import (
     read_gamefactory_entries,
 )
 from sampling import PLAY_TEMPERATURE, Choice, Dream, to_float, to_uint8
+from settings import natural, positive
 from video import VideoError, read_frames, read_image, resize, video_fps
 from vq_vae.vq_vae import VQVAE
 
@@ -88,30 +89,6 @@ class Recording:
         """The first `frames` frames; all of them if it is 0 or there are no more."""
         frames = min(frames or len(self), len(self))
         return Recording(self.name, self.tokens[:frames], self.actions[: frames - 1])
-
-
-def positive(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return value
-
-
-def natural(text: str) -> int:
-    """argparse type: a whole number, 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
-    return value
-
-
-def count(text: str) -> int:
-    """argparse type: a whole number, 1 or more."""
-    value = natural(text)
-    if not value:
-        raise argparse.ArgumentTypeError("0: must be 1 or more")
-    return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

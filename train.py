@@ -30,6 +30,7 @@ import settings
 from data import DataError, TokenClips, epoch_windows
 from device import amp_dtype, autocast, pick_device
 from logs import RunLog, StopRequest
+from metrics import bits_per_token, unique_codes
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from perceptual import perceptual_distance
 from sampling import Choice, choose_tokens, to_uint8
@@ -340,8 +341,8 @@ def diagnostics(result: WindowResult, target: Tensor, tokenizer: VQVAE) -> dict[
         "confidence_mean": float(confidence.mean()),
         "confidence_std": float(confidence.std()),
         "confidence_min": float(confidence.min()),
-        "unique_codes": sum(len(m.unique()) for m in made) / len(made),
-        "unique_codes_target": sum(len(t.unique()) for t in target) / len(target),
+        "unique_codes": float(unique_codes(made).float().mean()),
+        "unique_codes_target": float(unique_codes(target).float().mean()),
         "spatial_gradient": float(picture.diff(dim=1).abs().mean() + picture.diff(dim=2).abs().mean()),
         "film_gamma": float(result.film[..., 0, :].abs().mean()),
         "film_beta": float(result.film[..., 1, :].abs().mean()),
@@ -381,7 +382,7 @@ def validate(model: ConvGRUWorldModel, clips: TokenClips, seq_len: int, tokenize
         if picture is None:
             picture = truth_and_prediction(tokenizer, tokens[:4, -1], log_probs[:4].argmax(-1))
     model.train()
-    return {"val_bits_per_token": nats / cells / math.log(2), "val_accuracy": right / cells}, picture
+    return {"val_bits_per_token": bits_per_token(nats, cells), "val_accuracy": right / cells}, picture
 
 
 @torch.no_grad()
@@ -448,8 +449,6 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         tokenizer.config.codebook_size, rows, columns, EMBED_DIM, HIDDEN_DIM, LAYERS, KERNEL_SIZE
     )
     model = ConvGRUWorldModel(config).to(device)
-    if CODEBOOK_INIT:
-        model.init_from_codebook(tokenizer.quantizer.codebook)
     model.gradient_checkpointing = GRADIENT_CHECKPOINTING
     print(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {config}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
@@ -458,6 +457,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     terms = Terms(tokenizer, distance)
     batches = Batches(clips, BATCH_SIZE, SEED)
     step, best, seconds = 0, math.inf, 0.0
+    metrics: dict[str, float] = {}  # of the last validation
 
     last = out / "last.pt"
     if RESUME and last.is_file():
@@ -470,14 +470,18 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         batches.restore(content["position"])
         checkpoint.restore_rng(content["rng"], device)
         step, best, seconds = content["step"], content["best"], content["seconds"]
+        metrics = content["metrics"]
         print(f"resumed {last} at step {step}")
     elif INIT_FROM:
-        model.load_state_dict(checkpoint.load_world_model(INIT_FROM, tokenizer)[0].state_dict())
+        source, content = checkpoint.load_world_model(INIT_FROM, tokenizer)
+        checkpoint.check_config(content, config, INIT_FROM)
+        model.load_state_dict(source.state_dict())
         print(f"weights from {INIT_FROM}")
+    elif CODEBOOK_INIT:
+        model.init_from_codebook(tokenizer.quantizer.codebook)
 
     log = RunLog(out, WANDB, WANDB_PROJECT, constants)
     spikes = SpikeWatch(out / "spikes.jsonl", clips)
-    metrics: dict[str, float] = {}
     # What play has to know about the recordings.
     names = ("fps", "camera_degrees_per_unit", "vertical_fov_degrees", "action_names")
     data = {name: getattr(manifest, name) for name in names}

@@ -327,6 +327,15 @@ def test_tokens_of_another_tokenizer_are_refused(tiny, world_dir, tmp_path, monk
         run_here(tiny, monkeypatch, VQVAE_CKPT=str(tmp_path / "other.pt"))
 
 
+def test_weights_to_start_from_must_be_of_the_same_model(tiny, tmp_path, monkeypatch):
+    first = Path(tiny["OUT_DIR"]) / "last.pt"
+    before = run_here(tiny, monkeypatch)
+    after = run_here(tiny, monkeypatch, OUT_DIR=str(tmp_path / "more"), INIT_FROM=str(first), STEPS=1, LR=0.0)
+    assert all(torch.equal(after["model"][name], value) for name, value in before["model"].items())
+    with pytest.raises(checkpoint.CheckpointError, match="last.pt: was trained with .*no INIT_FROM"):
+        run_here(tiny, monkeypatch, OUT_DIR=str(tmp_path / "wider"), HIDDEN_DIM=24)
+
+
 def test_the_command_line_refuses_unknown_names_and_wrong_types():
     for argument, message in (
         ("BATCHSIZE=3", "did you mean BATCH_SIZE?"),

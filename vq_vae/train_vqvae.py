@@ -166,6 +166,7 @@ def main() -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     distance = perceptual_distance(PERCEPTUAL).to(device)
     step, best, seconds = 0, math.inf, 0.0
+    metrics: dict[str, float] = {}  # of the last validation
     last = out / "last.pt"
     if RESUME and last.is_file():
         try:
@@ -178,12 +179,13 @@ def main() -> None:
         scaler.load_state_dict(content["scaler"])
         checkpoint.restore_rng(content["rng"], device)
         step, best, seconds = content["step"], content["best"], content["seconds"]
+        metrics = content["metrics"]
         print(f"resumed {last} at step {step}")
 
     log = RunLog(out, WANDB, WANDB_PROJECT, constants)
     stop = StopRequest()
 
-    def save(name: str, metrics: dict) -> None:
+    def save(name: str) -> None:
         checkpoint.save(
             out / name,
             checkpoint.tokenizer_content(
@@ -199,7 +201,6 @@ def main() -> None:
             ),
         )
 
-    metrics: dict = {}
     # Since the last log, which was fewer than LOG_STEPS ago after a resume between two.
     sums: dict[str, float] = {}
     summed = 0
@@ -262,12 +263,12 @@ def main() -> None:
             tqdm.write(f"step {step}: " + json.dumps({k: round(v, 5) for k, v in metrics.items()}))
             if metrics["val_mse"] < best:
                 best = metrics["val_mse"]
-                save("best.pt", metrics)
+                save("best.pt")
         if step % SAVE_STEPS == 0 or time.monotonic() - saved > 60 * SAVE_MINUTES:
-            save("last.pt", metrics)
+            save("last.pt")
             saved = time.monotonic()
     bar.close()
-    save("last.pt", metrics)
+    save("last.pt")
     log.close()
     stop.release()
     print(f"{'stopped' if stop else 'finished'} at step {step}; weights in {out}")
