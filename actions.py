@@ -12,6 +12,9 @@ ACTION_NAMES = ("yaw", "pitch", "move_x", "move_z", "jump")
 ACTION_DIM = len(ACTION_NAMES)
 YAW, PITCH, MOVE_X, MOVE_Z, JUMP = range(ACTION_DIM)
 DEGREES_PER_UNIT = 15.0
+CLASS_NAMES = ("still", "turn", "look", "walk", "strafe", "jump", "walk+turn")
+CAMERA_MOVES = 0.01  # units (0.15 degrees a frame): less is a camera at rest
+KEY_PRESSED = 0.1  # a key axis beyond it counts as pressed; pooled keys are shares of a window
 
 _GAMEFACTORY_MOVE_Z = {0: 0.0, 1: 1.0, 2: -1.0}  # ws: 1 forward, 2 back
 _GAMEFACTORY_MOVE_X = {0: 0.0, 1: -1.0, 2: 1.0}  # ad: 1 left, 2 right
@@ -100,6 +103,27 @@ def from_minerl(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     turn = np.clip(camera[:, ::-1] / DEGREES_PER_UNIT, -1.0, 1.0)
     keys = [key("right") - key("left"), key("forward") - key("back"), key("jump")]
     return np.column_stack([turn, *keys]).astype(np.float32)
+
+
+def action_class(vectors: np.ndarray) -> np.ndarray:
+    """Action vectors [N, 5] -> their classes [N] int64, places in CLASS_NAMES; the first that fits counts:
+
+    walk+turn: any key and a camera move; turn: yaw, with pitch or without; look: pitch alone; jump; strafe:
+    to a side, with forward or back or without; walk: forward or back alone; still. The camera moves beyond
+    CAMERA_MOVES, a key is pressed beyond KEY_PRESSED.
+    """
+    camera = np.abs(vectors[:, [YAW, PITCH]]) > CAMERA_MOVES
+    keys = np.abs(vectors[:, [MOVE_X, MOVE_Z, JUMP]]) > KEY_PRESSED
+    cases = {
+        "walk+turn": camera.any(1) & keys.any(1),
+        "turn": camera[:, 0],
+        "look": camera[:, 1],
+        "jump": keys[:, 2],
+        "strafe": keys[:, 0],
+        "walk": keys[:, 1],
+    }
+    codes = [CLASS_NAMES.index(name) for name in cases]
+    return np.select(list(cases.values()), codes, CLASS_NAMES.index("still")).astype(np.int64)
 
 
 def pool(actions: np.ndarray, max_keys: bool = False, steps: float | None = None) -> np.ndarray:

@@ -11,6 +11,12 @@ used is skipped; the reason is printed and kept in the manifest. Clips of a fast
 --fps_target and the actions between two kept frames are pooled; a clip that is slower is skipped, since
 frames are never invented.
 
+Before it encodes GF-Minecraft clips it compares the pictures of a few with their actions and poses, a few
+seconds, and warns of wrong alignment, signs or field of view (clip_check.py; python record.py --check CLIPS
+prints the whole table). A warning stops nothing; --no_check leaves the check out.
+
+Whole clips are held out for validation, and whole worlds where the metadata names a world_seed.
+
 Several machines: give each the same CLIPS and its own --shard 1/N ... N/N. With one shared --out_dir each
 writes manifest-shard-I-of-N.json and, at its end, joins all manifests there into manifest.json. With separate
 folders, copy the .npz and manifest-shard files into one and run once more on CLIPS without --shard: that
@@ -20,6 +26,7 @@ encodes only what is missing.
 import argparse
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import threading
@@ -36,6 +43,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import clip_check
 from checkpoint import SHIPPED_TOKENIZER, CheckpointError, load_tokenizer
 from data import (
     MANIFEST,
@@ -54,6 +62,7 @@ from video import RESIZE, ShortVideoError, VideoError, read_frames, resize
 from vq_vae.vq_vae import VQVAE
 
 SAVE_EVERY = 5.0  # seconds between two saves of the manifest
+CHECKED_CLIPS, CHECKED_FRAMES = 4, 200  # clips, and frames from the start of each, that the check looks at
 # What must agree between a run and the manifests that are already in its folder.
 SETTINGS = (
     "fps",
@@ -149,7 +158,7 @@ class Encoder:
                 name=clip.name,
                 file=file,
                 frames=len(plan.frames),
-                split=split_of(clip.key, settings.val_fraction),
+                split=split_of(plan.world or clip.key, settings.val_fraction),
                 video=video_path(clip, self.job.out_dir),
                 kept=pack_indices(plan.frames),
             )
@@ -398,7 +407,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--encode_batch", type=count, default=64, help="pictures encoded at once (default 64)")
     add("--workers", type=count, default=1, help="processes, each with its own tokenizer (default 1)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N parts, I from 1 to N")
-    add("--val_fraction", type=float, default=0.1, help="share of whole clips held out (default 0.1)")
+    val_help = "share of whole clips, or of worlds where clips name theirs, held out (default 0.1)"
+    add("--val_fraction", type=float, default=0.1, help=val_help)
     add("--resize", choices=sorted(RESIZE), default="area", help="how pictures are shrunk (default area)")
     pool_help = "keys between two kept frames: mean, or max: the strongest press, as in v2 (default mean)"
     add("--pool_keys", choices=("mean", "max"), default="mean", help=pool_help)
@@ -409,6 +419,8 @@ def build_parser() -> argparse.ArgumentParser:
         "vertical field of view of the recordings in degrees (default 70: Minecraft's and Luanti's own)"
     )
     add("--vertical_fov", type=float, default=70.0, help=fov_help)
+    check_help = "do not compare a few clips' pictures with their actions first; that only ever warns"
+    add("--no_check", action="store_true", help=check_help)
     precision_help = "fp32 (default) gives the same codes on all machines but for ties; the others are faster"
     add("--precision", choices=("fp32", "auto", "bf16", "fp16"), default="fp32", help=precision_help)
     add("--device", default="auto", help="cuda, mps or cpu (default: the first of these that is there)")
@@ -466,6 +478,8 @@ def preprocess_all(args: argparse.Namespace) -> int:
     device = str(pick_device(args.device))
     job = Job(args.out_dir, args.vqvae_ckpt, device, args.encode_batch, args.keep_failed, resume, settings)
 
+    if not args.no_check and source == "gamefactory":
+        warn_of_problems(job, clips, entries)
     start = time.perf_counter()
     outcomes = []
     with tqdm(total=len(clips), unit="clip", desc="preprocess") as bar:
@@ -478,6 +492,19 @@ def preprocess_all(args: argparse.Namespace) -> int:
     joined = join_manifests(args.out_dir, settings)
     print(report(outcomes, joined, args.out_dir, elapsed))
     return 0 if joined.clips else 1
+
+
+def warn_of_problems(job: Job, clips: list[Clip], entries: dict[str, ClipEntry]) -> None:
+    """Compares pictures and metadata of a few clips that are still to be encoded; problems go to stderr.
+
+    Clips that cannot be read are reported when their turn comes; what is too little to tell is no problem.
+    """
+    done = {name for name, entry in entries.items() if (job.out_dir / entry.file).is_file()}
+    waiting = [clip for clip in clips if clip.name not in done]
+    sample = random.Random(0).sample(waiting, min(CHECKED_CLIPS, len(waiting)))
+    fov = job.settings.vertical_fov_degrees
+    for problem in clip_check.check_pictures(sample, CHECKED_FRAMES, fov, progress=False).problems:
+        print(f"warning: {problem} (seen in a sample of {len(sample)} clips)", file=sys.stderr)
 
 
 def report(outcomes: list[Outcome], manifest: Manifest, out_dir: Path, elapsed: float) -> str:

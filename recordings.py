@@ -19,11 +19,12 @@ import numpy as np
 
 import actions
 from data import DataError, Manifest
-from video import VideoError, count_frames, video_fps
+from video import VideoError, VideoWriter, count_frames, video_fps
 
 GAMEFACTORY_FPS = 16.0  # where a video's header does not say
 RATE_TOLERANCE = 0.02  # rates closer than this count as the same
 MISSING_FRAMES = 2  # a MineRL video may lack so many of its declared frames before it counts as truncated
+PART = ".part"  # in the name of a file that is not whole yet
 MINERL_FILES = ("recording.mp4", "metadata.json", "rendered.npz")
 
 
@@ -37,7 +38,8 @@ class ClipError(RuntimeError):
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording on disk. `name` is unique in the data set, `key` (its own name) decides the split."""
+    """A recording on disk. `name` is unique in the data set, `key` (its own name) decides the split, unless
+    the recording names its world (Plan.world)."""
 
     name: str
     key: str
@@ -53,6 +55,7 @@ class Plan:
     actions: np.ndarray  # [K-1, 5] float32, actions[t] leads from kept frame t to t+1
     pose: np.ndarray  # [K, 5] float32: x, y, z, yaw, pitch; NaN where the source has none
     needed: int  # the video must have at least so many frames
+    world: str = ""  # "world_SEED" where the recording names it: decides the split in place of Clip.key
 
 
 # ------------------------------------------------------------ finding clips
@@ -187,12 +190,38 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def read_gamefactory_entries(path: Path) -> dict:
-    """The entries of a GF-Minecraft metadata file, by their numbers as text. Raises ClipError."""
-    entries = read_json(path).get("actions")
+def read_gamefactory_entries(path: Path, content: dict | None = None) -> dict:
+    """The entries of a GF-Minecraft metadata file, by their numbers as text. Raises ClipError.
+
+    `content` is what `read_json` made of the file, where it has been read already.
+    """
+    entries = (read_json(path) if content is None else content).get("actions")
     if not isinstance(entries, dict) or not entries:
         raise ClipError("broken metadata", f"{path}: no actions in it")
     return entries
+
+
+def world_key(content: dict) -> str:
+    """ "world_SEED" of a metadata file that names its `world_seed`, else "".
+
+    Clips of one world show the same places, so they must not be in both splits.
+    """
+    seed = content.get("world_seed")
+    return "" if seed in (None, "") else f"world_{seed}"
+
+
+def split_key(video: Path) -> str:
+    """What decides the split of a video: the world that its metadata names, else its name.
+
+    Every MineRL video has the same name; there its folder tells it apart.
+    """
+    if video.name == MINERL_FILES[0]:
+        return video.parent.name
+    nested = video.parent.parent / "metadata" if video.parent.name == "video" else video.parent
+    try:
+        return world_key(read_json(nested / f"{video.stem}.json")) or video.stem
+    except ClipError:
+        return video.stem
 
 
 def gamefactory_actions(entries: dict, path: Path) -> np.ndarray:
@@ -213,16 +242,25 @@ def gamefactory_actions(entries: dict, path: Path) -> np.ndarray:
 def plan_gamefactory(clip: Clip, settings: Manifest, keep_failed: bool = False) -> Plan:
     """The plan of a GF-Minecraft clip, which knows no failure. Raises ClipError, or VideoError if the video
     cannot be opened."""
-    entries = read_gamefactory_entries(clip.metadata)
+    content = read_json(clip.metadata)
+    every, pose = gamefactory_track(read_gamefactory_entries(clip.metadata, content), clip.metadata)
+    count = len(pose)
+    kept, pooled, pose = thin_out(every, pose, video_fps(clip.video) or GAMEFACTORY_FPS, settings)
+    return Plan(kept, pooled, pose, needed=count, world=world_key(content))
+
+
+def gamefactory_track(entries: dict, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Entries -> all action vectors [N, 5] and poses [N+1, 5] float32; row t leads from frame t to t+1.
+
+    Poses are NaN where there are none. Raises ClipError, which names `path`, if an entry is missing or bad.
+    """
     try:
-        every = gamefactory_actions(entries, clip.metadata)
+        every = gamefactory_actions(entries, path)
     except actions.ActionError as error:
         raise ClipError("bad action", str(error)) from None
     count = len(entries) + ("0" not in entries)
     if len(every) + 1 < count:
-        raise ClipError(
-            "broken metadata", f"{clip.metadata}: entry {len(every) + 1} of 0..{count - 1} is missing"
-        )
+        raise ClipError("broken metadata", f"{path}: entry {len(every) + 1} of 0..{count - 1} is missing")
     pose = np.full((count, 5), np.nan, np.float32)
     for k in range(1, count):
         pose[k] = read_pose(entries[str(k)])
@@ -232,8 +270,7 @@ def plan_gamefactory(clip: Clip, settings: Manifest, keep_failed: bool = False) 
         turned = start[3:] + actions.camera_degrees(every[0]) - pose[1, 3:]
         if (abs((turned + 180) % 360 - 180) < 0.05).all():
             pose[0] = start
-    kept, pooled, pose = thin_out(every, pose, video_fps(clip.video) or GAMEFACTORY_FPS, settings)
-    return Plan(kept, pooled, pose, needed=count)
+    return every, pose
 
 
 def read_pose(entry: dict) -> np.ndarray:
@@ -322,3 +359,55 @@ def camera_unit(clips: list[Clip], settings: Manifest) -> float:
         except (ClipError, VideoError):
             continue  # the clip's own turn will report it
     return actions.DEGREES_PER_UNIT
+
+
+# ------------------------------------------------------------ writing clips
+
+
+class ClipWriter:
+    """Writes a clip in GF-Minecraft's layout, whole or not at all: metadata/NAME.json and video/NAME.mp4.
+
+    Use it as a context manager: `write` every frame, then `finish`. Both files are written beside their place
+    and renamed, the metadata last. `options` are the video encoder's (VideoWriter).
+    """
+
+    def __init__(self, out: Path, name: str, fps: float, **options: str):
+        self.metadata, self.video = clip_paths(out, name)
+        self.metadata.parent.mkdir(parents=True, exist_ok=True)
+        self.part = self.video.with_name(f".{name}{PART}.mp4")
+        self.writer = VideoWriter(self.part, fps, **options)
+
+    @property
+    def frames(self) -> int:
+        """How many frames are written."""
+        return self.writer.frames
+
+    def write(self, frame: np.ndarray) -> None:
+        """Adds a frame, [H, W, 3] uint8 RGB."""
+        self.writer.write(frame)
+
+    def finish(self, content: dict) -> None:
+        """Makes the clip whole. `content` is its metadata with `actions`, entry k what led to frame k."""
+        self.writer.close()
+        os.replace(self.part, self.video)
+        part = self.metadata.with_name(f".{self.metadata.stem}{PART}.json")
+        part.write_text(json.dumps(content, separators=(",", ":")))
+        os.replace(part, self.metadata)
+
+    def __enter__(self) -> "ClipWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
+        self.part.unlink(missing_ok=True)
+
+
+def clip_paths(out: Path, name: str) -> tuple[Path, Path]:
+    """Metadata and video of a clip that ClipWriter has written or will write."""
+    return out / "metadata" / f"{name}.json", out / "video" / f"{name}.mp4"
+
+
+def remove_parts(out: Path) -> None:
+    """Removes what a ClipWriter that was killed has left in `out`."""
+    for part in [*out.glob(f"video/.*{PART}.mp4"), *out.glob(f"metadata/.*{PART}.json")]:
+        part.unlink()

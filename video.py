@@ -82,6 +82,21 @@ def video_fps(path: str | Path) -> float:
         return max(0.0, capture.get(cv2.CAP_PROP_FPS))
 
 
+def header_frames(path: str | Path) -> int:
+    """How many frames a video's header claims; 0 where it claims none. Raises VideoError as `video_fps`."""
+    with _opened(path) as capture:
+        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+
+def has_frame(path: str | Path, number: int) -> bool:
+    """True if frame `number` can really be decoded. Seeks to it: about a quarter of a second.
+
+    Raises VideoError as `video_fps`.
+    """
+    with _opened(path) as capture:
+        return bool(capture.set(cv2.CAP_PROP_POS_FRAMES, number) and capture.grab())
+
+
 def resize(frame: np.ndarray, height: int, width: int, method: str = "area") -> np.ndarray:
     """[H, W, 3] -> [height, width, 3]; `method` is "area" or "bicubic". A frame of that size is returned as
     it is."""
@@ -104,30 +119,61 @@ def check_ending(path: str | Path) -> None:
         )
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes [H, W, 3] uint8 RGB frames as .mp4 (H.264) or .webm (VP9), both played by any browser.
+class VideoWriter:
+    """A video written frame by frame, .mp4 (H.264) or .webm (VP9), both played by any browser.
 
-    Sides must be even. Raises VideoError for another ending or a size that the codec refuses.
+    Use it as a context manager, or `close` it: the file is whole only then. `options` override those of the
+    encoder in CODECS (preset="veryfast" keeps up with a recorder). Raises VideoError for another ending, odd
+    sides, or a size that the codec refuses.
     """
-    path = Path(path)
-    check_ending(path)
-    codec, options = CODECS[path.suffix]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=options)
-        stream.pix_fmt = "yuv420p"
-        for number, frame in enumerate(frames):
-            height, width = frame.shape[:2]
+
+    def __init__(self, path: str | Path, fps: float, **options: str):
+        self.path = Path(path)
+        check_ending(path)
+        codec, usual = CODECS[self.path.suffix]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.container = av.open(str(path), "w")
+        rate = Fraction(fps).limit_denominator(1000)
+        self.stream = self.container.add_stream(codec, rate=rate, options={**usual, **options})
+        self.stream.pix_fmt = "yuv420p"
+        self.size: tuple[int, int] | None = None  # height, width
+        self.frames = 0  # written so far
+        self.closed = False
+
+    def write(self, frame: np.ndarray) -> None:
+        """Adds a frame, [H, W, 3] uint8 RGB."""
+        if self.size is None:
+            height, width = self.size = frame.shape[:2]
             if height % 2 or width % 2:
-                raise VideoError(f"{path}: frames are {width}x{height}; both sides must be even")
-            if number == 0:
-                stream.width, stream.height = width, height
-            for packet in stream.encode(
-                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            ):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+                raise VideoError(f"{self.path}: frames are {width}x{height}; both sides must be even")
+            self.stream.width, self.stream.height = width, height
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self.container.mux(self.stream.encode(picture))
+        self.frames += 1
+
+    def close(self) -> None:
+        """Writes what is left and ends the file; a second time does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            if self.size:
+                self.container.mux(self.stream.encode())
+        finally:
+            self.container.close()
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Writes [H, W, 3] uint8 RGB frames as a video; see VideoWriter."""
+    with VideoWriter(path, fps) as video:
+        for frame in frames:
+            video.write(frame)
 
 
 def label(frame: np.ndarray, text: str) -> np.ndarray:

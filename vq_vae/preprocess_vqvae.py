@@ -3,7 +3,8 @@
 
     python vq_vae/preprocess_vqvae.py CLIPS OUT.npz
 
-CLIPS is searched for videos; whole clips are held out for validation by the same rule as preprocess.py's.
+CLIPS is searched for videos; whole clips, or whole worlds where their metadata
+names them, are held out for validation by the same rule as preprocess.py's.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import split_of
-from recordings import MINERL_FILES
+from recordings import split_key
 from video import RESIZE, VideoError, read_frames, resize
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".avi", ".mkv")
@@ -55,9 +56,7 @@ def main() -> None:
         except VideoError as error:
             skipped.append(str(error))
             continue
-        # Every MineRL video has the same name; its folder tells it apart, as in preprocess.py.
-        key = video.parent.name if video.name == MINERL_FILES[0] else video.stem
-        pictures[split_of(key, args.val_fraction)].append(found)
+        pictures[split_of(split_key(video), args.val_fraction)].append(found)
     empty = np.zeros((0, args.height, args.width, 3), np.uint8)
     arrays = {split: np.concatenate(found) if found else empty for split, found in pictures.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
