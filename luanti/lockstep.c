@@ -1,0 +1,224 @@
+/* Runs a game in lockstep with a recorder: preload this into the game (LD_PRELOAD).
+ *
+ * 1. A virtual clock, from the date LOCKSTEP_DATE (Unix seconds) on. Every frame that the game draws lasts exactly
+ *    one frame of the recording, however long the machine took over it. Where the main thread sleeps, its clock
+ *    jumps by as much; other threads sleep really, but LOCKSTEP_SPEED times shorter, since the game's clock runs
+ *    about so many times faster than ours.
+ * 2. A gate at the buffer swap. The frame is reported on the socket LOCKSTEP_FD (one byte, and the picture as
+ *    width x height BGRA if it was asked for), then the game waits there for one byte: HOLD_PICTURE or HOLD_BLANK,
+ *    what to report at the next frame. Input sent meanwhile acts on that next frame. A closed socket ends the game.
+ *
+ * Build: cc -O2 -shared -fPIC -o lockstep.so lockstep.c -ldl
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SECOND 1000000000LL
+#define GL_BGRA 0x80E1
+#define GL_UNSIGNED_BYTE 0x1401
+enum { HOLD_BLANK = 'b', HOLD_PICTURE = 'p' };
+
+static int gate = -1, width, height, show_every;
+static long long frame_ns;
+static double speed;
+static unsigned char *picture;
+static struct timespec start[2]; /* of CLOCK_REALTIME and of the monotonic clocks */
+static long long elapsed;        /* virtual nanoseconds since then */
+
+static int number(const char *name, int otherwise)
+{
+    const char *text = getenv(name);
+    return text ? atoi(text) : otherwise;
+}
+
+static void real_time(clockid_t clock, struct timespec *t) { syscall(SYS_clock_gettime, clock, t); }
+
+__attribute__((constructor)) static void set_up(void)
+{
+    if (gate >= 0)
+        return;
+    start[0].tv_sec = number("LOCKSTEP_DATE", 1000000000);
+    real_time(CLOCK_MONOTONIC, &start[1]);
+    width = number("LOCKSTEP_WIDTH", 0);
+    height = number("LOCKSTEP_HEIGHT", 0);
+    frame_ns = SECOND / number("LOCKSTEP_FPS", 16);
+    speed = number("LOCKSTEP_SPEED", 1);
+    show_every = number("LOCKSTEP_SHOW_EVERY", 1);
+    picture = malloc((size_t)width * height * 4);
+    gate = number("LOCKSTEP_FD", -1);
+    unsetenv("LD_PRELOAD"); /* what the game starts is not part of it */
+}
+
+/* ---- the clock ---- */
+
+static int is_virtual(clockid_t clock)
+{
+    return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE || clock == CLOCK_MONOTONIC ||
+           clock == CLOCK_MONOTONIC_COARSE || clock == CLOCK_MONOTONIC_RAW || clock == CLOCK_BOOTTIME;
+}
+
+static long long ns(const struct timespec *t) { return t->tv_sec * SECOND + t->tv_nsec; }
+
+static struct timespec timespec_of(long long n) { return (struct timespec){n / SECOND, n % SECOND}; }
+
+static long long virtual_now(clockid_t clock)
+{
+    int wall = clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE;
+    return ns(&start[wall ? 0 : 1]) + __atomic_load_n(&elapsed, __ATOMIC_RELAXED);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *t)
+{
+    if (!is_virtual(clock) || gate < 0)
+        return syscall(SYS_clock_gettime, clock, t);
+    *t = timespec_of(virtual_now(clock));
+    return 0;
+}
+
+int gettimeofday(struct timeval *restrict t, void *restrict zone)
+{
+    struct timespec now;
+    (void)zone;
+    clock_gettime(CLOCK_REALTIME, &now);
+    t->tv_sec = now.tv_sec;
+    t->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *out)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (out)
+        *out = now.tv_sec;
+    return now.tv_sec;
+}
+
+static int sleep_for(long long n)
+{
+    if (n < 0)
+        n = 0;
+    if (syscall(SYS_gettid) == getpid()) {
+        __atomic_add_fetch(&elapsed, n, __ATOMIC_RELAXED);
+        n = 0; /* a moment for the other threads all the same */
+    }
+    struct timespec t = timespec_of((long long)(n / speed));
+    syscall(SYS_nanosleep, &t, NULL);
+    return 0;
+}
+
+int nanosleep(const struct timespec *wanted, struct timespec *left)
+{
+    if (left)
+        *left = (struct timespec){0, 0};
+    return sleep_for(ns(wanted));
+}
+
+int usleep(useconds_t us) { return sleep_for(us * 1000LL); }
+
+unsigned sleep(unsigned seconds) { return (unsigned)sleep_for(seconds * SECOND); }
+
+int clock_nanosleep(clockid_t clock, int flags, const struct timespec *wanted, struct timespec *left)
+{
+    (void)left;
+    return sleep_for(ns(wanted) - (flags & TIMER_ABSTIME ? virtual_now(clock) : 0));
+}
+
+/* Waits until a virtual time -> the real time at which to give up. */
+static struct timespec real_deadline(clockid_t clock, const struct timespec *deadline)
+{
+    struct timespec now;
+    long long left = ns(deadline) - virtual_now(clock);
+    if (left < 0)
+        left = 0;
+    if (left > 3600 * SECOND)
+        left = 3600 * SECOND;
+    real_time(clock, &now);
+    return timespec_of(ns(&now) + (long long)(left / speed));
+}
+
+int sem_timedwait(sem_t *restrict semaphore, const struct timespec *restrict deadline)
+{
+    static int (*real)(sem_t *, const struct timespec *);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "sem_timedwait");
+    struct timespec until = real_deadline(CLOCK_REALTIME, deadline);
+    return real(semaphore, &until);
+}
+
+int pthread_cond_clockwait(pthread_cond_t *condition, pthread_mutex_t *mutex, clockid_t clock,
+                           const struct timespec *deadline)
+{
+    static int (*real)(pthread_cond_t *, pthread_mutex_t *, clockid_t, const struct timespec *);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "pthread_cond_clockwait");
+    struct timespec until = real_deadline(clock, deadline);
+    return real(condition, mutex, clock, &until);
+}
+
+/* ---- the gate ---- */
+
+static void report(const void *bytes, size_t count)
+{
+    while (count) {
+        ssize_t sent = send(gate, bytes, count, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EINTR)
+            continue;
+        if (sent <= 0)
+            _exit(0);
+        bytes = (const char *)bytes + sent;
+        count -= (size_t)sent;
+    }
+}
+
+/* Returns whether the frame should be shown in the window, too. */
+static int hold_frame(void)
+{
+    static void (*read_pixels)(int, int, int, int, unsigned, unsigned, void *);
+    static char order = HOLD_BLANK;
+    static int frames;
+    if (gate < 0)
+        return 1;
+    report(&order, 1);
+    if (order == HOLD_PICTURE) {
+        if (!read_pixels)
+            read_pixels = dlsym(RTLD_DEFAULT, "glReadPixels");
+        read_pixels(0, 0, width, height, GL_BGRA, GL_UNSIGNED_BYTE, picture);
+        report(picture, (size_t)width * height * 4);
+    }
+    ssize_t got;
+    while ((got = recv(gate, &order, 1, 0)) < 0 && errno == EINTR)
+        ;
+    if (got <= 0)
+        _exit(0); /* the recorder has gone */
+    __atomic_add_fetch(&elapsed, frame_ns, __ATOMIC_RELAXED);
+    return ++frames % show_every == 0;
+}
+
+void glXSwapBuffers(void *display, unsigned long drawable)
+{
+    static void (*real)(void *, unsigned long);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "glXSwapBuffers");
+    if (hold_frame())
+        real(display, drawable);
+}
+
+void SDL_GL_SwapWindow(void *window) /* newer games draw through SDL */
+{
+    static void (*real)(void *);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "SDL_GL_SwapWindow");
+    if (hold_frame())
+        real(window);
+}

@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""Records action-labelled play from Luanti, a free voxel game, in GF-Minecraft's layout.
+
+    python record.py --out data/luanti --clips 200 --seed 1    a scripted player, in the background
+    python record.py --out data/mine --human                    you play, in a window
+    python record.py --check data/luanti                       is a data set sound? (GF-Minecraft, too)
+
+Needs the game, a display server for recording unseen, and a C compiler:
+    apt-get install minetest xvfb gcc libc6-dev                 (newer systems: luanti luanti-game-minetest)
+
+The game runs in lockstep: one drawn frame is 1/16 s of game time however slow the machine, the input for
+frame k+1 is sent while frame k is held, and each picture bears its number, which must be that of its line in
+the game's log. Run it again to continue: whole clips are kept. Every --clips_per_world clips share one
+generated world; preprocess.py puts whole worlds into the held-out split. Nothing is written outside --out.
+"""
+
+import argparse
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from tqdm import tqdm
+
+from luanti.game import FPS, GameError, Picture, build_shim, die_with_parent, find_game, game_version
+from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, Options, plan_clips, record_world
+from recordings import clip_paths, remove_parts
+from settings import count, fail, natural, positive
+
+HUMAN_WIDTH = 1024  # pixels, at least, of the window that a person plays in
+BARCODE_WIDTH = 14 * 16  # pixels of the window that the frame's number takes
+# What must agree between the runs that fill one folder.
+SAME = ("seed", "frames", "clips_per_world", "size", "vertical_fov", "biomes", "time", "weather", "human")
+
+
+def size(text: str) -> tuple[int, int]:
+    """argparse type: WIDTHxHEIGHT, both even."""
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) > 0 and int(height) > 0):
+        raise argparse.ArgumentTypeError(f"{text}: expected WIDTHxHEIGHT, such as 256x144")
+    if int(width) % 2 or int(height) % 2:
+        raise argparse.ArgumentTypeError(f"{text}: both sides must be even, or the video cannot be written")
+    return int(width), int(height)
+
+
+def some_of(known: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """argparse type: names out of `known`, joined by commas, or "any" for all of them."""
+
+    def names(text: str) -> list[str]:
+        chosen = list(known) if text == "any" else text.split(",")
+        for name in chosen:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name}: expected some of {', '.join(known)}, or any")
+        return chosen
+
+    return names
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="folder for the clips; run again to continue")
+    what.add_argument("--check", type=Path, metavar="DIR", help="check the clips in DIR and record nothing")
+    parser.add_argument("--clips", type=count, default=200)
+    parser.add_argument("--frames", type=count, default=1200, help="frames of a clip, 16 a second")
+    parser.add_argument("--clips_per_world", type=count, default=10)
+    parser.add_argument("--seed", type=natural, default=1, help="of worlds, places and player")
+    parser.add_argument(
+        "--jobs", type=count, default=max(1, min(os.cpu_count() or 1, 8)), help="games at once"
+    )
+    parser.add_argument("--size", type=size, default=(256, 144), help="of the pictures, WIDTHxHEIGHT")
+    parser.add_argument("--vertical_fov", type=positive, default=70.0, help="degrees")
+    parser.add_argument(
+        "--biomes", type=some_of(BIOMES), default=list(BIOMES), help="joined by commas, or any"
+    )
+    parser.add_argument(
+        "--time", type=some_of(tuple(TIMES)), default=["noon"], help=f"of {', '.join(TIMES)}, or any"
+    )
+    parser.add_argument(
+        "--weather", type=some_of(WEATHERS), default=["clear"], help=f"of {', '.join(WEATHERS)}, or any"
+    )
+    parser.add_argument("--human", action="store_true", help="play yourself, in a window; close it to end")
+    return parser
+
+
+def picture_of(args: argparse.Namespace) -> Picture:
+    """The pictures, drawn larger where the window would be too small for the barcode or for a person."""
+    width, height = args.size
+    least = HUMAN_WIDTH if args.human else BARCODE_WIDTH
+    return Picture(width, height, args.vertical_fov, scale=-(-least // width))
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    """What is kept in the folder, so that a later run with other settings is refused."""
+    return {name: list(value) if isinstance(value := getattr(args, name), tuple) else value for name in SAME}
+
+
+def check_same(args: argparse.Namespace) -> None:
+    """Writes the run's settings into the folder, or ends the script if it holds clips of others."""
+    path = args.out / ".recording.json"
+    mine = settings_of(args)
+    if path.is_file():
+        theirs = json.loads(path.read_text())
+        for name in SAME:
+            if theirs.get(name) != mine[name]:
+                fail(
+                    f"{path}: this folder was recorded with --{name} {theirs.get(name)}, not {mine[name]}; "
+                    "use the same or another --out"
+                )
+    path.write_text(json.dumps(mine, indent=1) + "\n")
+
+
+# ------------------------------------------------------------ workers
+
+
+def work(job: int, options: Options, folder: Path, pipe: Connection) -> None:
+    """One worker: asks for worlds until it is sent none."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and sends SIGTERM
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(1)
+    )  # so that the game is closed and the profile removed
+    try:
+        while True:
+            pipe.send(("ready", None))
+            plans = pipe.recv()
+            if plans is None:
+                return
+            record_world(plans, options, folder, job, lambda *news: pipe.send(news))
+    except GameError as error:
+        pipe.send(("error", str(error)))
+
+
+def by_world(plans: list[ClipPlan], clips_per_world: int) -> list[list[ClipPlan]]:
+    """The clips in groups that share a world."""
+    return [plans[k : k + clips_per_world] for k in range(0, len(plans), clips_per_world)]
+
+
+def record(args: argparse.Namespace, options: Options, folder: Path) -> int:
+    """Records what is missing and shows the progress -> the script's exit status."""
+    plans = plan_clips(args.seed, args.clips, args.clips_per_world, args.biomes, args.time, args.weather)
+    done = {plan.name for plan in plans if all(path.is_file() for path in clip_paths(args.out, plan.name))}
+    worlds = [
+        [plan for plan in world if plan.name not in done] for world in by_world(plans, args.clips_per_world)
+    ]
+    worlds = [world for world in worlds if world]
+    missing = sum(map(len, worlds))
+    print(f"{len(plans)} clips, {len(done)} of them recorded already")
+    if not missing:
+        return 0
+    jobs = 1 if args.human else min(args.jobs, len(worlds))
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, multiprocessing.Process] = {}
+    for job in range(jobs):
+        ours, theirs = context.Pipe()
+        workers[ours] = context.Process(target=work, args=(job, options, folder, theirs), daemon=True)
+        workers[ours].start()
+        theirs.close()
+    began, ended, lost, failed, running = time.monotonic(), {}, 0, {}, list(workers)
+    bar = tqdm(total=missing * args.frames, unit=" frames", smoothing=0.1, dynamic_ncols=True)
+    try:
+        while running:
+            for pipe in wait(running):
+                try:
+                    what, value = pipe.recv()
+                except (EOFError, ConnectionError):
+                    running.remove(pipe)
+                    workers[pipe].join()
+                    if workers[pipe].exitcode:
+                        tqdm.write(
+                            f"a worker ended with status {workers[pipe].exitcode}: its clips are missing"
+                        )
+                        failed["clips of a lost worker"] = "run again to record them"
+                    continue
+                if what == "ready":
+                    pipe.send(worlds.pop(0) if worlds else None)
+                elif what == "frames":
+                    bar.update(value)
+                    speed = bar.n / FPS / (time.monotonic() - began)
+                    bar.set_postfix_str(f"{len(ended)}/{missing} clips, {speed:.1f}x real time")
+                elif what == "lost":
+                    bar.update(-value)
+                    lost += value
+                elif what == "clip":
+                    ended[value[0]] = value[1]
+                elif what == "failed":
+                    failed[value[0]] = value[1]
+                elif what == "note":
+                    tqdm.write(value)
+                elif what == "quit":
+                    worlds.clear()
+                elif what == "error":
+                    raise GameError(value)
+    finally:
+        bar.close()
+        for worker in workers.values():
+            worker.terminate()
+        for worker in workers.values():
+            worker.join(20)
+            worker.kill()
+        whole = sum(how == "complete" for how in ended.values())
+        seconds = time.monotonic() - began
+        print(
+            f"{len(ended)} clips in {seconds:.0f} s, {whole} whole and {len(ended) - whole} cut; "
+            f"{bar.n} frames kept and {lost} thrown away: {bar.n / seconds:.1f} frames/s, "
+            f"{bar.n / FPS / seconds:.1f}x real time"
+        )
+    for name, why in failed.items():
+        print(f"{name}: could not be recorded: {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the script."""
+    args = build_parser().parse_args(arguments)
+    if args.check:
+        from clip_check import check_clips
+
+        report = check_clips(args.check)
+        print(report.text())
+        return 1 if report.problems else 0
+    if args.human and not os.environ.get("DISPLAY"):
+        fail("--human needs a display, and DISPLAY is not set; run it in a desktop session")
+    folder = args.out.resolve() / ".recorder"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"{args.out}: another record.py is writing there")
+    try:
+        check_same(args)
+        for profile in folder.glob("profile-*"):  # of a run that was killed
+            shutil.rmtree(profile, ignore_errors=True)
+        remove_parts(args.out)
+        version = game_version(find_game())
+        build_shim(folder / "lockstep.so")
+        options = Options(
+            args.out.resolve(), args.frames, picture_of(args), args.human, labels={"game": version}
+        )
+        return record(args, options, folder)
+    except GameError as error:
+        fail(f"{error}\nwhole clips are kept; run it again to continue")
+    except KeyboardInterrupt:
+        print("stopped; whole clips are kept; run it again to continue", file=sys.stderr)
+        return 130
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
