@@ -1,4 +1,5 @@
 # make play: set up and walk in the shipped world    make test: set up and run the tests    make lint: ruff
+# make data: set up and record the default clips from Luanti
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
@@ -6,10 +7,14 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
 # Without an NVIDIA card PyTorch's CPU wheels save several GB; where that index is out of reach pip goes on without it.
 CPU_WHEELS := $(if $(shell command -v nvidia-smi),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: play test lint setup clean
+.PHONY: play data test lint setup clean
 
 play: $(READY)
 	$(VENV)/bin/python live_inference.py $(ARGS)
+
+# Needs: apt-get install minetest xvfb gcc libc6-dev
+data: $(READY)
+	$(VENV)/bin/python record.py --out data/luanti --clips 300 --seed 1 $(ARGS)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest $(ARGS)

@@ -37,7 +37,7 @@ from recordings import (
     read_json,
     world_key,
 )
-from video import VideoError, has_frame, header_frames, read_frames, video_fps
+from video import VideoError, has_frame, header_frames, read_frames, resize, video_fps
 
 HEIGHT = 72  # pixels of the grey pictures that are compared
 USUAL_FOV = 70.0  # degrees, vertical, where the caller expects none: Minecraft's and Luanti's own
@@ -49,18 +49,13 @@ OTHER_AXIS = 1.0  # degrees a frame that the other axis may turn where only one 
 ENOUGH_PAIRS = 150  # turn-only pairs from which on the others are not needed
 ENOUGH_CHANGES = 20  # changes of the turning speed that it takes to tell lags apart
 CHANGE = 0.5  # degrees a frame: so much is a change of the turning speed
-LARGEST_CHANGE = (
-    5.0  # degrees a frame; larger ones count as this, so that no wrong measurement outweighs the rest
-)
+LARGEST_CHANGE = 5.0  # degrees a frame; a larger one counts as this, lest a wrong one outweigh the rest
 CELL = 0.75  # degrees between two samples of an unrolled picture
 REACH = 18.0  # degrees: the largest turn that is looked for
 GOOD_MATCH = 0.7  # correlation of two unrolled pictures above which a measured turn counts
 
-TURNED, WALKED, LEVEL = (
-    1.0,
-    0.1,
-    0.05,
-)  # degrees; metres along the ground; metres up or down of a walking pair
+TURNED = 1.0  # degrees a frame that a turning pair turns at least
+WALKED, LEVEL = 0.1, 0.05  # metres along the ground at least, and up or down at most, of a walking pair
 PAIRS_A_CLIP = 32  # pairs that are warped for signs and field of view
 LARGEST_ERROR = 0.15  # of 0..1: a pixel that was hidden before says no more than this
 CLEARLY = 0.97  # other signs must bring the error below this share of the expected signs' error
@@ -311,9 +306,7 @@ def _read_track(clip: Clip, limit: int) -> _Track:
     grey = []
     for frame in read_frames(clip.video, wanted=range(min(limit, len(pose)))):
         width = round(HEIGHT * frame.shape[1] / frame.shape[0])
-        grey.append(
-            cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (width, HEIGHT), None, 0, 0, cv2.INTER_AREA)
-        )
+        grey.append(cv2.cvtColor(resize(frame, HEIGHT, width), cv2.COLOR_RGB2GRAY))
     if not has_frame(clip.video, len(pose) - 1):
         raise ClipError("short video", f"{clip.video}: frame {len(pose) - 1}, its last, cannot be decoded")
     if len(grey) < 2:

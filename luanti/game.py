@@ -355,12 +355,18 @@ class Game:
             while buffer:
                 got = self.socket.recv_into(buffer)
                 if not got:
-                    raise GameError(f"the game has ended{self._last_words()}")
+                    raise self._ended()
                 buffer = buffer[got:]
         except TimeoutError:
             raise GameError(f"no new frame for {PATIENCE:.0f} s{self._last_words()}") from None
         except ConnectionError:
-            raise GameError(f"the game has ended{self._last_words()}") from None
+            raise self._ended() from None
+
+    def _ended(self) -> GameError:
+        """The error to raise once the game has left; from then on it is not `alive`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        return GameError(f"the game has ended{self._last_words()}")
 
     def _await_frame(self) -> np.ndarray | None:
         """Waits for the game's next frame -> the window's picture [H, W, 4] BGRA, if it was asked for."""
@@ -392,7 +398,7 @@ class Game:
         try:
             self.socket.sendall(order)
         except OSError:
-            raise GameError(f"the game has ended{self._last_words()}") from None
+            raise self._ended() from None
 
     def pass_frame(self) -> bool:
         """Goes on by one frame without looking at it, at PACE times real time at most -> False if paused."""

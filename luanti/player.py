@@ -9,6 +9,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -108,16 +109,18 @@ class Player:
         if self.wet >= WET_FRAMES and not self.leaving_water:
             self.behaviour = self._leave_water()
         elif len(self.places) == self.places.maxlen:
-            if math.dist(self.places[0], self.places[-1]) < BLOCKED_SPEED * BLOCKED_FRAMES:
+            if sum(math.dist(a, b) for a, b in pairwise(self.places)) < BLOCKED_SPEED * BLOCKED_FRAMES:
                 self.behaviour = self._leave_wall()
                 self.escapes += 1
                 self.places.clear()
+                if self.leaving_water:  # a bank too high to climb: time to get away from it
+                    self.leaving_water, self.wet = False, -ASHORE_FRAMES
             else:
                 self.escapes = 0
 
     def _leave_wall(self) -> Behaviour:
         """Jumps up a step first; if that was no help, turns away, and walks on."""
-        if self.escapes % 3 == 0:
+        if self.escapes % 3 == 1:  # this try counts
             self.kind = "jump"
             yield from self._hold({"forward", "jump"}, self.random.randint(10, 18))
         else:

@@ -276,17 +276,29 @@ def play(
             clip.write(resize(frame.picture, *size))  # while the game draws the next
             frame = game.frame()
         except GameError:
-            if options.human:  # the window was closed
+            if options.human and not game.alive:
                 return kept, "quit"
             raise
         if clip.frames % FPS == 0:
             seen(FPS)
         if frame is None:
             if options.human:
-                return kept, "paused"
+                return kept, paused_or_quit(game)
             raise GameError("the game has paused itself")
         if abs(frame.seconds - 1 / FPS) > 1e-4:
             raise GameError(f"a frame took {frame.seconds:.4f} s of game time, expected {1 / FPS:.4f}")
+
+
+def paused_or_quit(game: Game) -> str:
+    """Waits until a person has left the pause menu, or the game: a closing window stands still first, too."""
+    try:
+        while not game.pass_frame():
+            pass
+    except GameError:
+        if game.alive:
+            raise
+        return "quit"
+    return "paused"
 
 
 def without_picture(frame: Frame) -> Frame:
@@ -332,12 +344,14 @@ def record_world(
                 except (ClipRejected, GameError) as error:
                     reasons.append(str(error))
                     tell("lost", frames)
+                    if options.human and not game.alive:
+                        break
                     tell("note", f"{plan.name}: {error}; again at another place")
-                    if isinstance(error, GameError) and not options.human:
+                    if isinstance(error, GameError):
                         game = game.close()
             else:
                 tell("failed", (plan.name, "; ".join(reasons)))
-            if options.human and not game.alive:
+            if options.human and game is not None and not game.alive:
                 tell("quit", None)
                 return
     finally:
