@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EYE_HEIGHT = 1.62  # metres from the ground to the eye of a standing Minecraft player
+EYE_HEIGHT = 1.62  # metres from the ground to the eye of a standing Minecraft player; Luanti's is 1.47
 FAR = 20.0  # metres, distance given to what is above the horizon or farther; found by trial on recorded walks
 NEAREST = 1e-4  # least z of a ray of unit length that counts as in front of the camera
 
@@ -101,9 +101,8 @@ def reproject(
     turn = pose_to[:, 3] - pose_from[:, 3]  # from here on the world's yaw 0 is where pose_from looks
     to_world = rotation(turn, pose_to[:, 4])  # [B, 3, 3]
     zero = torch.zeros_like(turn)
-    moved = torch.einsum(
-        "bij,bi->bj", rotation(pose_from[:, 3], zero), position(pose_to - pose_from)
-    )  # [B, 3]
+    moved = position(pose_to - pose_from)  # [B, 3]
+    moved = torch.einsum("bij,bi->bj", rotation(pose_from[:, 3], zero), moved)
     directions = rays(height, width, vertical_fov_degrees, pose_to.device, pose_to.dtype)
     world = torch.einsum("bij,hwj->bhwi", to_world, directions)
     inverse = torch.as_tensor(inverse_distance, device=pose_to.device, dtype=pose_to.dtype)
@@ -117,17 +116,16 @@ def ground_plane(
     height: int,
     width: int,
     vertical_fov_degrees: float,
-    eye_height: float = EYE_HEIGHT,
-    far: float = FAR,
+    eye_height: float,
+    far: float,
 ) -> Tensor:
     """Inverse distances [B, H, W] in 1/m of a flat ground `eye_height` metres below the eye at `pose_to`.
 
     A ray of unit length that falls by s metres a metre meets the ground at the distance eye_height / s, so
     the inverse is s / eye_height; 1 / far for what is farther or above the horizon.
     """
-    down = rotation(torch.zeros_like(pose_to[:, 4]), pose_to[:, 4])[
-        :, 1
-    ]  # [B, 3]: the world's y of a camera ray
+    pitch = pose_to[:, 4]
+    down = rotation(torch.zeros_like(pitch), pitch)[:, 1]  # [B, 3]: the world's y of a camera ray
     directions = rays(height, width, vertical_fov_degrees, pose_to.device, pose_to.dtype)
     return (torch.einsum("bj,hwj->bhw", down, directions) / eye_height).clamp(min=1 / far)
 

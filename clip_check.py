@@ -487,7 +487,7 @@ def _warp_error(
     poses[:, :3] -= poses[pairs[0], :3]
     poses = torch.from_numpy((poses * [x, 1, z, yaw, pitch]).astype(np.float32))
     old, new, size = poses[pairs], poses[pairs + 1], track.grey.shape[-2:]
-    inverse = camera.ground_plane(new, *size, fov) if ground else 0.0
+    inverse = camera.ground_plane(new, *size, fov, camera.EYE_HEIGHT, camera.FAR) if ground else 0.0
     grid, seen = camera.reproject(old, new, inverse, *size, fov)
     error = (
         (camera.warp(track.grey[pairs], grid) - track.grey[pairs + 1])[:, 0].abs().clamp(max=LARGEST_ERROR)

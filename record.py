@@ -29,6 +29,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data import DataError
 from luanti.game import FPS, GameError, Picture, build_shim, die_with_parent, find_game, game_version
 from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, Options, plan_clips, record_world
 from recordings import clip_paths, remove_parts
@@ -109,7 +110,7 @@ def check_same(args: argparse.Namespace) -> None:
     """Writes the run's settings into the folder, or ends the script if it holds clips of others."""
     path = args.out / ".recording.json"
     mine = settings_of(args)
-    if path.is_file():
+    if path.is_file() and any(args.out.glob("metadata/*.json")):
         theirs = json.loads(path.read_text())
         for name in SAME:
             if theirs.get(name) != mine[name]:
@@ -127,9 +128,7 @@ def work(job: int, options: Options, folder: Path, pipe: Connection) -> None:
     """One worker: asks for worlds until it is sent none."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and sends SIGTERM
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(1)
-    )  # so that the game is closed and the profile removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the game is closed, the profile removed
     try:
         while True:
             pipe.send(("ready", None))
@@ -139,6 +138,8 @@ def work(job: int, options: Options, folder: Path, pipe: Connection) -> None:
             record_world(plans, options, folder, job, lambda *news: pipe.send(news))
     except GameError as error:
         pipe.send(("error", str(error)))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def by_world(plans: list[ClipPlan], clips_per_world: int) -> list[list[ClipPlan]]:
@@ -226,11 +227,15 @@ def main(arguments: list[str] | None = None) -> int:
     if args.check:
         from clip_check import check_clips
 
-        report = check_clips(args.check)
+        try:
+            report = check_clips(args.check)
+        except DataError as error:
+            fail(str(error))
         print(report.text())
         return 1 if report.problems else 0
     if args.human and not os.environ.get("DISPLAY"):
         fail("--human needs a display, and DISPLAY is not set; run it in a desktop session")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     folder = args.out.resolve() / ".recorder"
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("w")

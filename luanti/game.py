@@ -28,7 +28,7 @@ BITS, STRIP = 14, 16  # the barcode's bits, and the side of one of its cells in 
 DEGREES_PER_PIXEL = 0.2354  # of the mouse, at the sensitivity in minetest.conf
 EYE_HEIGHT = 1.47  # metres above the feet, in Minetest Game
 KEYSYMS = {"forward": "w", "back": "s", "left": "a", "right": "d", "jump": "space", "sneak": "Shift_L"}
-PATIENCE = 90.0  # seconds without a new frame, or without an answer of the game, that mean it hangs
+PATIENCE = 60.0  # seconds without a new frame, or without an answer of the game, that mean it hangs
 PACE = 8  # times real time, at most, while the game loads: its other threads should keep up
 INSTALL = "apt-get install minetest xvfb gcc libc6-dev (newer systems: luanti luanti-game-minetest)"
 
@@ -338,8 +338,9 @@ class Game:
         lines = []
         for path in (self.profile / "game.out", self.log_path):
             if path.is_file():
-                text = path.read_text(errors="replace").splitlines()
-                lines += [line for line in text if re.search("ERROR|error|terminate|signal", line)][-5:]
+                text = [line for line in path.read_text(errors="replace").splitlines() if "OCHRE" not in line]
+                wrong = [line for line in text if re.search("ERROR|error|terminate|signal", line)]
+                lines += (wrong or text)[-5:]
         return "".join(f"\n  {line}" for line in lines)
 
     @property
@@ -403,7 +404,7 @@ class Game:
     def pass_frame(self) -> bool:
         """Goes on by one frame without looking at it, at PACE times real time at most -> False if paused."""
         before = self.line.get("n")
-        wait = self.started + 1 / (FPS * (1 if self.seen else PACE)) - time.monotonic()
+        wait = self.started + 1 / (FPS * PACE) - time.monotonic()
         if wait > 0:
             time.sleep(wait)
         self.started = time.monotonic()

@@ -125,7 +125,7 @@ class Player:
             yield from self._hold({"forward", "jump"}, self.random.randint(10, 18))
         else:
             self.kind = "walk+turn"
-            yield from self._turn_by(self._sign() * self.random.uniform(50, 170), self.random.uniform(4, 14))
+            yield from self._turn_by(self._sign() * self.random.uniform(50, 170), self._log_uniform(3, 12))
             yield from self._hold({"forward"}, self.random.randint(12, 30))
 
     def _leave_water(self) -> Behaviour:
@@ -161,11 +161,13 @@ class Player:
             yield Command(frozenset(keys), yaw=step)
 
     def _pitch_to(self, goal: float, speed: float, keys: set[str] = frozenset()) -> Behaviour:
+        uneven = self.random.random() < 0.6
         for _ in range(200):
             missing = goal - self.senses.pitch
             if abs(missing) < 0.3:  # about one pixel of the mouse
                 return
-            yield Command(frozenset(keys), pitch=math.copysign(min(abs(missing), speed), missing))
+            step = speed * self.random.uniform(0.2, 1.0) if uneven else speed
+            yield Command(frozenset(keys), pitch=math.copysign(min(abs(missing), step), missing))
 
     def _yaw_rates(self, frames: int) -> list[float]:
         """Degrees a frame of one turn: held, swinging up and down like a hand, uneven, or to and fro."""

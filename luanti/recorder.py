@@ -25,13 +25,14 @@ BIOMES = (
     "sandstone_desert", "cold_desert", "savanna", "savanna_shore", "rainforest", "rainforest_swamp",
 )  # fmt: skip
 ATTEMPTS = 6  # places tried for one clip
+STARTS = 3  # tries to start the game
 SHORTEST = 0.25  # of the wanted length: a clip cut earlier is thrown away and recorded elsewhere
 MOST_MEMORY = 1800.0  # MB, above which the game is started anew
 SETTLED = 0.4  # mean change between frames, in 1/255, below which the land around has loaded
 SETTLE_FRAMES = (32, 320)  # at least, at most
 ADRIFT_FRAMES = 192  # with the feet in water on half of them: it will not come ashore again
 STUCK_FRAMES = 112  # with keys held on most of them and hardly a metre made: stuck
-DARK_FRAMES = 48  # below DARK at noon's light: in a cave
+DARK_FRAMES = 16  # below DARK at noon's light: in a cave
 DARK = 6
 
 
@@ -326,7 +327,7 @@ def record_world(
                 if game is not None and game.memory_mb > MOST_MEMORY:
                     game = game.close()
                 if game is None:
-                    game = start_game(plan.world_seed, options, work, job)
+                    game = start_game(plan.world_seed, options, work, job, tell)
                 frames = 0
 
                 def seen(count: int) -> None:
@@ -359,14 +360,24 @@ def record_world(
             game.close()
 
 
-def start_game(world_seed: int, options: Options, work: Path, job: int) -> Game:
-    """A game in that world: in a window for a person, unseen otherwise."""
-    return Game(
-        work / f"profile-{job}",
-        work / f"cache-{job}",
-        work / "lockstep.so",
-        options.picture,
-        world_seed,
-        os.environ.get("DISPLAY") if options.human else None,
-        options.view_metres,
-    )
+def start_game(
+    world_seed: int, options: Options, work: Path, job: int, tell: Callable[[str, object], None]
+) -> Game:
+    """A game in that world: in a window for a person, else unseen, and started again if that failed."""
+    tries = 1 if options.human else STARTS
+    while True:
+        try:
+            return Game(
+                work / f"profile-{job}",
+                work / f"cache-{job}",
+                work / "lockstep.so",
+                options.picture,
+                world_seed,
+                os.environ.get("DISPLAY") if options.human else None,
+                options.view_metres,
+            )
+        except GameError as error:
+            tries -= 1
+            if not tries:
+                raise
+            tell("note", f"the game did not start: {error}; again")

@@ -17,6 +17,11 @@ SIZE = (HEIGHT, WIDTH, FOV)
 MIDDLE = (HEIGHT // 2, WIDTH // 2)
 
 
+def ground_plane(pose: torch.Tensor) -> torch.Tensor:
+    """Inverse distances of flat ground under a player of Minecraft's height."""
+    return camera.ground_plane(pose, *SIZE, camera.EYE_HEIGHT, camera.FAR)
+
+
 def poses(*rows) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
@@ -144,7 +149,7 @@ def test_a_far_sphere_is_warped_into_what_the_turned_camera_sees(turn):
 def test_a_textured_ground_is_warped_into_what_the_walking_camera_sees():
     old = poses([100, 64, -50, 30, 25], [0, 5, 0, -80, 10])
     new = poses([99.8, 64, -49.7, 37, 22], [0.3, 5, 0.1, -80, 14])
-    inverse = camera.ground_plane(new, *SIZE)
+    inverse = ground_plane(new)
     assert inverse.min() == pytest.approx(1 / camera.FAR)
     grid, seen = camera.reproject(old, new, inverse, *SIZE)
     near = seen & (inverse > 1 / 8)
@@ -156,7 +161,7 @@ def test_a_textured_ground_is_warped_into_what_the_walking_camera_sees():
 
 
 def test_ground_distance_straight_down_is_the_eye_height():
-    inverse = camera.ground_plane(poses([0, 0, 0, 0, 90]), *SIZE)[0]
+    inverse = ground_plane(poses([0, 0, 0, 0, 90]))[0]
     assert 1 / inverse[MIDDLE] == pytest.approx(camera.EYE_HEIGHT, rel=1e-3)
 
 
@@ -196,6 +201,6 @@ def test_on_recorded_clips_rotation_and_ground_beat_rotation_beats_copy():
 
     copy = psnr(None)
     rotation = psnr(camera.reproject(old, new, 0.0, *SIZE)[0])
-    ground = psnr(camera.reproject(old, new, camera.ground_plane(new, *SIZE), *SIZE)[0])
+    ground = psnr(camera.reproject(old, new, ground_plane(new), *SIZE)[0])
     print(f"{len(old)} pairs: copy {copy:.1f} dB, rotation {rotation:.1f}, rotation and ground {ground:.1f}")
     assert ground > rotation + 1 > copy + 2

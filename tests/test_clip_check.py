@@ -17,7 +17,7 @@ from data import SAMPLES
 from recordings import find_clips
 from video import read_frames, write_video
 
-LIMIT = 200
+LIMIT = 500  # frames of each clip: few of them change the pitch
 
 
 def copy_of(folder: Path, change: Callable[[dict], dict] | None = None, clips: int | None = None) -> Path:

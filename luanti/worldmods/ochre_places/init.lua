@@ -95,10 +95,14 @@ function search(request, random, round)
 	minetest.after(0, search, request, random, round + 1)
 end
 
+local rain -- id of the drops' spawner
 local function set_weather(name)
+	if rain then minetest.delete_particlespawner(rain) end
+	rain = nil
 	if name == "clear" then
 		player:set_sky({type = "regular", clouds = true})
-		player:set_clouds({density = 0.4})
+		player:set_clouds({density = 0.4, color = "#fff0f0e5"})
+		player:set_sun({visible = true, sunrise_visible = true})
 		player:override_day_night_ratio(nil)
 		return
 	end
@@ -107,8 +111,8 @@ local function set_weather(name)
 	player:set_sun({visible = false, sunrise_visible = false})
 	player:override_day_night_ratio(0.7)
 	if name == "rain" then
-		minetest.add_particlespawner({
-			amount = 1200, time = 0, attached = player, vertical = true, size = 2,
+		rain = minetest.add_particlespawner({
+			amount = 2400, time = 0, attached = player, vertical = true, minsize = 0.4, maxsize = 0.8,
 			minpos = {x = -12, y = 6, z = -12}, maxpos = {x = 12, y = 12, z = 12},
 			minvel = {x = 0, y = -14, z = 0}, maxvel = {x = 0, y = -11, z = 0},
 			minexptime = 0.8, maxexptime = 1.2, collisiondetection = true, collision_removal = true,

@@ -1,0 +1,815 @@
+"""Recording: what can be said without the game, and then the game itself, stopped and killed in every way.
+
+The last part needs Luanti, Xvfb and a C compiler, and is skipped where they are missing. It finds the
+processes of its recordings by a mark in their environment.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from Xlib.protocol import event
+
+import actions
+import record
+from actions import DEGREES_PER_UNIT
+from clip_check import check_clips
+from luanti import game
+from luanti.game import (
+    BITS,
+    DEGREES_PER_PIXEL,
+    EYE_HEIGHT,
+    FPS,
+    INSTALL,
+    KEYSYMS,
+    STRIP,
+    Controls,
+    Frame,
+    GameError,
+    Picture,
+    VirtualDisplay,
+    build_shim,
+    find_game,
+    minecraft,
+    read_barcode,
+    wrap,
+)
+from luanti.player import MAX_TURN
+from luanti.recorder import (
+    ADRIFT_FRAMES,
+    BIOMES,
+    DARK,
+    DARK_FRAMES,
+    STUCK_FRAMES,
+    TIMES,
+    WEATHERS,
+    Mouse,
+    Watch,
+    entries,
+    place_of,
+    plan_clips,
+)
+from recordings import clip_paths, find_clips, gamefactory_actions, gamefactory_track, world_key
+from video import count_frames, read_frames, video_fps
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = "OCHRE_TEST_RECORDING"  # in the environment of what a test starts
+
+
+# ------------------------------------------------------------ plans
+
+
+def plan(clips: int, seed: int = 1, clips_per_world: int = 4, biomes=BIOMES, times=("noon",)):
+    return plan_clips(seed, clips, clips_per_world, list(biomes), list(times), list(WEATHERS))
+
+
+def test_plans_depend_on_the_seed_alone_and_grow_at_the_end():
+    assert plan(30) == plan(30)
+    assert plan(30)[:12] == plan(12)
+    assert plan(30, seed=2) != plan(30)
+
+
+def test_plans_share_worlds_and_nothing_else():
+    plans = plan(12, clips_per_world=4)
+    worlds = [p.world_seed for p in plans]
+    assert worlds == [worlds[0]] * 4 + [worlds[4]] * 4 + [worlds[8]] * 4
+    assert len(set(worlds)) == 3
+    assert len({p.seed for p in plans}) == len({p.name for p in plans}) == 12
+    assert {p.world_seed for p in plan(12)}.isdisjoint(p.world_seed for p in plan(12, seed=2))
+    assert {p.name for p in plan(12)}.isdisjoint(p.name for p in plan(12, seed=2))
+
+
+def test_biomes_come_in_turn_and_all_times_and_weathers_occur():
+    plans = plan(3 * len(BIOMES), times=TIMES)
+    for start in range(0, len(plans), len(BIOMES)):
+        assert {p.biome for p in plans[start : start + len(BIOMES)]} == set(BIOMES)
+    assert [p.biome for p in plans[: len(BIOMES)]] != list(BIOMES)
+    assert {p.time for p in plans} == set(TIMES) and {p.weather for p in plans} == set(WEATHERS)
+    assert {p.biome for p in plan(20, biomes=["taiga", "desert"])} == {"taiga", "desert"}
+
+
+def test_each_attempt_at_a_clip_has_a_place_of_its_own():
+    places = [place_of(p, attempt) for p in plan(5) for attempt in range(6)]
+    assert len({name for name, _, _ in places}) == len({seed for _, seed, _ in places}) == 30
+    assert all(0 <= seed < 2**31 for _, seed, _ in places)
+    assert places == [place_of(p, attempt) for p in plan(5) for attempt in range(6)]
+
+
+def test_workers_are_given_whole_worlds():
+    plans = plan(10, clips_per_world=4)
+    groups = record.by_world(plans, 4)
+    assert [len(group) for group in groups] == [4, 4, 2]
+    assert all(len({p.world_seed for p in group}) == 1 for group in groups)
+    assert sum(groups, []) == plans
+
+
+# ------------------------------------------------------------ frames and entries
+
+
+def frame(**changes) -> Frame:
+    """A frame on open ground at noon."""
+    usual = Frame(
+        None, 1 / FPS, 0.0, 0.0, (0.0, 0.0, 0.0), (0.0, EYE_HEIGHT, 0.0), frozenset(), "air", "air", 15
+    )
+    return replace(usual, **changes)
+
+
+def walk_of(keys: list[set[str]], turn: float = 0.0) -> list[Frame]:
+    """A frame for each set of keys, a quarter of a metre apart; each shows the eye of the one before."""
+    return [
+        frame(
+            yaw=turn * k,
+            pitch=-turn * k / 2,
+            pos=(9.0, 9.0, 0.25 * k),  # of the feet: not what counts
+            eye_before=(1.0, 20.0 + EYE_HEIGHT, 0.25 * (k - 1)),
+            keys=frozenset(held),
+        )
+        for k, held in enumerate(keys)
+    ]
+
+
+def test_entry_k_is_what_led_to_frame_k():
+    frames = walk_of([set(), {"forward"}, {"back", "left"}, {"right", "jump"}, set(), set()], turn=6.0)
+    found = entries(frames, 5)
+    assert list(found) == ["0", "1", "2", "3", "4"]
+    assert [(e["ws"], e["ad"], e["scs"]) for e in found.values()] == [
+        (0, 0, 0), (1, 0, 0), (2, 1, 0), (0, 2, 1), (0, 0, 0),
+    ]  # fmt: skip
+    assert [e["yaw_delta"] for e in found.values()] == pytest.approx([0, 0.4, 0.4, 0.4, 0.4])
+    assert [e["pitch_delta"] for e in found.values()] == pytest.approx([0, -0.2, -0.2, -0.2, -0.2])
+    assert [e["yaw"] for e in found.values()] == pytest.approx([0, 6, 12, 18, 24])
+    assert [e["pitch"] for e in found.values()] == pytest.approx([0, -3, -6, -9, -12])
+
+
+def test_places_are_those_of_the_eye_which_the_following_frame_tells():
+    frames = walk_of([set()] * 4)
+    for k, entry in entries(frames, 3).items():
+        assert entry["pos"] == pytest.approx([1.0, 20.0, 0.25 * int(k)])
+    broken_off = entries(frames[:3], 3)["2"]
+    assert broken_off["pos"] == pytest.approx([9.0, 9.0, 0.5])  # no frame follows: that of the feet
+
+
+def test_entries_are_read_back_as_the_actions_that_were_taken():
+    keys = [set(), {"forward"}, {"forward", "right"}, {"left", "jump"}, {"back"}, set()]
+    found = entries(walk_of(keys, turn=-7.5), 5)
+    read = gamefactory_actions(json.loads(json.dumps(found)), Path("clip.json"))
+    expected = [[-0.5, 0.25, *actions.from_keys(held)] for held in keys[1:5]]
+    np.testing.assert_allclose(read, expected, atol=1e-5)
+    _, pose = gamefactory_track(found, Path("clip.json"))
+    assert np.isfinite(pose).all()  # that of frame 0, too
+
+
+def test_sneaking_is_told_apart_and_a_jump_counts_for_more():
+    found = entries(walk_of([set(), {"sneak"}, {"sneak", "jump"}, {"sneak", "forward"}, set()]), 4)
+    assert [e["scs"] for e in found.values()] == [0, 2, 1, 2]
+
+
+def test_a_turn_past_180_degrees_is_no_jump():
+    """The game wraps its yaw; ours goes on."""
+    assert [wrap(a) for a in (0, 190, -190, 360, 725, -540)] == [0, -170, 170, 0, 5, -180]
+
+
+def test_minecrafts_axes_are_the_games_with_x_mirrored():
+    assert minecraft([1.0, 2.0, 3.0]) == (-1.0, 2.0, 3.0)
+
+
+# ------------------------------------------------------------ where a clip is cut
+
+
+def verdict(frames: Iterator[Frame]) -> tuple[str, int]:
+    """Why a Watch ends a clip and at which frame; ("", number of frames) if it does not."""
+    watch, count = Watch(), 0
+    for seen in frames:
+        if why := watch(seen):
+            return why, count
+        count += 1
+    return "", count
+
+
+def test_good_play_is_not_cut():
+    walking = (frame(pos=(0.0, 0.0, 0.25 * k), keys=frozenset({"forward"})) for k in range(1200))
+    assert verdict(walking) == ("", 1200)
+    standing = (frame(yaw=float(k)) for k in range(1200))
+    assert verdict(standing) == ("", 1200)
+    swims = (frame(feet_node="default:water_source" if k % 300 < 90 else "air") for k in range(1200))
+    assert verdict(swims) == ("", 1200)
+
+
+@pytest.mark.parametrize(
+    "node, why",
+    [
+        ("default:water_source", "drowned"),
+        ("default:river_water_flowing", "drowned"),
+        ("default:lava_source", "drowned"),
+        ("ignore", "unloaded"),
+        ("", "unloaded"),
+    ],
+)
+def test_a_clip_is_cut_where_the_eye_is_in_no_air(node, why):
+    frames = [frame()] * 5 + [frame(eye_node=node)]
+    assert verdict(frames) == (why, 5)
+
+
+def test_a_clip_is_cut_in_the_dark_but_not_under_a_tree():
+    dark = [frame(daylight=DARK - 1)]
+    assert verdict(dark * 200) == ("dark", DARK_FRAMES - 1)
+    assert verdict((dark * (DARK_FRAMES - 1) + [frame()]) * 5)[0] == ""
+
+
+def test_a_clip_is_cut_where_walking_leads_nowhere():
+    rng = np.random.default_rng(0)
+    at_wall = [frame(pos=(*rng.uniform(0, 0.4, 3),), keys=frozenset({"forward"})) for _ in range(300)]
+    why, count = verdict(at_wall)
+    assert why == "stuck" and count <= STUCK_FRAMES
+
+
+def test_a_clip_is_cut_where_the_player_swims_on():
+    swimming = [frame(pos=(0.0, 0.0, k / 5), feet_node="default:water_source") for k in range(400)]
+    why, count = verdict(swimming)
+    assert why == "adrift" and count <= ADRIFT_FRAMES
+
+
+# ------------------------------------------------------------ mouse and camera
+
+
+def test_rounding_to_mouse_pixels_never_adds_up():
+    mouse, yaw, pitch, wanted = Mouse(10.0, 0.0), 10.0, 0.0, 10.0
+    rng = np.random.default_rng(0)
+    for turn in rng.uniform(-14, 14, 500):
+        wanted += turn
+        right, down = mouse.pixels(frame(yaw=yaw, pitch=pitch), turn, -0.03)
+        yaw, pitch = yaw + right * DEGREES_PER_PIXEL, pitch + down * DEGREES_PER_PIXEL
+        assert abs(yaw - wanted) <= DEGREES_PER_PIXEL / 2 + 1e-9
+    assert pitch == pytest.approx(-15.0, abs=DEGREES_PER_PIXEL)  # 500 steps, each far below a pixel
+
+
+def test_the_mouse_never_turns_faster_than_an_action_can_say():
+    mouse = Mouse(0.0, 0.0)
+    for turn in (40.0, -90.0, 15.0):
+        right, down = mouse.pixels(frame(), turn, turn)
+        assert max(abs(right), abs(down)) * DEGREES_PER_PIXEL <= MAX_TURN
+    assert abs(Mouse(0.0, 0.0).pixels(frame(), 15.0, 0.0)[0] * DEGREES_PER_PIXEL - 15) < DEGREES_PER_PIXEL
+
+
+def barcode(number: int, height: int = 176, width: int = 256) -> np.ndarray:
+    """A window's picture with the number in the strips above and below."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
+    for bit in range(BITS):
+        columns = slice(bit * STRIP, (bit + 1) * STRIP)
+        white = number >> bit & 1
+        pixels[:STRIP, columns] = 255 * white
+        pixels[-STRIP:, columns] = 255 * (1 - white)
+    return pixels
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 1199, 2**BITS - 1])
+def test_the_number_painted_into_a_picture_is_read_back(number):
+    assert read_barcode(barcode(number)) == number
+    assert read_barcode(barcode(number, height=608, width=1024)) == number
+
+
+def test_a_picture_between_two_frames_has_no_number():
+    """Half of one frame and half of the next, a dark screen, or something drawn over a strip."""
+    torn = barcode(5)
+    torn[-STRIP:] = barcode(6)[-STRIP:]
+    assert read_barcode(torn) is None
+    assert read_barcode(np.zeros_like(torn)) is None
+    covered = barcode(5)
+    covered[:STRIP, :64] = 255
+    assert read_barcode(covered) is None
+
+
+def test_the_window_has_room_for_both_strips():
+    assert Picture().window == (256, 144 + 2 * STRIP)
+    assert Picture(128, 72, scale=2).window == (256, 144 + 2 * STRIP)
+
+
+def test_the_games_field_of_view_gives_the_kept_rows_the_wanted_one():
+    assert Picture(256, 144, 70.0).fov_setting == pytest.approx(77.34, abs=0.005)
+    wide = Picture(320, 144, 70.0)  # wider than 16:10, where the game takes the angle as it is
+    whole = math.tan(math.radians(wide.fov_setting / 2))
+    assert whole * 144 / (144 + 2 * STRIP) == pytest.approx(math.tan(math.radians(35)))
+    assert Picture(320, 144, 90.0).fov_setting > wide.fov_setting
+
+
+# ------------------------------------------------------------ the command line
+
+
+def arguments(*words: object) -> object:
+    return record.build_parser().parse_args(list(map(str, words)))
+
+
+def refusal(capsys, *words: object, main: Callable = arguments) -> str:
+    """What is said on stderr about a command line that is refused."""
+    with pytest.raises(SystemExit) as ended:
+        main(*words)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def run_main(*words: object) -> int:
+    return record.main(list(map(str, words)))
+
+
+def test_sizes_are_read_and_odd_ones_refused(capsys):
+    assert record.size("256x144") == (256, 144)
+    assert "even" in refusal(capsys, "--out", "x", "--size", "255x144")
+    assert "even" in refusal(capsys, "--out", "x", "--size", "256x143")
+    for text in ("256", "0x144", "256x", "-2x4", "axb", "256x144x3"):
+        assert "WIDTHxHEIGHT" in refusal(capsys, "--out", "x", "--size=" + text)
+
+
+def test_lists_are_read_and_unknown_names_refused(capsys):
+    args = arguments("--out", "x", "--biomes", "taiga,desert", "--time", "any", "--weather", "rain")
+    assert args.biomes == ["taiga", "desert"] and args.weather == ["rain"]
+    assert args.time == list(TIMES)
+    assert arguments("--out", "x").biomes == list(BIOMES)
+    assert "taiga" in refusal(capsys, "--out", "x", "--biomes", "taigga")
+    assert "noon" in refusal(capsys, "--out", "x", "--time", "noon,tea")
+    assert "clear" in refusal(capsys, "--out", "x", "--weather", "")
+
+
+def test_out_and_check_exclude_each_other_and_one_is_needed(capsys):
+    assert "not allowed with" in refusal(capsys, "--out", "x", "--check", "y")
+    assert "required" in refusal(capsys)
+
+
+def test_counts_must_be_counts(capsys):
+    for flag in ("--clips", "--frames", "--clips_per_world", "--jobs"):
+        assert flag in refusal(capsys, "--out", "x", flag, "0")
+    assert "--vertical_fov" in refusal(capsys, "--out", "x", "--vertical_fov", "0")
+
+
+def test_pictures_are_drawn_large_enough_for_barcode_and_person():
+    assert record.picture_of(arguments("--out", "x")) == Picture(256, 144, 70.0, scale=1)
+    assert record.picture_of(arguments("--out", "x", "--size", "128x72")).scale == 2
+    for size in ("64x36", "128x72", "222x100", "256x144", "1920x1080"):
+        assert record.picture_of(arguments("--out", "x", "--size", size)).window[0] >= BITS * STRIP
+        human = record.picture_of(arguments("--out", "x", "--size", size, "--human"))
+        assert human.window[0] >= record.HUMAN_WIDTH
+
+
+def test_checking_a_folder_without_clips_says_so(capsys, tmp_path):
+    assert str(tmp_path) in refusal(capsys, "--check", tmp_path, main=run_main)
+    missing = tmp_path / "missing"
+    assert str(missing) in refusal(capsys, "--check", missing, main=run_main)
+    assert not missing.exists()
+
+
+def test_a_folder_of_other_settings_is_refused_and_the_setting_named(capsys, tmp_path):
+    record.check_same(arguments("--out", tmp_path, "--seed", 3))
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "clip_03_00000.json").write_text("{}")
+    record.check_same(arguments("--out", tmp_path, "--seed", 3, "--clips", 500, "--jobs", 1))  # may differ
+    for flag, value in (
+        ("--seed", "4"), ("--frames", "64"), ("--clips_per_world", "2"), ("--size", "128x72"),
+        ("--vertical_fov", "60"), ("--biomes", "taiga"), ("--time", "any"), ("--weather", "rain"),
+    ):  # fmt: skip
+        words = ["--out", tmp_path, "--seed", 3, flag, value]
+        said = refusal(capsys, *words, main=lambda *w: record.check_same(arguments(*w)))
+        assert flag in said and str(tmp_path) in said
+    words = ["--out", tmp_path, "--seed", 3, "--human"]
+    assert "human" in refusal(capsys, *words, main=lambda *w: record.check_same(arguments(*w)))
+
+
+def test_settings_of_a_run_that_recorded_nothing_bind_nobody(tmp_path):
+    record.check_same(arguments("--out", tmp_path, "--frames", 64))
+    record.check_same(arguments("--out", tmp_path, "--frames", 128))
+    assert json.loads((tmp_path / ".recording.json").read_text())["frames"] == 128
+
+
+def test_a_second_recorder_in_a_folder_is_refused(capsys, tmp_path):
+    lock = tmp_path / ".recorder" / "lock"
+    lock.parent.mkdir()
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "another record.py" in refusal(capsys, "--out", tmp_path, main=run_main)
+        assert lock.is_file()  # the first one's
+    assert not (tmp_path / ".recording.json").exists()
+
+
+def test_playing_yourself_without_a_display_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert "DISPLAY" in refusal(capsys, "--out", tmp_path / "mine", "--human", main=run_main)
+    assert not (tmp_path / "mine").exists()
+
+
+# ------------------------------------------------------------ what must be installed
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch, tmp_path) -> Path:
+    """A PATH with an empty folder in it."""
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
+    monkeypatch.delenv("CC", raising=False)
+    return empty
+
+
+def test_a_missing_compiler_names_its_package(nothing_installed, tmp_path):
+    with pytest.raises(GameError, match="compiler.*apt-get install.*gcc"):
+        build_shim(tmp_path / "lockstep.so")
+
+
+def test_a_missing_display_server_names_its_package(nothing_installed):
+    with pytest.raises(GameError, match="Xvfb.*apt-get install.*xvfb"):
+        VirtualDisplay(64, 64)
+
+
+def test_a_missing_game_names_its_packages(nothing_installed, monkeypatch):
+    which = shutil.which  # it may well be installed here, in /usr/games
+    monkeypatch.setattr(game.shutil, "which", lambda name, path=None: which(name))
+    with pytest.raises(GameError, match="apt-get install minetest.*luanti"):
+        find_game()
+
+
+def test_the_game_is_found_in_the_path_under_both_of_its_names(nothing_installed):
+    for name in ("luanti", "minetest"):  # the older name is looked for first
+        program = nothing_installed / name
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+        assert find_game() == program or find_game().parent.parent in (Path("/usr"), Path("/usr/local"))
+    assert find_game() == nothing_installed / "minetest"
+
+
+def test_the_script_ends_with_one_line_where_something_is_missing(nothing_installed, tmp_path):
+    """Without a PATH: the game may still be found in /usr/games, the compiler cannot."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "record.py"), "--out", str(tmp_path / "out"), "--clips", "1"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert INSTALL in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / ".recorder").exists()
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+
+
+@pytest.mark.skipif(compiler() is None, reason=f"no C compiler: {INSTALL}")
+def test_the_shim_compiles_without_a_warning(tmp_path):
+    command = [compiler(), "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "x.so"), str(ROOT / "luanti" / "lockstep.c"), "-ldl"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_compiler_that_fails_is_shown_with_what_it_said(tmp_path, monkeypatch):
+    broken = tmp_path / "broken-cc"
+    broken.write_text("#!/bin/sh\necho no headers >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    with pytest.raises(GameError, match="(?s)broken-cc.*apt-get install.*no headers"):
+        build_shim(tmp_path / "lockstep.so")
+
+
+# ------------------------------------------------------------ the game itself
+
+
+def missing() -> list[str]:
+    """What the recorder needs and this machine lacks."""
+    try:
+        find_game()
+        lacking = []
+    except GameError:
+        lacking = ["the game (minetest or luanti)"]
+    return lacking + ["Xvfb"] * (shutil.which("Xvfb") is None) + ["a C compiler"] * (compiler() is None)
+
+
+needs_game = pytest.mark.skipif(
+    bool(missing()), reason=f"NOT TESTED, no {', no '.join(missing())}: {INSTALL}"
+)
+FEW = ("--clips", "2", "--clips_per_world", "2", "--jobs", "1", "--seed", "7", "--biomes", "grassland")
+FEW += ("--frames", "128")
+
+
+SCRIPT = (str(ROOT / "record.py"),)
+# The same with a window that a processor draws fast enough.
+SMALL_WINDOW = ("-c", "import record; record.HUMAN_WIDTH = 256; raise SystemExit(record.main())")
+
+
+class Run:
+    """record.py in a process group of its own. `log` is what it says."""
+
+    def __init__(self, out: Path, *words: str, program: tuple[str, ...] = SCRIPT, **environment: str):
+        self.out, self.mark, self.began = out, f"{out}-{time.monotonic_ns()}", time.time()
+        self.log_path = out.with_name(f"{out.name}-{time.monotonic_ns()}.log")
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *program, "--out", str(out), *words],
+                stdout=log, stderr=log, start_new_session=True, cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", MARK: self.mark, **environment},
+            )  # fmt: skip
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait(self, seconds: float = 240) -> int:
+        return self.process.wait(seconds)
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 240) -> object:
+        """Waits for something that the run does, and fails if it ends or takes too long."""
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            ended = self.process.poll() is not None
+            assert not ended and time.monotonic() < deadline, f"waited for {what}\n{self.log}"
+            time.sleep(0.02)
+        return found
+
+    def until_playing(self, clip: str) -> None:
+        """Waits until some frames of that clip are written."""
+        part = self.out / "video" / f".{clip}.part.mp4"
+        self.until(lambda: part.is_file() and part.stat().st_mtime > self.began, f"{part}")
+
+    def processes(self) -> dict[int, str]:
+        """This run's processes, all that descend from it, and their programs."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found[int(folder.name)] = (folder / "exe").resolve().name
+        return found
+
+    def gone(self, seconds: float = 30) -> bool:
+        """Whether all processes end by themselves within that time."""
+        deadline = time.monotonic() + seconds
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not self.processes()
+
+    def close(self) -> None:
+        """Ends what is left."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(10)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Run]]:
+    """Starts recordings and leaves none behind."""
+    runs: list[Run] = []
+
+    def begin(*words, **environment) -> Run:
+        runs.append(Run(*words, **environment))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.close()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Run:
+    """A finished recording of two clips."""
+    run = Run(tmp_path_factory.mktemp("recorded") / "data", *FEW)
+    try:
+        assert run.wait() == 0, run.log
+        yield run
+    finally:
+        run.close()
+
+
+def content_of(out: Path, name: str) -> dict:
+    return json.loads(clip_paths(out, name)[0].read_text())
+
+
+def assert_whole(out: Path, name: str, frames: int) -> None:
+    """A clip whose video has a frame for each entry, and all of them unless it says why not."""
+    content = content_of(out, name)
+    assert list(content["actions"]) == [str(k) for k in range(len(content["actions"]))]
+    assert count_frames(clip_paths(out, name)[1]) == len(content["actions"])
+    if content["ended"] == "complete":
+        assert len(content["actions"]) == frames
+    else:
+        assert len(content["actions"]) < frames
+
+
+def assert_tidy(out: Path, names: list[str]) -> None:
+    """Whole clips of these names are in the folder, and nothing else is."""
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    clips = {path.relative_to(out).as_posix() for name in names for path in clip_paths(out, name)}
+    assert files == clips | {".recording.json"}
+    assert not (out / ".recorder").exists()
+
+
+CLIPS = ["clip_07_00000", "clip_07_00001"]
+
+
+@needs_game
+def test_a_recording_is_whole_and_nothing_else_is_left(recorded):
+    assert_tidy(recorded.out, CLIPS)
+    for name in CLIPS:
+        assert_whole(recorded.out, name, 128)
+    assert recorded.gone(), recorded.processes()
+    assert "2 clips, 0 of them recorded already" in recorded.log
+    assert "Traceback" not in recorded.log
+
+
+@needs_game
+def test_metadata_say_what_was_recorded(recorded):
+    for name, planned in zip(CLIPS, plan_clips(7, 2, 2, ["grassland"], ["noon"], ["clear"]), strict=True):
+        content = content_of(recorded.out, name)
+        assert content["biome"] == "grassland"
+        assert content["initial_weather"] == "clear" and content["start_time"] == "noon"
+        assert content["convention"] == "minecraft" and content["player"] == "scripted"
+        assert content["vertical_fov_degrees"] == 70.0 and content["eye_height"] == EYE_HEIGHT
+        assert world_key(content) == f"world_{planned.world_seed}"
+        assert re.match(r"(Minetest|Luanti) \d", content["game"])
+        video = clip_paths(recorded.out, name)[1]
+        assert video_fps(video) == FPS
+        assert next(read_frames(video)).shape == (144, 256, 3)
+
+
+@needs_game
+def test_pictures_actions_and_poses_belong_together(recorded):
+    report = check_clips(recorded.out, progress=False, limit_frames=128, expected_fov=70.0)
+    assert report.problems == [], report.text()
+    assert report.clips == 2 and not report.bad_files
+    assert report.pictures.yaw is not None
+    lags = report.pictures.yaw.correlation
+    assert max(lags, key=lags.get) == 0 and lags[0] > 0.9
+
+
+@needs_game
+def test_poses_follow_from_the_actions(recorded):
+    for name in CLIPS:
+        vectors, pose = gamefactory_track(content_of(recorded.out, name)["actions"], Path(name))
+        turned = np.diff(pose[:, 3:], axis=0)
+        np.testing.assert_allclose(turned, actions.camera_degrees(vectors), atol=0.01)
+        assert np.abs(turned).max() <= MAX_TURN and np.abs(turned[:, 0]).max() > 1
+        yaw = np.radians(pose[1:, 3])
+        moved = np.diff(pose[:, [0, 2]], axis=0)
+        ahead = -np.sin(yaw) * moved[:, 0] + np.cos(yaw) * moved[:, 1]
+        aside = -np.cos(yaw) * moved[:, 0] - np.sin(yaw) * moved[:, 1]
+        for distance, key in ((ahead, actions.MOVE_Z), (aside, actions.MOVE_X)):
+            along = distance * vectors[:, key]  # metres a frame; about none at a wall
+            assert (along > 0.1).sum() > 5 * (along < -0.1).sum()
+        still = (vectors[:, actions.MOVE_X :] == 0).all(1)
+        assert np.median(np.hypot(ahead, aside)[still]) < 0.02
+
+
+@needs_game
+def test_running_again_has_nothing_to_do(recorded, start):
+    before = {path: path.stat().st_mtime_ns for path in recorded.out.rglob("*.*4")}
+    run = start(recorded.out, *FEW)
+    assert run.wait() == 0, run.log
+    assert "2 of them recorded already" in run.log
+    assert before == {path: path.stat().st_mtime_ns for path in recorded.out.rglob("*.*4")}
+    assert_tidy(recorded.out, CLIPS)
+
+
+@pytest.fixture
+def half(recorded, tmp_path) -> Path:
+    """The recording without its second clip."""
+    out = shutil.copytree(recorded.out, tmp_path / "half")
+    for path in clip_paths(out, CLIPS[1]):
+        path.unlink()
+    return out
+
+
+@needs_game
+def test_ctrl_c_in_the_middle_of_a_clip_ends_everything_and_keeps_whole_clips(half, start):
+    run = start(half, *FEW)
+    run.until_playing(CLIPS[1])
+    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
+    assert run.wait() == 130, run.log
+    assert "stopped; whole clips are kept" in run.log and "Traceback" not in run.log
+    assert run.gone(), run.processes()
+    assert_tidy(half, CLIPS[:1])
+
+
+@needs_game
+def test_a_recorder_and_a_game_that_are_killed_cost_no_more_than_the_clip(half, start):
+    kept = {path: path.stat().st_mtime_ns for path in clip_paths(half, CLIPS[0])}
+    run = start(half, *FEW)
+    run.until_playing(CLIPS[1])
+    assert len(run.processes()) >= 4  # the recorder, its worker, the game, its display
+    run.process.kill()
+    assert run.wait() == -signal.SIGKILL
+    assert run.gone(), run.processes()
+    assert [clip.name for clip in find_clips(half, "auto", half)[1]] == CLIPS[:1]
+
+    run = start(half, *FEW)
+    run.until_playing(CLIPS[1])
+    games = [pid for pid, program in run.processes().items() if program in ("minetest", "luanti")]
+    assert len(games) == 1
+    os.kill(games[0], signal.SIGKILL)
+    assert run.wait() == 0, run.log
+    assert "the game has ended" in run.log and "Traceback" not in run.log
+    assert_tidy(half, CLIPS)
+    assert_whole(half, CLIPS[1], 128)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert run.gone(), run.processes()
+
+
+@needs_game
+def test_two_games_at_once_record_another_size_in_worlds_of_their_own(tmp_path, start):
+    words = "--clips 2 --clips_per_world 1 --jobs 2 --frames 32 --size 128x72 --vertical_fov 60".split()
+    run = start(tmp_path / "small", *words)
+    assert run.wait() == 0, run.log
+    names = ["clip_01_00000", "clip_01_00001"]
+    assert_tidy(run.out, names)
+    for name in names:
+        assert_whole(run.out, name, 32)
+        assert content_of(run.out, name)["vertical_fov_degrees"] == 60.0
+        picture = next(read_frames(clip_paths(run.out, name)[1]))
+        assert picture.shape == (72, 128, 3) and picture.std() > 5
+    assert len({content_of(run.out, name)["world_seed"] for name in names}) == 2
+
+
+# ------------------------------------------------------------ a person's hands
+
+
+class Desktop(VirtualDisplay):
+    """A display that knows how windows are closed, as with a window manager, and hands for it."""
+
+    def __init__(self):
+        super().__init__(1280, 800)
+        self.hands = Controls(self.name)
+        self.protocols, self.delete = map(
+            self.hands.display.intern_atom, ("WM_PROTOCOLS", "WM_DELETE_WINDOW")
+        )
+        self.hands.display.sync()
+
+    def close_window(self) -> None:
+        """Clicks the cross of every window."""
+        for window in self.hands.display.screen().root.query_tree().children:
+            window.send_event(
+                event.ClientMessage(
+                    window=window, client_type=self.protocols, data=(32, [self.delete, 0, 0, 0, 0])
+                )
+            )
+        self.hands.display.sync()
+
+    def close(self) -> None:
+        self.hands.close()
+        super().close()
+
+
+def recorded_frames(run: Run) -> int:
+    """Frames so far, by the progress bar."""
+    return max(map(int, re.findall(r"(\d+)/\d+ \[", run.log)), default=0)
+
+
+@needs_game
+def test_a_person_plays_and_closes_the_window(tmp_path, start):
+    """First clip: w held while the mouse moves right and down, then other keys. The second is left early."""
+    desktop = Desktop()
+    try:
+        words = "--human --clips 3 --clips_per_world 3 --frames 64 --size 128x72 --biomes grassland".split()
+        run = start(tmp_path / "mine", *words, program=SMALL_WINDOW, DISPLAY=desktop.name)
+        run.until(desktop.hands.focus, "the game's window")
+        run.until_playing("clip_01_00000")
+        desktop.hands.focus()
+        for _ in range(20):
+            desktop.hands.apply({"forward"}, right=8, down=2)
+            time.sleep(0.06)
+        for keys in ({"jump"}, {"left", "sneak"}, set()):
+            desktop.hands.apply(keys)
+            time.sleep(0.7)
+        metadata = clip_paths(run.out, "clip_01_00000")[0]
+        run.until(metadata.is_file, "the first clip")
+        run.until(lambda: recorded_frames(run) >= 64 + 2 * FPS, "two seconds of the second clip")
+        desktop.close_window()
+        assert run.wait() == 0, run.log
+    finally:
+        desktop.close()
+    assert run.gone(), run.processes()
+    assert "Traceback" not in run.log
+    names = ["clip_01_00000", "clip_01_00001"]
+    assert_tidy(run.out, names)
+    for name, ended in zip(names, ("complete", "quit"), strict=True):
+        assert_whole(run.out, name, 64)
+        assert content_of(run.out, name)["ended"] == ended
+        assert content_of(run.out, name)["player"] == "human"
+    found = content_of(run.out, names[0])["actions"].values()
+    assert any(e["ws"] == 1 and e["yaw_delta"] > 0 for e in found)
+    # A slow game loses some of a moving mouse's way, but what it did take is in the actions.
+    right, down = (DEGREES_PER_UNIT * sum(e[name] for e in found) for name in ("yaw_delta", "pitch_delta"))
+    assert 40 * DEGREES_PER_PIXEL < right < 161 * DEGREES_PER_PIXEL
+    assert down == pytest.approx(right / 4, abs=1.5)
+    assert {e["scs"] for e in found} == {0, 1, 2} and {e["ad"] for e in found} == {0, 1}
+    assert len(content_of(run.out, names[1])["actions"]) >= 2 * FPS
+
+
+def test_every_key_that_a_player_uses_has_a_keysym():
+    assert set(KEYSYMS) == {"forward", "back", "left", "right", "jump", "sneak"}
