@@ -34,6 +34,7 @@ from luanti.game import FPS, GameError, Picture, build_shim, die_with_parent, fi
 from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, Options, plan_clips, record_world
 from recordings import clip_paths, remove_parts
 from settings import count, fail, natural, positive
+from video import VideoError
 
 HUMAN_WIDTH = 1024  # pixels, at least, of the window that a person plays in
 BARCODE_WIDTH = 14 * 16  # pixels of the window that the frame's number takes
@@ -136,7 +137,7 @@ def work(job: int, options: Options, folder: Path, pipe: Connection) -> None:
             if plans is None:
                 return
             record_world(plans, options, folder, job, lambda *news: pipe.send(news))
-    except GameError as error:
+    except (GameError, VideoError, OSError) as error:  # OSError: the disk is full, say
         pipe.send(("error", str(error)))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -398,8 +398,10 @@ class ClipWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.writer.close()
-        self.part.unlink(missing_ok=True)
+        try:
+            self.writer.close()
+        finally:
+            self.part.unlink(missing_ok=True)
 
 
 def clip_paths(out: Path, name: str) -> tuple[Path, Path]:

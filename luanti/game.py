@@ -467,6 +467,7 @@ class Game:
 
         `time_of_day` is 0..1, 0.5 noon; `weather` clear, overcast or rain. Raises GameError.
         """
+        self.yaw = wrap(self.yaw)  # each place counts its turns anew
         self._ask("go.json", {"id": name, "time": time_of_day, "weather": weather, "yaw": -yaw})
         deadline = time.monotonic() + PATIENCE
         while name not in self.answers["placed"]:

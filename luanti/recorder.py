@@ -29,7 +29,8 @@ STARTS = 3  # tries to start the game
 SHORTEST = 0.25  # of the wanted length: a clip cut earlier is thrown away and recorded elsewhere
 MOST_MEMORY = 1800.0  # MB, above which the game is started anew
 SETTLED = 0.4  # mean change between frames, in 1/255, below which the land around has loaded
-SETTLE_FRAMES = (32, 320)  # at least, at most
+SETTLE_FRAMES = (64, 400)  # at least, at most
+QUIET_FRAMES = 24  # in a row without a change
 ADRIFT_FRAMES = 192  # with the feet in water on half of them: it will not come ashore again
 STUCK_FRAMES = 112  # with keys held on most of them and hardly a metre made: stuck
 DARK_FRAMES = 16  # below DARK at noon's light: in a cave
@@ -115,7 +116,7 @@ def settle(game: Game) -> None:
             change = 255.0 if last is None else float(np.abs(picture - last).mean())
             last = picture
             quiet = quiet + 1 if change < SETTLED else 0
-        if k >= at_least and quiet >= 8:
+        if k >= at_least and quiet >= QUIET_FRAMES:
             return
         time.sleep(0.01)  # the threads that build the land want the processor, too
 
