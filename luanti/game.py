@@ -222,7 +222,6 @@ class Game:
         picture: Picture,
         world_seed: int,
         display_name: str | None = None,
-        view_metres: int | None = None,
     ):
         self.profile, self.picture = profile, picture
         self.home = profile / ".minetest"
@@ -237,7 +236,7 @@ class Game:
         try:
             self.seen = display_name is not None
             name = display_name or self.virtual.name
-            self._install(world_seed, view_metres)
+            self._install(world_seed)
             self._start(find_game(), name, cache, shim)
             self.controls = None if self.seen else Controls(name)
             self._wait_until_joined()
@@ -253,7 +252,7 @@ class Game:
 
     # -------------------------------------------------------- start and end
 
-    def _install(self, world_seed: int, view_metres: int | None) -> None:
+    def _install(self, world_seed: int) -> None:
         shutil.rmtree(self.profile, ignore_errors=True)
         self.world.mkdir(parents=True)
         shutil.copytree(FOLDER / "clientmods", self.home / "clientmods")
@@ -265,8 +264,6 @@ class Game:
             "fov": f"{self.picture.fov_setting:.4f}",
             "fixed_map_seed": world_seed,
         }
-        if view_metres:
-            own["viewing_range"] = view_metres
         settings = [(FOLDER / "minetest.conf").read_text(), *(f"{k} = {v}" for k, v in own.items())]
         (self.home / "minetest.conf").write_text("\n".join(settings) + "\n")
         backends = ("backend", "player_backend", "auth_backend", "mod_storage_backend")

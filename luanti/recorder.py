@@ -57,7 +57,6 @@ class Options:
     frames: int
     picture: Picture
     human: bool = False
-    view_metres: int | None = None
     labels: dict = field(default_factory=dict)  # further metadata of each clip
 
 
@@ -375,7 +374,6 @@ def start_game(
                 options.picture,
                 world_seed,
                 os.environ.get("DISPLAY") if options.human else None,
-                options.view_metres,
             )
         except GameError as error:
             tries -= 1

@@ -137,7 +137,7 @@ def test_left_and_right_are_equally_frequent(plays):
     assert z_score(turned) < 3
     assert z_score(strafed) < 3
     frames = Counter(side for p in plays for m in p for side in m.command.keys & {"left", "right"})
-    assert min(frames.values()) > 0.8 * max(frames.values())
+    assert min(frames.values()) > 0.7 * max(frames.values())  # some 250 strafes of 17 frames: 0.8 is 2 sigma
 
 
 def test_the_wanted_shares_are_reached(plays):
@@ -368,16 +368,19 @@ def test_a_bank_too_high_to_climb_does_not_end_the_search_for_another():
     def free(x: float, z: float) -> bool:
         return z > 2 or abs(x) > 4  # where it was ashore last there is a bank; to its sides there is a beach
 
-    body, player = Body(free=free, water=lake), Player(2)
-    for _ in range(40):
-        player(Senses(0.0, 0.0, (0.0, 0.0, 0.0)))
-    body.z = 6.0
-    begun, was = 0, False
-    for _ in range(1500):
-        body.follow(player(body.senses))
-        begun += player.leaving_water and not was
-        was = player.leaving_water
-        if not lake(body.x, body.z):
-            break
-    assert begun >= 2
-    assert not lake(body.x, body.z)
+    ashore = 0
+    for seed in range(10):
+        body, player = Body(free=free, water=lake), Player(seed)
+        for _ in range(40):
+            player(Senses(0.0, 0.0, (0.0, 0.0, 0.0)))
+        body.z = 6.0
+        begun, was = 0, False
+        for _ in range(1500):
+            body.follow(player(body.senses))
+            begun += player.leaving_water and not was
+            was = player.leaving_water
+            if not lake(body.x, body.z):
+                break
+        assert begun >= 2
+        ashore += not lake(body.x, body.z)
+    assert ashore >= 5
