@@ -24,6 +24,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import groupby
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -143,24 +144,58 @@ def work(job: int, options: Options, folder: Path, pipe: Connection) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def by_world(plans: list[ClipPlan], clips_per_world: int) -> list[list[ClipPlan]]:
-    """The clips in groups that share a world."""
-    return [plans[k : k + clips_per_world] for k in range(0, len(plans), clips_per_world)]
+class Progress:
+    """What the workers have told, and the bar that shows it."""
+
+    def __init__(self, clips: int, frames: int):
+        self.clips = clips  # that are missing
+        self.ended: dict[str, str] = {}  # clip -> how it ended
+        self.failed: dict[str, str] = {}  # clip -> why it could not be recorded
+        self.lost = 0  # frames thrown away
+        self.began = time.monotonic()
+        self.bar = tqdm(total=clips * frames, unit=" frames", smoothing=0.1, dynamic_ncols=True)
+
+    def hear(self, what: str, value: object) -> None:
+        """Takes one of the reports that `record_world` makes."""
+        if what == "frames":
+            self.bar.update(value)
+            self.bar.set_postfix_str(
+                f"{len(self.ended)}/{self.clips} clips, {self.speed / FPS:.1f}x real time"
+            )
+        elif what == "lost":
+            self.bar.update(-value)
+            self.lost += value
+        elif what == "clip":
+            self.ended[value[0]] = value[1]
+        elif what == "failed":
+            self.failed[value[0]] = value[1]
+        elif what == "note":
+            tqdm.write(value)
+        elif what == "error":
+            raise GameError(value)
+
+    @property
+    def speed(self) -> float:
+        """Frames a second since the beginning, the time for starts and settling counted in."""
+        return self.bar.n / (time.monotonic() - self.began)
+
+    def close(self) -> None:
+        """Ends the bar and prints the sum."""
+        self.bar.close()
+        whole = sum(how == "complete" for how in self.ended.values())
+        print(
+            f"{len(self.ended)} clips in {time.monotonic() - self.began:.0f} s, {whole} whole and "
+            f"{len(self.ended) - whole} cut; {self.bar.n} frames kept and {self.lost} thrown away: "
+            f"{self.speed:.1f} frames/s, {self.speed / FPS:.1f}x real time"
+        )
+        for name, why in self.failed.items():
+            print(f"{name}: could not be recorded: {why}", file=sys.stderr)
 
 
-def record(args: argparse.Namespace, options: Options, folder: Path) -> int:
-    """Records what is missing and shows the progress -> the script's exit status."""
-    plans = plan_clips(args.seed, args.clips, args.clips_per_world, args.biomes, args.time, args.weather)
-    done = {plan.name for plan in plans if all(path.is_file() for path in clip_paths(args.out, plan.name))}
-    worlds = [
-        [plan for plan in world if plan.name not in done] for world in by_world(plans, args.clips_per_world)
-    ]
-    worlds = [world for world in worlds if world]
-    missing = sum(map(len, worlds))
-    print(f"{len(plans)} clips, {len(done)} of them recorded already")
-    if not missing:
-        return 0
-    jobs = 1 if args.human else min(args.jobs, len(worlds))
+def run_workers(
+    worlds: list[list[ClipPlan]], jobs: int, options: Options, folder: Path, progress: Progress
+) -> None:
+    """Hands the worlds out to `jobs` workers, one after the other, until all are recorded."""
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, multiprocessing.Process] = {}
     for job in range(jobs):
@@ -168,58 +203,51 @@ def record(args: argparse.Namespace, options: Options, folder: Path) -> int:
         workers[ours] = context.Process(target=work, args=(job, options, folder, theirs), daemon=True)
         workers[ours].start()
         theirs.close()
-    began, ended, lost, failed, running = time.monotonic(), {}, 0, {}, list(workers)
-    bar = tqdm(total=missing * args.frames, unit=" frames", smoothing=0.1, dynamic_ncols=True)
+    running = list(workers)
     try:
         while running:
             for pipe in wait(running):
                 try:
                     what, value = pipe.recv()
-                except (EOFError, ConnectionError):
+                except (EOFError, ConnectionError):  # it has ended
                     running.remove(pipe)
                     workers[pipe].join()
-                    if workers[pipe].exitcode:
-                        tqdm.write(
-                            f"a worker ended with status {workers[pipe].exitcode}: its clips are missing"
-                        )
-                        failed["clips of a lost worker"] = "run again to record them"
+                    if status := workers[pipe].exitcode:
+                        progress.hear("failed", (f"job {len(running)}", f"it ended with status {status}"))
                     continue
+                if what == "quit":
+                    worlds.clear()
                 if what == "ready":
                     pipe.send(worlds.pop(0) if worlds else None)
-                elif what == "frames":
-                    bar.update(value)
-                    speed = bar.n / FPS / (time.monotonic() - began)
-                    bar.set_postfix_str(f"{len(ended)}/{missing} clips, {speed:.1f}x real time")
-                elif what == "lost":
-                    bar.update(-value)
-                    lost += value
-                elif what == "clip":
-                    ended[value[0]] = value[1]
-                elif what == "failed":
-                    failed[value[0]] = value[1]
-                elif what == "note":
-                    tqdm.write(value)
-                elif what == "quit":
-                    worlds.clear()
-                elif what == "error":
-                    raise GameError(value)
+                else:
+                    progress.hear(what, value)
     finally:
-        bar.close()
         for worker in workers.values():
             worker.terminate()
         for worker in workers.values():
             worker.join(20)
             worker.kill()
-        whole = sum(how == "complete" for how in ended.values())
-        seconds = time.monotonic() - began
-        print(
-            f"{len(ended)} clips in {seconds:.0f} s, {whole} whole and {len(ended) - whole} cut; "
-            f"{bar.n} frames kept and {lost} thrown away: {bar.n / seconds:.1f} frames/s, "
-            f"{bar.n / FPS / seconds:.1f}x real time"
-        )
-    for name, why in failed.items():
-        print(f"{name}: could not be recorded: {why}", file=sys.stderr)
-    return 1 if failed else 0
+
+
+def by_world(plans: list[ClipPlan]) -> list[list[ClipPlan]]:
+    """The clips in groups that share a world."""
+    return [list(group) for _, group in groupby(plans, key=lambda plan: plan.world_seed)]
+
+
+def record(args: argparse.Namespace, options: Options, folder: Path) -> int:
+    """Records what is missing -> the script's exit status."""
+    plans = plan_clips(args.seed, args.clips, args.clips_per_world, args.biomes, args.time, args.weather)
+    missing = [plan for plan in plans if not all(path.is_file() for path in clip_paths(args.out, plan.name))]
+    print(f"{len(plans)} clips, {len(plans) - len(missing)} of them recorded already")
+    if not missing:
+        return 0
+    worlds = by_world(missing)
+    progress = Progress(len(missing), args.frames)
+    try:
+        run_workers(worlds, 1 if args.human else min(args.jobs, len(worlds)), options, folder, progress)
+    finally:
+        progress.close()
+    return 1 if progress.failed else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

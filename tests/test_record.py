@@ -110,7 +110,7 @@ def test_each_attempt_at_a_clip_has_a_place_of_its_own():
 
 def test_workers_are_given_whole_worlds():
     plans = plan(10, clips_per_world=4)
-    groups = record.by_world(plans, 4)
+    groups = record.by_world(plans)
     assert [len(group) for group in groups] == [4, 4, 2]
     assert all(len({p.world_seed for p in group}) == 1 for group in groups)
     assert sum(groups, []) == plans
