@@ -490,7 +490,7 @@ def missing() -> list[str]:
         lacking = []
     except GameError:
         lacking = ["the game (minetest or luanti)"]
-    return lacking + ["Xvfb"] * (shutil.which("Xvfb") is None) + ["a C compiler"] * (compiler() is None)
+    return lacking + ["Xvfb"] * (shutil.which("Xvfb") is None) + ["C compiler"] * (compiler() is None)
 
 
 needs_game = pytest.mark.skipif(
