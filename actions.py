@@ -105,6 +105,11 @@ def from_minerl(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.column_stack([turn, *keys]).astype(np.float32)
 
 
+def wrap(degrees: float | np.ndarray) -> float | np.ndarray:
+    """Angles, a float or an array, brought into -180..180 (180 itself becomes -180)."""
+    return (degrees + 180.0) % 360.0 - 180.0
+
+
 def action_class(vectors: np.ndarray) -> np.ndarray:
     """Action vectors [N, 5] -> their classes [N] int64, places in CLASS_NAMES; the first that fits counts:
 

@@ -154,7 +154,7 @@ class _Track:
     pose: np.ndarray
 
     def __post_init__(self):
-        self.turned = _wrap(np.diff(self.pose[:, 3:], axis=0))  # [T-1, 2] degrees of yaw and pitch
+        self.turned = actions.wrap(np.diff(self.pose[:, 3:], axis=0))  # [T-1, 2] degrees of yaw and pitch
         self.moved = np.diff(self.pose[:, :3], axis=0)  # [T-1, 3] metres
 
     @property
@@ -313,11 +313,6 @@ def _read_track(clip: Clip, limit: int) -> _Track:
         raise ClipError("too short", f"{clip.metadata}: one frame, at least 2 needed")
     pictures = torch.from_numpy(np.stack(grey)).float()[:, None] / 255
     return _Track(clip.name, pictures, every[: len(grey) - 1], pose[: len(grey)])
-
-
-def _wrap(degrees: np.ndarray) -> np.ndarray:
-    """Angles brought into -180..180."""
-    return (degrees + 180) % 360 - 180
 
 
 # ------------------------------------------------------------ alignment

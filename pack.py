@@ -26,6 +26,7 @@ from recordings import (
     ClipWriter,
     clip_paths,
     find_clips,
+    is_whole,
     read_gamefactory_entries,
     read_json,
     remove_parts,
@@ -46,7 +47,7 @@ class Packing:
 
 def pack(clip: Clip, packing: Packing) -> str:
     """Packs one clip -> "", or why it cannot be packed."""
-    if all(path.is_file() for path in clip_paths(packing.out, clip.name)):
+    if is_whole(packing.out, clip.name):
         return ""
     try:
         content = read_json(clip.metadata)
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
             skipped.append(f"{clip.name}: {why}")
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
-    packed = [pair for clip in clips if all(map(Path.is_file, pair := clip_paths(args.out, clip.name)))]
+    packed = [clip_paths(args.out, clip.name) for clip in clips if is_whole(args.out, clip.name)]
     if not packed:
         fail(f"{args.clips}: not one of {len(clips)} clips could be packed")
     frames = sum(len(read_gamefactory_entries(metadata)) for metadata, _ in packed)

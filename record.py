@@ -30,15 +30,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from clip_check import check_clips
 from data import DataError
-from luanti.game import FPS, GameError, Picture, build_shim, die_with_parent, find_game, game_version
+from luanti.game import (
+    BITS,
+    FPS,
+    STRIP,
+    GameError,
+    Picture,
+    build_shim,
+    die_with_parent,
+    find_game,
+    game_version,
+)
 from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, Options, plan_clips, record_world
-from recordings import clip_paths, remove_parts
+from recordings import is_whole, remove_parts
 from settings import count, fail, natural, positive
 from video import VideoError
 
 HUMAN_WIDTH = 1024  # pixels, at least, of the window that a person plays in
-BARCODE_WIDTH = 14 * 16  # pixels of the window that the frame's number takes
 # What must agree between the runs that fill one folder.
 SAME = ("seed", "frames", "clips_per_world", "size", "vertical_fov", "biomes", "time", "weather", "human")
 
@@ -99,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 def picture_of(args: argparse.Namespace) -> Picture:
     """The pictures, drawn larger where the window would be too small for the barcode or for a person."""
     width, height = args.size
-    least = HUMAN_WIDTH if args.human else BARCODE_WIDTH
+    least = HUMAN_WIDTH if args.human else BITS * STRIP
     return Picture(width, height, args.vertical_fov, scale=-(-least // width))
 
 
@@ -200,7 +210,9 @@ def run_workers(
     workers: dict[Connection, multiprocessing.Process] = {}
     for job in range(jobs):
         ours, theirs = context.Pipe()
-        workers[ours] = context.Process(target=work, args=(job, options, folder, theirs), daemon=True)
+        workers[ours] = context.Process(
+            target=work, args=(job, options, folder, theirs), name=f"job {job}", daemon=True
+        )
         workers[ours].start()
         theirs.close()
     running = list(workers)
@@ -213,7 +225,7 @@ def run_workers(
                     running.remove(pipe)
                     workers[pipe].join()
                     if status := workers[pipe].exitcode:
-                        progress.hear("failed", (f"job {len(running)}", f"it ended with status {status}"))
+                        progress.hear("failed", (workers[pipe].name, f"it ended with status {status}"))
                     continue
                 if what == "quit":
                     worlds.clear()
@@ -237,7 +249,7 @@ def by_world(plans: list[ClipPlan]) -> list[list[ClipPlan]]:
 def record(args: argparse.Namespace, options: Options, folder: Path) -> int:
     """Records what is missing -> the script's exit status."""
     plans = plan_clips(args.seed, args.clips, args.clips_per_world, args.biomes, args.time, args.weather)
-    missing = [plan for plan in plans if not all(path.is_file() for path in clip_paths(args.out, plan.name))]
+    missing = [plan for plan in plans if not is_whole(args.out, plan.name)]
     print(f"{len(plans)} clips, {len(plans) - len(missing)} of them recorded already")
     if not missing:
         return 0
@@ -254,8 +266,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the script."""
     args = build_parser().parse_args(arguments)
     if args.check:
-        from clip_check import check_clips
-
         try:
             report = check_clips(args.check)
         except DataError as error:

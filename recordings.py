@@ -268,7 +268,7 @@ def gamefactory_track(entries: dict, path: Path) -> tuple[np.ndarray, np.ndarray
         # Entry 0 belongs to no frame, but some recorders put frame 0's pose there: taken if entry 1 follows.
         start = read_pose(entries["0"])
         turned = start[3:] + actions.camera_degrees(every[0]) - pose[1, 3:]
-        if (abs((turned + 180) % 360 - 180) < 0.05).all():
+        if (abs(actions.wrap(turned)) < 0.05).all():
             pose[0] = start
     return every, pose
 
@@ -407,6 +407,11 @@ class ClipWriter:
 def clip_paths(out: Path, name: str) -> tuple[Path, Path]:
     """Metadata and video of a clip that ClipWriter has written or will write."""
     return out / "metadata" / f"{name}.json", out / "video" / f"{name}.mp4"
+
+
+def is_whole(out: Path, name: str) -> bool:
+    """Whether a ClipWriter has finished this clip."""
+    return all(path.is_file() for path in clip_paths(out, name))
 
 
 def remove_parts(out: Path) -> None:

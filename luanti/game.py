@@ -22,11 +22,15 @@ from Xlib import XK, X, display
 from Xlib.error import XError
 from Xlib.ext import xtest
 
+from actions import wrap
+from camera import focal_length
+
 FOLDER = Path(__file__).resolve().parent
 FPS = 16
 BITS, STRIP = 14, 16  # the barcode's bits, and the side of one of its cells in pixels (clientmods/ochre_log)
 DEGREES_PER_PIXEL = 0.2354  # of the mouse, at the sensitivity in minetest.conf
 EYE_HEIGHT = 1.47  # metres above the feet, in Minetest Game
+TITLES = ("Minetest", "Luanti")  # in the title of the game's window
 KEYSYMS = {"forward": "w", "back": "s", "left": "a", "right": "d", "jump": "space", "sneak": "Shift_L"}
 PATIENCE = 60.0  # seconds without a new frame, or without an answer of the game, that mean it hangs
 PACE = 8  # times real time, at most, while the game loads: its other threads should keep up
@@ -62,7 +66,7 @@ class Picture:
         sqrt(1.6 / aspect) (Luanti's src/client/camera.cpp).
         """
         width, height = self.window
-        focal = self.height * self.scale / 2 / math.tan(math.radians(self.vertical_fov) / 2)
+        focal = focal_length(self.height * self.scale, self.vertical_fov)
         whole = math.degrees(2 * math.atan(height / 2 / focal))
         return whole / min(max(math.sqrt(1.6 * height / width), 1.0), 1.4)
 
@@ -174,13 +178,13 @@ class Controls:
         }
         self.down: set[str] = set()
 
-    def focus(self, pid_names: Collection[str] = ("Minetest", "Luanti")) -> bool:
+    def focus(self) -> bool:
         """Gives the game's window the keyboard; False while there is none."""
         root = self.display.screen().root
         for window in root.query_tree().children:
             with contextlib.suppress(XError):
                 title = window.get_wm_name() or ""
-                if any(name in str(title) for name in pid_names) and window.get_attributes().map_state:
+                if any(name in str(title) for name in TITLES) and window.get_attributes().map_state:
                     # In the middle of the screen, so that the mouse has room on every side.
                     size, area = window.get_geometry(), root.get_geometry()
                     window.configure(x=(area.width - size.width) // 2, y=(area.height - size.height) // 2)
@@ -478,11 +482,6 @@ def minecraft(pos: list[float]) -> tuple[float, float, float]:
     """The game's [x, y, z] in Minecraft's axes: x is mirrored."""
     x, y, z = pos
     return -x, y, z
-
-
-def wrap(degrees: float) -> float:
-    """An angle to -180..180."""
-    return (degrees + 180.0) % 360.0 - 180.0
 
 
 def read_barcode(pixels: np.ndarray) -> int | None:

@@ -13,6 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from actions import wrap
+
 MAX_TURN = 15.0  # degrees a frame: an action of 1
 MAX_PITCH = 70.0  # degrees from the horizon
 # Shares of the frames. "turn", "look", "walk" and "strafe" are pure, so that each effect is seen alone; the
@@ -136,7 +138,7 @@ class Player:
         if self.shore is not None:
             x, _, z = self.senses.pos
             there = math.degrees(math.atan2(x - self.shore[0], self.shore[1] - z))
-            turn = (there - self.senses.yaw + 180) % 360 - 180
+            turn = wrap(there - self.senses.yaw)
         yield from self._turn_by(turn, self._log_uniform(5, 12), keys)
         yield from self._hold(keys, self.random.randint(24, 48))
         self.wet, self.leaving_water = 0, False  # if its feet are wet still, it tries again
@@ -262,7 +264,7 @@ class Player:
             yield from self._hold({"forward"}, frames)
             yield from self._turn_by(180.0 * self._sign(), speed)
             yield from self._hold({"forward"}, frames)
-            yield from self._turn_by((start - self.senses.yaw + 180) % 360 - 180, speed)
+            yield from self._turn_by(wrap(start - self.senses.yaw), speed)
         yield from self._hold(set(), self.random.randint(2, 6))
 
 

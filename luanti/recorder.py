@@ -13,7 +13,7 @@ import numpy as np
 
 import actions
 from luanti.game import DEGREES_PER_PIXEL, EYE_HEIGHT, FPS, Frame, Game, GameError, Picture
-from luanti.player import MAX_TURN, Player, Senses
+from luanti.player import HORIZONTAL, MAX_TURN, Player, Senses
 from recordings import ClipWriter
 from video import resize
 
@@ -132,7 +132,7 @@ class Watch:
     def __call__(self, frame: Frame) -> str:
         """Why the clip ends before this frame; "" if it goes on."""
         self.places.append((frame.pos[0], frame.pos[2]))
-        self.walking.append(bool(frame.keys & {"forward", "back", "left", "right"}))
+        self.walking.append(bool(frame.keys & HORIZONTAL))
         self.dark = self.dark + 1 if frame.daylight < DARK else 0
         self.wet.append(is_liquid(frame.feet_node))
         if sum(self.wet) > ADRIFT_FRAMES / 2:
@@ -263,7 +263,7 @@ def play(
         ended = "" if options.human else watch(frame)
         if len(kept) == options.frames:
             ended = ended or "complete"
-        kept.append(without_picture(frame))
+        kept.append(replace(frame, picture=None))  # the pixels go into the video
         if ended:
             return kept, ended
         if options.human:
@@ -302,11 +302,6 @@ def paused_or_quit(game: Game) -> str:
     return "paused"
 
 
-def without_picture(frame: Frame) -> Frame:
-    """The frame without its pixels, which are in the video already."""
-    return replace(frame, picture=None)
-
-
 # ------------------------------------------------------------ one world
 
 
@@ -325,7 +320,8 @@ def record_world(
             reasons: list[str] = []
             for attempt in range(ATTEMPTS):
                 if game is not None and game.memory_mb > MOST_MEMORY:
-                    game = game.close()
+                    game.close()
+                    game = None
                 if game is None:
                     game = start_game(plan.world_seed, options, work, job, tell)
                 frames = 0
@@ -349,7 +345,8 @@ def record_world(
                         break
                     tell("note", f"{plan.name}: {error}; again at another place")
                     if isinstance(error, GameError):
-                        game = game.close()
+                        game.close()
+                        game = None
             else:
                 tell("failed", (plan.name, "; ".join(reasons)))
             if options.human and game is not None and not game.alive:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from luanti.game import DEGREES_PER_PIXEL, wrap
+from actions import wrap
+from luanti.game import DEGREES_PER_PIXEL
 from luanti.player import (
     BLOCKED_FRAMES,
     HORIZONTAL,

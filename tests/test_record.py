@@ -45,7 +45,6 @@ from luanti.game import (
     find_game,
     minecraft,
     read_barcode,
-    wrap,
 )
 from luanti.player import MAX_TURN
 from luanti.recorder import (
@@ -179,7 +178,7 @@ def test_sneaking_is_told_apart_and_a_jump_counts_for_more():
 
 def test_a_turn_past_180_degrees_is_no_jump():
     """The game wraps its yaw; ours goes on."""
-    assert [wrap(a) for a in (0, 190, -190, 360, 725, -540)] == [0, -170, 170, 0, 5, -180]
+    assert [actions.wrap(a) for a in (0, 190, -190, 360, 725, -540)] == [0, -170, 170, 0, 5, -180]
 
 
 def test_minecrafts_axes_are_the_games_with_x_mirrored():
@@ -497,7 +496,8 @@ needs_game = pytest.mark.skipif(
     bool(missing()), reason=f"NOT TESTED, no {', no '.join(missing())}: {INSTALL}"
 )
 FEW = ("--clips", "2", "--clips_per_world", "2", "--jobs", "1", "--seed", "7", "--biomes", "grassland")
-FEW += ("--frames", "128")
+LENGTH = 300  # frames: enough changes of the turning speed in two clips to tell the lags apart
+FEW += ("--frames", str(LENGTH))
 
 
 SCRIPT = (str(ROOT / "record.py"),)
@@ -618,7 +618,7 @@ CLIPS = ["clip_07_00000", "clip_07_00001"]
 def test_a_recording_is_whole_and_nothing_else_is_left(recorded):
     assert_tidy(recorded.out, CLIPS)
     for name in CLIPS:
-        assert_whole(recorded.out, name, 128)
+        assert_whole(recorded.out, name, LENGTH)
     assert recorded.gone(), recorded.processes()
     assert "2 clips, 0 of them recorded already" in recorded.log
     assert "Traceback" not in recorded.log
@@ -641,7 +641,7 @@ def test_metadata_say_what_was_recorded(recorded):
 
 @needs_game
 def test_pictures_actions_and_poses_belong_together(recorded):
-    report = check_clips(recorded.out, progress=False, limit_frames=128, expected_fov=70.0)
+    report = check_clips(recorded.out, progress=False, limit_frames=LENGTH, expected_fov=70.0)
     assert report.problems == [], report.text()
     assert report.clips == 2 and not report.bad_files
     assert report.pictures.yaw is not None
@@ -716,7 +716,7 @@ def test_a_recorder_and_a_game_that_are_killed_cost_no_more_than_the_clip(half, 
     assert run.wait() == 0, run.log
     assert "the game has ended" in run.log and "Traceback" not in run.log
     assert_tidy(half, CLIPS)
-    assert_whole(half, CLIPS[1], 128)
+    assert_whole(half, CLIPS[1], LENGTH)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert run.gone(), run.processes()
 
