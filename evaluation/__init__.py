@@ -1,0 +1,1 @@
+"""The measurements of evaluate.py, a module for each section of its table."""
