@@ -21,12 +21,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 import actions
 import camera
+from metrics import measure_turns, peak
 from recordings import (
     GAMEFACTORY_FPS,
     Clip,
@@ -50,8 +50,6 @@ ENOUGH_PAIRS = 150  # turn-only pairs from which on the others are not needed
 ENOUGH_CHANGES = 20  # changes of the turning speed that it takes to tell lags apart
 CHANGE = 0.5  # degrees a frame: so much is a change of the turning speed
 LARGEST_CHANGE = 5.0  # degrees a frame; a larger one counts as this, lest a wrong one outweigh the rest
-CELL = 0.75  # degrees between two samples of an unrolled picture
-REACH = 18.0  # degrees: the largest turn that is looked for
 GOOD_MATCH = 0.7  # correlation of two unrolled pictures above which a measured turn counts
 
 TURNED = 1.0  # degrees a frame that a turning pair turns at least
@@ -286,7 +284,8 @@ def check_pictures(
             found.bad_files.append(str(error))
             continue
         tracks.append(track)
-        measured.append(measure_turns(track.grey, track.pose[:, 4], expected_fov or USUAL_FOV))
+        grey, fov = track.grey, expected_fov or USUAL_FOV
+        measured.append(measure_turns(grey[:-1], grey[1:], track.pose[:-1, 4], fov))
         found.clips.append(track.name)
         found.pairs += len(track.actions)
     found.yaw = _align(tracks, measured, 0)
@@ -316,68 +315,6 @@ def _read_track(clip: Clip, limit: int) -> _Track:
 
 
 # ------------------------------------------------------------ alignment
-
-
-def measure_turns(grey: Tensor, pitch: np.ndarray, vertical_fov_degrees: float) -> np.ndarray:
-    """The camera's turns between neighbouring pictures, from the pictures [T, 1, H, W] alone.
-
-    Each pair is unrolled onto a sphere (longitude and latitude, at the absolute `pitch` [T] in degrees of its
-    first picture), where a turn about the vertical is a plain shift and a small pitch nearly one. The shift
-    with the best normalised cross-correlation of the middle, refined by a parabola, is the turn. Returns
-    [T-1, 3]: yaw (+right) and pitch (+down) in degrees, and the correlation, which says how sure that is.
-    """
-    height, width = grey.shape[-2:]
-    half_x = float(np.degrees(np.arctan(width / 2 / camera.focal_length(height, vertical_fov_degrees))))
-    half = np.array([vertical_fov_degrees / 2, half_x])
-    middle = (np.maximum(half - REACH, half / 3) / CELL).astype(
-        int
-    )  # half height and width of what is looked for
-    tilt = torch.from_numpy(np.nan_to_num(pitch[:-1])).float()
-    grid = _unroll(tilt, half, height, width, vertical_fov_degrees)
-    even = _even_contrast(grey)
-    before = camera.warp(even[:-1], grid)[:, 0].numpy()
-    after = camera.warp(even[1:], grid)[:, 0].numpy()
-    centre = np.array(before.shape[1:]) // 2
-    (top, left), (bottom, right) = centre - middle, centre + middle + 1
-    turns = np.zeros((len(before), 3))
-    for k in range(len(before)):
-        score = cv2.matchTemplate(before[k], after[k, top:bottom, left:right], cv2.TM_CCOEFF_NORMED)
-        y, x = np.unravel_index(score.argmax(), score.shape)
-        turns[k] = (
-            (x + _peak(score[y], x) - left) * CELL,
-            (y + _peak(score[:, x], y) - top) * CELL,
-            score[y, x],
-        )
-    return turns
-
-
-def _unroll(tilt: Tensor, half: np.ndarray, height: int, width: int, fov: float) -> Tensor:
-    """Grids [B, h, w, 2] that read pictures at equal steps of latitude and longitude about `tilt` [B]."""
-    latitude, longitude = (torch.arange(-int(h / CELL), int(h / CELL) + 1) * CELL for h in half)
-    latitude = torch.deg2rad(latitude[:, None] + tilt[:, None, None])  # [B, h, 1]
-    longitude = torch.deg2rad(longitude)
-    world = [latitude.cos() * longitude.sin(), latitude.sin(), latitude.cos() * longitude.cos()]
-    world = torch.stack(torch.broadcast_tensors(*world), -1)  # [B, h, w, 3]
-    to_world = camera.rotation(torch.zeros_like(tilt), tilt)
-    return camera.project(torch.einsum("bij,bhwi->bhwj", to_world, world), height, width, fov)[0]
-
-
-def _even_contrast(pictures: Tensor, size: int = 9) -> Tensor:
-    """Pictures [B, 1, H, W] less their local mean, over their local spread: every texture counts alike."""
-
-    def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
-
-    centred = pictures - mean(pictures)
-    return centred / (mean(centred**2).sqrt() + 0.02)  # 0.02 of 0..1: below it is noise
-
-
-def _peak(values: np.ndarray, i: int) -> float:
-    """How far from the largest value i the top of the parabola through it and its neighbours lies."""
-    if not 0 < i < len(values) - 1:
-        return 0.0
-    bend = values[i - 1] - 2 * values[i] + values[i + 1]
-    return float(0.5 * (values[i - 1] - values[i + 1]) / bend) if bend else 0.0
 
 
 def _align(tracks: list[_Track], measured: list[np.ndarray], axis: int) -> Axis | None:
@@ -586,7 +523,7 @@ def _best_fov(track: _Track, pairs: np.ndarray, signs: tuple[int, int, int, int]
         best = min(errors, key=errors.get)
     values = -np.array(list(errors.values()))
     i = int(values.argmax())
-    return [best + _peak(values, i)] if 0 < i < len(values) - 1 else []
+    return [best + peak(values, i)] if 0 < i < len(values) - 1 else []
 
 
 # ------------------------------------------------------------ text

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -188,6 +189,7 @@ class Window:
         self.session, self.controls, self.clock, self.use_mouse = session, controls, clock, use_mouse
         self.captured = False
         self.fresh = True  # primed, and that picture not shown yet
+        self.dreamt = False  # a frame was shown that the world made
         self.complained = False
         self.fonts: dict = {}
         self.keys = {
@@ -235,6 +237,9 @@ class Window:
             self.complained = True
             print(f"too slow for {self.clock.fps:g} steps/s: this machine makes {self.clock.rate:.1f}")
         self.draw()
+        if self.session.seconds and not self.dreamt:
+            self.dreamt = True
+            say_first_frame()
         return True
 
     def handle(self, event) -> bool:
@@ -375,12 +380,28 @@ def missing_display() -> str | None:
     return None
 
 
+def age() -> float:
+    """Seconds since this process was created."""
+    stat = Path("/proc/self/stat")
+    if stat.is_file():  # Linux, where psutil counts from the boot, which it knows to a second only
+        ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - psutil.Process().create_time()
+
+
+def say_first_frame() -> None:
+    """How long it took from the start of the process to the first dreamt picture."""
+    tqdm.write(f"first frame after {age():.1f} s")
+
+
 def play_script(session: Session, actions: np.ndarray, fps: float, scale: int, out: Path) -> None:
     """Plays actions [N, 5] without a window; writes a video of the N frames and a contact sheet, prints the
     speed."""
     frames = [session.picture]
     for action in tqdm(actions, desc="play", unit="step"):
         frames.append(session.step(action))
+        if len(frames) == 2:
+            say_first_frame()
     took = np.array(session.seconds)
     p50, p95 = np.percentile(took * 1000, (50, 95))
     print(

@@ -20,6 +20,7 @@ class EffNetDistance(nn.Module):
 
     name = EFFNET
     BLOCKS = (0, 2, 4, 10, 15)  # features are taken after these blocks
+    EMBEDDED = 10  # of them, that for Frechet distances
 
     def __init__(self):
         super().__init__()
@@ -44,6 +45,14 @@ class EffNetDistance(nn.Module):
             if i in self.BLOCKS:
                 found.append(x)
         return found
+
+    def embedding(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] -> [B, D]: the spatial mean of the features after block EMBEDDED.
+
+        For Frechet distances: its 112 numbers are few enough for a covariance from some hundred pictures. The
+        usual FID takes Inception's 2,048; the two cannot be compared.
+        """
+        return self.features(pictures)[self.BLOCKS.index(self.EMBEDDED)].float().mean((2, 3))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Two batches of pictures [B, 3, H, W] in [0, 1] -> distance [B] >= 0; 0 for equal pictures."""

@@ -10,13 +10,16 @@ of the truth, more often as training goes on (scheduled sampling, arXiv 1506.030
 
 Writes last.pt, step_N.pt, best.pt (by validation bits per token), pictures and log.jsonl into OUT_DIR. Ctrl-C
 saves; run the same command again to go on exactly where it stopped.
+
+Several GPUs: `torchrun --nproc_per_node 4 train.py DATA_DIR=tokens/mine`. BATCH_SIZE is that of all together.
 """
 
 import json
 import math
+import os
+import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
+import distributed
 import losses
 import settings
 from data import DataError, TokenClips, epoch_windows
@@ -33,7 +37,8 @@ from logs import RunLog, StopRequest
 from metrics import bits_per_token, unique_codes
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from perceptual import perceptual_distance
-from sampling import Choice, choose_tokens, to_uint8
+from sampling import Choice, to_uint8
+from training import Feeding, LossWeights, Terms, WindowResult, window_loss
 from video import grid, save_image
 from vq_vae.vq_vae import VQVAE
 
@@ -134,7 +139,7 @@ RECIPES: dict[str, dict] = {
 }  # fmt: skip
 
 
-# ---------------------------------------------------------------- schedules
+# ---------------------------------------------------------------- from constants and schedules
 
 
 def learning_rate(step: int) -> float:
@@ -163,14 +168,48 @@ def teacher_probability(step: int) -> float:
     return min(SS_MAX_TEACHER_PROB, max(SS_MIN_TEACHER_PROB, p))
 
 
+def feeding(step: int, seq_len: int) -> Feeding:
+    """What the model is shown at this step."""
+    return Feeding(
+        ar_len=self_fed_length(step, seq_len),
+        teacher_prob=teacher_probability(step),
+        choice=Choice(greedy=SELF_FED_GREEDY, temperature=SELF_FED_TEMPERATURE),
+        token_noise=TOKEN_NOISE,
+        latent_noise=LATENT_NOISE,
+    )
+
+
+def loss_weights() -> LossWeights:
+    """The weights above."""
+    return LossWeights(
+        ce=CE_WEIGHT,
+        label_smoothing=LABEL_SMOOTHING,
+        neighbor=NEIGHBOR_WEIGHT,
+        neighbor_kernel=NEIGHBOR_KERNEL,
+        neighbor_exact_mix=NEIGHBOR_EXACT_MIX,
+        semantic=SEMANTIC_WEIGHT,
+        entropy=ENTROPY_WEIGHT,
+        entropy_floor=ENTROPY_FLOOR,
+        sharpness=SHARPNESS_WEIGHT,
+        temporal=TEMPORAL_WEIGHT,
+        perceptual=PERCEPTUAL_WEIGHT,
+    )
+
+
 # ---------------------------------------------------------------- data
 
 
 class Batches:
-    """An endless stream of batches, pass after pass; its `position` is all that is needed to go on."""
+    """An endless stream of batches, pass after pass; its `position` is all that is needed to go on.
 
-    def __init__(self, clips: TokenClips, batch_size: int, seed: int):
+    With several `processes`, the one of this `rank` takes its own slice of each batch, so that all together
+    see the windows that one alone would see. `batch_size` counts them all.
+    """
+
+    def __init__(self, clips: TokenClips, batch_size: int, seed: int, rank: int = 0, processes: int = 1):
         self.clips, self.batch_size, self.seed = clips, batch_size, seed
+        share = batch_size // processes
+        self.own = slice(rank * share, (rank + 1) * share)
         self.lengths = [len(tokens) for tokens in clips.tokens]
         self.position = {"epoch": 0, "index": 0, "seq_len": 0}
         self._windows: np.ndarray | None = None
@@ -181,7 +220,7 @@ class Batches:
         self._windows = None
 
     def next(self, seq_len: int) -> tuple[np.ndarray, Tensor, Tensor]:
-        """-> windows [B, 2], tokens [B, seq_len+1, H, W], actions [B, seq_len, 5].
+        """-> windows [B, 2], tokens [B, seq_len+1, H, W], actions [B, seq_len, 5], of its own slice.
 
         A pass ends when fewer than a batch of windows is left. When `seq_len` changes, a new pass begins.
         Raises DataError if no clip is long enough for one batch.
@@ -203,122 +242,13 @@ class Batches:
                 )
         windows = self._windows[p["index"] : p["index"] + self.batch_size]
         p["index"] += self.batch_size
+        windows = windows[self.own]
         return windows, *self.clips.batch(windows, seq_len)
 
     @property
     def completion(self) -> float:
         """Per cent of the current pass that has been drawn."""
         return 100 * self.position["index"] / max(1, len(self._windows) if self._windows is not None else 0)
-
-
-# ---------------------------------------------------------------- the loss of a window
-
-
-@dataclass
-class Terms:
-    """What the loss needs beside the model."""
-
-    tokenizer: VQVAE
-    distance: torch.nn.Module | None  # perceptual distance, where its weight is not 0
-
-    def __call__(self, logits: Tensor, target: Tensor, previous: Tensor | None) -> tuple[dict, Tensor]:
-        """One step: logits [B, V, H, W], target [B, H, W], the step before's log-probabilities or None
-        -> {term: [B]} for the terms whose weight is not 0, and this step's log-probabilities [B, H, W, V]."""
-        with torch.autocast(logits.device.type, enabled=False):
-            return self._in_float32(logits, target, previous)
-
-    def _in_float32(self, logits: Tensor, target: Tensor, previous: Tensor | None) -> tuple[dict, Tensor]:
-        log_probs = losses.log_probabilities(logits)
-        found = {}
-        if CE_WEIGHT:
-            found["ce"] = CE_WEIGHT * losses.cross_entropy(log_probs, target, LABEL_SMOOTHING)
-        if NEIGHBOR_WEIGHT:
-            found["neighbor"] = NEIGHBOR_WEIGHT * losses.neighbourhood_loss(
-                log_probs, target, NEIGHBOR_KERNEL, NEIGHBOR_EXACT_MIX
-            )
-        if SEMANTIC_WEIGHT:
-            found["semantic"] = SEMANTIC_WEIGHT * losses.semantic_loss(
-                log_probs, target, self.tokenizer.quantizer.codebook
-            )
-        if ENTROPY_WEIGHT:
-            found["entropy_floor"] = ENTROPY_WEIGHT * losses.entropy_floor_loss(log_probs, ENTROPY_FLOOR)
-        if SHARPNESS_WEIGHT:
-            found["sharpness"] = SHARPNESS_WEIGHT * losses.sharpness_loss(log_probs)
-        if TEMPORAL_WEIGHT and previous is not None:
-            found["temporal"] = TEMPORAL_WEIGHT * losses.temporal_loss(log_probs, previous)
-        if PERCEPTUAL_WEIGHT:
-            found["perceptual"] = PERCEPTUAL_WEIGHT * losses.perceptual_loss(
-                log_probs, target, self.tokenizer, self.distance
-            )
-        return found, log_probs
-
-
-@dataclass
-class WindowResult:
-    """What `window_loss` returns. Shapes: T steps, B samples."""
-
-    loss: Tensor  # scalar, the mean over steps and samples
-    terms: dict[str, Tensor]  # scalar each, weighted
-    step_loss: Tensor  # [T, B] detached
-    self_fed: Tensor  # [T, B] bool: this sample's input at this step was its own sample
-    last_log_probs: Tensor  # [B, H, W, V] of the last step, detached
-    film: Tensor  # [B, T, L, 2, C] detached
-
-
-def add_noise(tokens: Tensor, codebook_size: int) -> Tensor:
-    """Replaces a random share (0..TOKEN_NOISE, drawn for each sample) of [B, T, H, W] tokens by random
-    codes."""
-    if TOKEN_NOISE == 0:
-        return tokens
-    level = TOKEN_NOISE * torch.rand(len(tokens), 1, 1, 1, device=tokens.device)
-    hit = torch.rand(tokens.shape, device=tokens.device) < level
-    return torch.where(hit, torch.randint_like(tokens, codebook_size), tokens)
-
-
-def window_loss(
-    model: ConvGRUWorldModel, terms: Terms, tokens: Tensor, actions: Tensor, ar_len: int, teacher_prob: float
-) -> WindowResult:
-    """Streams a window through the model: tokens [B, T+1, H, W], actions [B, T, 5].
-
-    The input of each of the last `ar_len` steps is, with probability 1 - teacher_prob (drawn for each sample
-    and step), what the model itself chose for that frame.
-    """
-    B, T = actions.shape[:2]
-    embedded = model.compute_embeddings(
-        add_noise(tokens[:, :-1], model.config.codebook_size)
-    )  # [B, T, C, H, W]
-    if LATENT_NOISE:
-        embedded = embedded + LATENT_NOISE * torch.randn_like(embedded)
-    film = model.compute_film(actions)
-    state = model.init_state(B, tokens.device)
-    choice = Choice(greedy=SELF_FED_GREEDY, temperature=SELF_FED_TEMPERATURE)
-    step_losses, fed, sums = [], [], {}
-    log_probs = logits = None
-    for t in range(T):
-        x = embedded[:, t]
-        own = torch.zeros(B, dtype=torch.bool, device=tokens.device)
-        if t >= T - ar_len and logits is not None:
-            own = torch.rand(B, device=tokens.device) >= teacher_prob
-            # Chosen tokens carry no gradient; only the samples that are fed themselves are embedded anew.
-            if own.any():
-                chosen = model.compute_embeddings(choose_tokens(logits.detach()[own], choice))
-                x = x.index_put((own.nonzero()[:, 0],), chosen.to(x.dtype))
-        features, state = model.recur(x, film[:, t], state)
-        logits = model.head(features)
-        found, log_probs = terms(logits, tokens[:, t + 1], log_probs)
-        step_losses.append(torch.stack(list(found.values())).sum(0))
-        fed.append(own)
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + value.mean()
-    step_loss = torch.stack(step_losses)
-    return WindowResult(
-        loss=step_loss.mean(),
-        terms={name: value.detach() / T for name, value in sums.items()},
-        step_loss=step_loss.detach(),
-        self_fed=torch.stack(fed),
-        last_log_probs=log_probs.detach(),
-        film=film.detach(),
-    )
 
 
 # ---------------------------------------------------------------- what is watched
@@ -421,18 +351,32 @@ class SpikeWatch:
 
 def main() -> None:
     """Trains until STEPS, or until SIGINT/SIGTERM, which save."""
+    if distributed.rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # the first process speaks for all
     constants = settings.apply(globals(), recipes=RECIPES)
-    device = pick_device(DEVICE)
+    if BATCH_SIZE % distributed.size():
+        settings.fail(
+            f"BATCH_SIZE={BATCH_SIZE} is the whole batch and cannot be split evenly over "
+            f"{distributed.size()} processes; give a multiple of {distributed.size()}"
+        )
+    device = pick_device(distributed.start(DEVICE))
     dtype = amp_dtype(device, PRECISION)
     print(f"precision: {dtype}")
+    if distributed.size() > 1:
+        print(f"processes: {distributed.size()}, {BATCH_SIZE // distributed.size()} windows each")
     try:
         train(constants, device, dtype)
     except (checkpoint.CheckpointError, DataError) as error:
         settings.fail(str(error))
+    distributed.stop()
 
 
 def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
-    """The training run; `constants` go into the checkpoints and the log."""
+    """The training run; `constants` go into the checkpoints and the log.
+
+    Each of several processes runs all of it but what is under `first`, which the first does for all.
+    """
+    first = distributed.rank() == 0
     out = Path(OUT_DIR)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
@@ -454,8 +398,8 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     distance = perceptual_distance(PERCEPTUAL).to(device) if PERCEPTUAL_WEIGHT else None
-    terms = Terms(tokenizer, distance)
-    batches = Batches(clips, BATCH_SIZE, SEED)
+    terms = Terms(tokenizer, distance, loss_weights())
+    batches = Batches(clips, BATCH_SIZE, SEED, distributed.rank(), distributed.size())
     step, best, seconds = 0, math.inf, 0.0
     metrics: dict[str, float] = {}  # of the last validation
 
@@ -479,8 +423,9 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         print(f"weights from {INIT_FROM}")
     elif CODEBOOK_INIT:
         model.init_from_codebook(tokenizer.quantizer.codebook)
+    distributed.share_weights(model)
 
-    log = RunLog(out, WANDB, WANDB_PROJECT, constants)
+    log = RunLog(out, WANDB, WANDB_PROJECT, constants) if first else None
     spikes = SpikeWatch(out / "spikes.jsonl", clips)
     # What play has to know about the recordings.
     names = ("fps", "camera_degrees_per_unit", "vertical_fov_degrees", "action_names")
@@ -508,10 +453,12 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     frames = 0
     clock = saved = time.monotonic()
     model.train()
-    bar = tqdm(total=STEPS, initial=step, unit="step", mininterval=2)
-    while step < STEPS and not stop:
+    bar = tqdm(total=STEPS, initial=step, unit="step", mininterval=2, disable=not first)
+    # A signal to one process ends all of them after the same step.
+    while step < STEPS and not distributed.any_process(bool(stop), device):
         seq_len = sequence_length(step)
-        ar_len, teacher_prob = self_fed_length(step, seq_len), teacher_probability(step)
+        fed = feeding(step, seq_len)
+        distributed.reseed(SEED, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         windows, tokens, actions = batches.next(seq_len)
@@ -519,18 +466,21 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
 
         # forward, backward, clip, step
         with autocast(device, dtype):
-            result = window_loss(model, terms, tokens, actions, ar_len, teacher_prob)
+            result = window_loss(model, terms, tokens, actions, fed)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(result.loss).backward()
+        distributed.average_gradients(model)
         scaler.unscale_(optimizer)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
         scaler.step(optimizer)
         scaler.update()
         step += 1
-        frames += len(windows) * seq_len
+        frames += BATCH_SIZE * seq_len
         bar.update()
+        if not first:
+            continue
 
-        # watch
+        # watch: losses are those of the first process's slice of the batch
         loss = float(result.loss.detach())
         spikes.look(step, loss, grad_norm, windows, result.terms)
         row = {"loss": loss, "grad_norm": grad_norm,
@@ -546,7 +496,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
             if "loss_self_fed" in row:
                 row["loss_gap"] = row["loss_self_fed"] - row["loss_teacher"]
             row |= diagnostics(result, tokens[:, -1], tokenizer)
-            row |= {"teacher_prob": teacher_prob, "seq_len": seq_len, "ar_len": ar_len}
+            row |= {"teacher_prob": fed.teacher_prob, "seq_len": seq_len, "ar_len": fed.ar_len}
             row |= {"lr": learning_rate(step - 1), "frames_per_s": frames / elapsed}
             row |= {"epoch": batches.position["epoch"], "epoch_completion": batches.completion}
             if step % SENSITIVITY_STEPS < LOG_STEPS:
@@ -577,10 +527,11 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
             save("last.pt")
             saved = time.monotonic()
     bar.close()
-    save("last.pt")
-    log.close()
+    if first:
+        save("last.pt")
+        log.close()
     stop.release()
-    print(f"{'stopped' if stop else 'finished'} at step {step}; weights in {out}")
+    print(f"{'finished' if step >= STEPS else 'stopped'} at step {step}; weights in {out}")
 
 
 if __name__ == "__main__":

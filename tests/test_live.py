@@ -1,6 +1,7 @@
 """live_inference.py: what reaches the model from keys and mouse, the clock, the window (SDL dummy driver),
 and play without a display."""
 
+import re
 from types import SimpleNamespace
 
 import cv2
@@ -303,6 +304,7 @@ def test_without_a_display_a_walk_is_played_into_a_video(play, tmp_path):
     assert status == 0
     assert "no display (neither DISPLAY nor WAYLAND_DISPLAY is set)" in out
     assert "frames/s" in out and "p50" in out and "p95" in out
+    assert len(re.findall(r"^first frame after \d+\.\d s$", out, re.M)) == 1
     frames = list(read_frames(tmp_path / "outputs" / "play.mp4"))
     assert len(frames) == len(parse(WALK)) and frames[0].shape == (64, 128, 3)
     assert video_fps(tmp_path / "outputs" / "play.mp4") == 16
@@ -355,7 +357,7 @@ def test_the_whole_program_in_a_window(play, monkeypatch, tmp_path):
     step = live.Session.step
     monkeypatch.setattr(live.Session, "step", lambda self, a: (seen.append(a[MOVE_Z]), step(self, a))[1])
     status, out, _ = play("--warmup", 1)
-    assert status == 0 and "no display" not in out
+    assert status == 0 and "no display" not in out and out.count("first frame after") == 1
     assert seen == [0, 1, 1, 1, 0, 0]  # the first wait shows the start; the eighth quits
     assert not pygame.display.get_init() and not pygame.font.get_init()
     assert not pygame.mixer.get_init()  # no sound system was started

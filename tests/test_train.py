@@ -11,14 +11,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import checkpoint
+import distributed
 import losses
 import train
 from data import ClipEntry, DataError, Manifest, TokenClips, write_token_file
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
+from training import Feeding, LossWeights, Terms, add_noise, window_loss
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,14 +180,14 @@ def small_model() -> ConvGRUWorldModel:
     return ConvGRUWorldModel(WorldModelConfig(CODES, ROWS, COLUMNS, embed_dim=8, hidden_dim=16, layers=1))
 
 
-def test_self_fed_steps_see_the_models_own_tokens(tiny, world_dir, monkeypatch):
-    monkeypatch.setattr(train, "TOKEN_NOISE", 0.0)
+def test_self_fed_steps_see_the_models_own_tokens(world_dir):
     model = small_model()
-    terms = train.Terms(checkpoint.load_tokenizer(world_dir / "vqvae.pt"), None)
+    weights = LossWeights(label_smoothing=0.05)
+    terms = Terms(checkpoint.load_tokenizer(world_dir / "vqvae.pt"), None, weights)
     tokens, actions = torch.randint(CODES, (3, 7, ROWS, COLUMNS)), torch.zeros(3, 6, 5)
-    forced = train.window_loss(model, terms, tokens, actions, 0, 0.0)
-    fed = train.window_loss(model, terms, tokens, actions, 2, 0.0)
-    mixed = train.window_loss(model, terms, tokens, actions, 2, 1.0)
+    forced = window_loss(model, terms, tokens, actions, Feeding(0, 0.0))
+    fed = window_loss(model, terms, tokens, actions, Feeding(2, 0.0))
+    mixed = window_loss(model, terms, tokens, actions, Feeding(2, 1.0))
     assert not forced.self_fed.any() and not mixed.self_fed.any()
     assert fed.self_fed[:4].any() == False and fed.self_fed[4:].all()  # noqa: E712
     torch.testing.assert_close(fed.step_loss[:4], forced.step_loss[:4])
@@ -193,7 +196,9 @@ def test_self_fed_steps_see_the_models_own_tokens(tiny, world_dir, monkeypatch):
     # With no self-fed step, the streaming loss is the cross-entropy of model.forward.
     logits, _ = model(tokens[:, :-1], actions)
     by_forward = [
-        losses.cross_entropy(losses.log_probabilities(logits[:, t]), tokens[:, t + 1], train.LABEL_SMOOTHING)
+        losses.cross_entropy(
+            losses.log_probabilities(logits[:, t]), tokens[:, t + 1], weights.label_smoothing
+        )
         for t in range(6)
     ]
     torch.testing.assert_close(forced.step_loss, torch.stack(by_forward))
@@ -202,18 +207,17 @@ def test_self_fed_steps_see_the_models_own_tokens(tiny, world_dir, monkeypatch):
 def test_every_term_of_the_old_recipe_is_in_its_loss(tiny, world_dir, monkeypatch):
     for name, value in train.RECIPES["v4.5.2"].items():
         monkeypatch.setattr(train, name, value)
-    terms = train.Terms(checkpoint.load_tokenizer(world_dir / "vqvae.pt"), None)
+    terms = Terms(checkpoint.load_tokenizer(world_dir / "vqvae.pt"), None, train.loss_weights())
     tokens, actions = torch.randint(CODES, (2, 4, ROWS, COLUMNS)), torch.zeros(2, 3, 5)
-    result = train.window_loss(small_model(), terms, tokens, actions, 1, 0.5)
+    result = window_loss(small_model(), terms, tokens, actions, Feeding(1, 0.5))
     assert set(result.terms) == {"neighbor", "semantic", "entropy_floor", "sharpness", "temporal"}
     assert sum(result.terms.values()).item() == pytest.approx(result.loss.item(), rel=1e-5)
 
 
-def test_noise_replaces_no_more_than_its_share(monkeypatch):
-    monkeypatch.setattr(train, "TOKEN_NOISE", 0.5)
+def test_noise_replaces_no_more_than_its_share():
     torch.manual_seed(0)
     tokens = torch.full((200, 4, 9, 9), 3)
-    changed = (train.add_noise(tokens, 1000) != tokens).float().mean((1, 2, 3))
+    changed = (add_noise(tokens, 1000, 0.5) != tokens).float().mean((1, 2, 3))
     assert changed.max() < 0.6 and changed.min() < 0.05 and abs(changed.mean() - 0.25) < 0.03
 
 
@@ -348,3 +352,79 @@ def test_the_command_line_refuses_unknown_names_and_wrong_types():
         assert found.returncode == 2 and message in found.stderr, found.stderr
     shown = subprocess.run([sys.executable, str(ROOT / "train.py"), "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and "BATCH_SIZE=" in shown.stdout
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def start_two(constants: dict) -> subprocess.Popen:
+    """The run under torchrun, in two processes of one thread each; its output is in `stdout`."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.Popen(
+        [*torchrun, *command(constants)[1:]],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_processes_train_as_one(tiny, tmp_path, monkeypatch):
+    changes = {"STEPS": 6, "AR_LEN_MAX": 0, "TOKEN_NOISE": 0.0, "LR": 1e-2}
+    two = {**tiny, **changes, "OUT_DIR": str(tmp_path / "two")}
+    output, _ = (process := start_two(two)).communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "processes: 2, 2 windows each" in output and output.count("finished at step 6") == 1
+    a = checkpoint.load(Path(two["OUT_DIR"]) / "last.pt")
+    b = run_here(tiny, monkeypatch, **changes)
+    assert a["position"] == b["position"]
+    for name, value in b["model"].items():
+        torch.testing.assert_close(a["model"][name], value, rtol=1e-3, atol=1e-4)
+    rows = {name: rows_of(run["OUT_DIR"]) for name, run in (("two", two), ("one", tiny))}
+    logged = {name: [(r["step"], set(r)) for r in found] for name, found in rows.items()}
+    assert logged["two"] == logged["one"], "only the first process writes the log"
+
+
+def test_two_processes_stop_together_and_go_on_as_if_they_had_not(tiny, tmp_path):
+    # A constant learning rate: it would depend on STEPS, which is chosen only after the stop.
+    two = {**tiny, "LR": 1e-3, "MIN_LR": 1e-3, "TOKEN_NOISE": 0.2, "STEPS": 100_000, "LOG_STEPS": 1}
+    two |= {"VAL_STEPS": 100_000, "PICTURE_STEPS": 100_000, "SAVE_STEPS": 100_000}
+    process = start_two(two)
+    while not (Path(two["OUT_DIR"]) / "log.jsonl").is_file() or not rows_of(two["OUT_DIR"]):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children()
+    second = next(w for w in workers if w.environ().get("RANK") == "1")
+    second.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and output.count("stopped at step") == 1, output
+    reached = checkpoint.load(Path(two["OUT_DIR"]) / "last.pt")["step"]
+
+    runs = []
+    for place in (two["OUT_DIR"], str(tmp_path / "unbroken")):
+        run = {**two, "OUT_DIR": place, "STEPS": reached + 3}
+        output, _ = (process := start_two(run)).communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert (f"at step {reached}\n" in output) == (place == two["OUT_DIR"])
+        runs.append(checkpoint.load(Path(place) / "last.pt"))
+    assert_same_run(*runs)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tiny):
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "3"}
+    found = subprocess.run(command(tiny), env=environment, capture_output=True, text=True)
+    assert found.returncode == 2 and "BATCH_SIZE=4 is the whole batch" in found.stderr, found.stderr
+
+
+def test_each_process_draws_for_itself(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    drawn = []
+    for rank, step in ((1, 0), (2, 0), (1, 1), (1, 0)):
+        monkeypatch.setenv("RANK", str(rank))
+        distributed.reseed(7, step)
+        drawn.append(torch.rand(()).item())
+    assert len(set(drawn[:3])) == 3 and drawn[3] == drawn[0]
+    monkeypatch.setenv("RANK", "0")
+    before = torch.get_rng_state()
+    distributed.reseed(7, 0)
+    assert torch.equal(torch.get_rng_state(), before), "the first goes on with its own generator"

@@ -1,0 +1,220 @@
+"""Section 3, the commanded half, and section 4: constant commands, turns, standing still."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import metrics
+from actions import CLASS_NAMES, DEGREES_PER_UNIT, action_class, encode
+from evaluation.held_out import HeldOut, Plan, Subject
+from evaluation.rollouts import flow_of
+from evaluation.score import Scores
+
+FRAMES = 16  # of each command: one second
+TURN = 3.0  # degrees a frame of the turning commands: 12 in FLOW_EVERY frames, which the flow still follows
+LEVEL = 30.0  # degrees: places whose pitch is farther from level are not used, so that looking has room
+UNMOVED = 1e-3  # metres or degrees between two frames of a camera at rest
+
+
+@dataclass(frozen=True)
+class Command:
+    """A constant command and what it must do to the picture: `sign` of number `kind` of `flow_of`."""
+
+    yaw: float = 0.0  # degrees a frame
+    pitch: float = 0.0
+    move_x: float = 0.0
+    move_z: float = 0.0
+    jump: float = 0.0
+    kind: int = 0
+    sign: int = 0
+
+    def action(self, degrees_per_unit: float = DEGREES_PER_UNIT) -> Tensor:
+        """[5]"""
+        turn = self.yaw, self.pitch
+        return torch.from_numpy(encode(*turn, self.move_x, self.move_z, self.jump, degrees_per_unit))
+
+
+HORIZONTAL, RADIAL, VERTICAL = 1, 2, 3  # places in what flow_of returns
+COMMANDS = {
+    "forward": Command(move_z=1, kind=RADIAL, sign=1),
+    "back": Command(move_z=-1, kind=RADIAL, sign=-1),
+    "left": Command(move_x=-1, kind=HORIZONTAL, sign=1),
+    "right": Command(move_x=1, kind=HORIZONTAL, sign=-1),
+    "turn_left": Command(yaw=-TURN, kind=HORIZONTAL, sign=1),
+    "turn_right": Command(yaw=TURN, kind=HORIZONTAL, sign=-1),
+    "look_up": Command(pitch=-TURN, kind=VERTICAL, sign=1),
+    "look_down": Command(pitch=TURN, kind=VERTICAL, sign=-1),
+    "jump": Command(jump=1, kind=VERTICAL, sign=1),  # of the first stretch: who rises sees the ground sink
+    "nothing": Command(),
+}
+PAIRS = {
+    "turn": ("turn_left", "turn_right"),
+    "look": ("look_up", "look_down"),
+    "forward_back": ("forward", "back"),
+    "strafe": ("left", "right"),
+}
+# Degrees a frame about one axis, FRAMES_TURNING each: the whole range of a step.
+TURNS = {f"yaw{v}": (v, 0) for v in (2, 5, 10, 15)} | {f"pitch{v}": (0, v) for v in (3, 6)}
+FRAMES_TURNING = 6
+
+
+def places(held: HeldOut, plan: Plan) -> np.ndarray:
+    """Windows [N, 2] of `plan.main` frames from which commands start: spread evenly, looking near level."""
+    windows = held.windows(plan.main + 1, 4 * plan.starts)
+    pitch = held.turned(windows, plan.main)[:, -1, 1].abs().numpy()
+    level = windows[pitch < LEVEL] if (pitch < LEVEL).any() else windows
+    return level[np.linspace(0, len(level) - 1, min(plan.starts, len(level))).astype(int)]
+
+
+def obey(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> dict[str, Tensor]:
+    """`obey.pairs.*`: share of places where both of two opposite commands move the picture the right way (a
+    frozen world scores 0, one that moves at random 0.25), `obey.command.*` for each alone.
+
+    -> pictures of each command at the first place and every FLOW_EVERY frames, [K, 3, Hp, Wp].
+    """
+    windows = places(held, plan)
+    seen, before = held.batch(windows, plan.main)
+    looked_at = np.arange(0, FRAMES + 1, metrics.FLOW_EVERY)
+    last = held.decode(seen[:, -1:])
+    right, shown = {}, {}
+    for name, command in COMMANDS.items():
+        constant = command.action(held.degrees_per_unit).expand(len(windows), FRAMES, -1)
+        tokens = subject.dream(seen, torch.cat([before, constant], 1), name)
+        pictures = torch.cat([last, held.decode(tokens[:, looked_at[1:] - 1])], 1)
+        flow = flow_of(pictures)[..., command.kind]  # [N, K]
+        # Who jumps comes down again: only the first stretch tells.
+        moved = flow[:, 0] if name == "jump" else flow.mean(1)
+        right[name] = np.sign(moved) == command.sign
+        shown[name] = pictures[: len(windows) : max(1, len(windows) // 4)]
+        if name != "nothing":
+            scores.mean(f"obey.command.{name}", right[name], windows[:, 0])
+    for name, (one, other) in PAIRS.items():
+        scores.mean(f"obey.pairs.{name}", right[one] & right[other], windows[:, 0])
+    return shown
+
+
+def turn(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> dict[str, np.ndarray]:
+    """`obey.rotation_deg_median`: how far the camera turned in each generated pair, by the best rotation
+    homography, from what was commanded, in degrees; by speed as `obey.rotation_deg.yaw10`, and the share of
+    the commanded turn that is seen as `obey.rotation_gain.yaw10`. `.real` is the same of recorded turns,
+    where it is the method's own error.
+
+    -> commanded and measured degrees [M] each, about the commanded axis, for the plot.
+    """
+    windows = places(held, plan)
+    seen, before = held.batch(windows, plan.main)
+    level = held.turned(windows, plan.main)[:, -1, 1].numpy()  # pitch [N]
+    last = held.decode(seen[:, -1:])
+    errors, clips, commanded, measured = [], [], [], []
+    side = np.where(np.arange(len(windows)) % 2, 1, -1)
+    for name, speed in TURNS.items():
+        sign = -np.where(level >= 0, 1, -1) if name.startswith("pitch") else side  # look towards the horizon
+        asked = sign[:, None] * np.array(speed)  # [N, 2] degrees of yaw and pitch
+        action = torch.zeros(len(windows), 1, 5)
+        action[:, 0, :2] = torch.from_numpy(asked / held.degrees_per_unit)
+        actions = torch.cat([before, action.expand(-1, FRAMES_TURNING, -1)], 1)
+        made = held.decode(subject.dream(seen, actions, name))
+        pitch = level[:, None] + asked[:, 1:] * np.arange(FRAMES_TURNING)
+        found = rotations(torch.cat([last, made], 1), pitch, held.fov)  # [N, FRAMES_TURNING, 2]
+        error = np.hypot(*np.moveaxis(found - asked[:, None], -1, 0))
+        where = windows[:, 0].repeat(FRAMES_TURNING)
+        scores.statistic(f"obey.rotation_deg.{name}", error.reshape(-1), where, np.median)
+        axis = int(name.startswith("pitch"))
+        gain = (found / np.where(asked == 0, np.nan, asked)[:, None])[..., axis]
+        scores.statistic(f"obey.rotation_gain.{name}", gain.reshape(-1), where, np.median)
+        errors.append(error.reshape(-1))
+        clips.append(where)
+        commanded.append(np.broadcast_to(asked[:, None, axis], found.shape[:2]).reshape(-1))
+        measured.append(found[..., axis].reshape(-1))
+    scores.statistic("obey.rotation_deg_median", np.concatenate(errors), np.concatenate(clips), np.median)
+    real_turns(held, plan, scores)
+    return {"commanded": np.concatenate(commanded), "measured": np.concatenate(measured)}
+
+
+def rotations(pictures: Tensor, pitch: np.ndarray, fov: float) -> np.ndarray:
+    """[N, T+1, 3, Hp, Wp] and the pitch [N, T] before each step -> yaw and pitch in degrees [N, T, 2]."""
+    grey = metrics.grey(pictures)[:, :, None]
+    found = metrics.measure_turns(
+        grey[:, :-1].flatten(0, 1), grey[:, 1:].flatten(0, 1), pitch.reshape(-1), fov
+    )
+    return found[:, :2].reshape(*pitch.shape, 2)
+
+
+def pairs_at_rest(held: HeldOut, turning: bool) -> np.ndarray:
+    """Recorded pairs [N, 2] of (clip, first frame) between which the player stood, and with `turning` the
+    camera turned, else did not. Empty where poses were not recorded."""
+    found = []
+    for clip, (actions, pose) in enumerate(zip(held.clips.actions, held.clips.pose, strict=True)):
+        step = np.abs(np.diff(pose, axis=0))
+        kind = action_class(actions)
+        if turning:
+            wanted = np.isin(kind, [CLASS_NAMES.index("turn"), CLASS_NAMES.index("look")])
+            wanted &= (step[:, :3] < UNMOVED).all(1)
+        else:
+            wanted = (kind == CLASS_NAMES.index("still")) & (step < UNMOVED).all(1)
+        found += [(clip, k) for k in np.flatnonzero(wanted)]
+    return np.array(found).reshape(-1, 2)
+
+
+def thin(pairs: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the rows, evenly spaced."""
+    return pairs[np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)] if len(pairs) else pairs
+
+
+def real_turns(held: HeldOut, plan: Plan, scores: Scores) -> None:
+    """`obey.rotation_deg_median.real`: the same of recorded turns, decoded from their tokens."""
+    pairs = thin(pairs_at_rest(held, turning=True), 4 * plan.starts)
+    if not len(pairs):
+        return
+    pose = held.pose(pairs, 2).numpy()
+    turned = np.diff(pose[..., 3:], axis=1)
+    turned = (turned + 180) % 360 - 180
+    found = rotations(held.decode(held.batch(pairs, 2)[0]), pose[:, :1, 4], held.fov)
+    error = np.hypot(*np.moveaxis(found - turned, -1, 0)).reshape(-1)
+    scores.statistic("obey.rotation_deg_median.real", error, pairs[:, 0], np.median)
+
+
+# ---------------------------------------------------------------- standing still
+
+
+def still_windows(held: HeldOut, plan: Plan) -> np.ndarray:
+    """Recorded stretches [N, 2]: `plan.main` frames, then FRAMES // 2 in which nobody does anything."""
+    pairs = pairs_at_rest(held, turning=False)
+    long, found = FRAMES // 2, []
+    for clip in np.unique(pairs[:, 0]):
+        rest = np.zeros(held.lengths[clip] - 1, bool)
+        rest[pairs[pairs[:, 0] == clip, 1]] = True
+        runs = np.convolve(rest, np.ones(long), "valid") == long
+        free = plan.main - 1  # the first frame that no window has used yet
+        for start in np.flatnonzero(runs):
+            if start >= free:
+                found.append((clip, start - plan.main + 1))
+                free = start + long
+    return thin(np.array(found).reshape(-1, 2), plan.still)
+
+
+def stand(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> None:
+    """`still.change_ratio` and `still.flicker_ratio`: change between frames, and share of edges that come and
+    go, while nothing is done, over those of the decoded recording of the same moment.
+
+    `still.change`, `still.flicker` are the values themselves, `.truth` those of the decoded recording and
+    `.real` those of the true pictures.
+    """
+    windows = still_windows(held, plan)
+    if not len(windows):
+        return
+    long = FRAMES // 2
+    tokens, actions = held.batch(windows, plan.main + long)
+    dreamt = subject.dream(tokens[:, : plan.main], actions, "standing still")
+    # The first dreamt frame is left out: how it differs from the last true one is another matter.
+    made, truth = held.decode(dreamt), held.decode(tokens[:, plan.main :])
+    real = dict(held.true_pictures(windows, plan.main + np.arange(long)))
+    for name, kind in (("change", metrics.mean_change), ("flicker", metrics.edge_flicker)):
+        scores.mean(f"still.{name}", kind(made).numpy(), windows[:, 0])
+        scores.mean(f"still.{name}.truth", kind(truth).numpy(), windows[:, 0])
+        if real:
+            values = torch.stack([kind(pictures) for pictures in real.values()])
+            scores.mean(f"still.{name}.real", values.numpy(), windows[list(real), 0])
+        scores.ratio(f"still.{name}_ratio", f"still.{name}", f"still.{name}.truth")

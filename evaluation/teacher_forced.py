@@ -1,0 +1,89 @@
+"""Section 1: the world is shown every true frame and foretells the next one's tokens."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from actions import CLASS_NAMES, action_class
+from device import autocast
+from evaluation.held_out import BATCH, HeldOut, Plan, Subject
+from evaluation.score import Scores
+from metrics import bits_per_token
+
+# What the player does in a frame, coarser than actions.CLASS_NAMES.
+CLASSES = {
+    "still": ("still",),
+    "turn": ("turn", "look"),
+    "move": ("walk", "strafe", "jump"),
+    "both": ("walk+turn",),
+}
+
+
+def stretches(lengths: list[int], frames: int) -> list[tuple[int, int, int]]:
+    """One stretch of each clip, (clip, start, transitions), with `frames` transitions in all at most.
+
+    Each clip gives the same share, from its middle; what short clips do not use goes to the others.
+    """
+    left, chosen = frames, []
+    order = sorted(range(len(lengths)), key=lambda clip: lengths[clip])
+    for i, clip in enumerate(order):
+        whole = lengths[clip] - 1
+        count = min(whole, left // (len(order) - i))
+        left -= count
+        if count:
+            chosen.append((clip, (whole - count) // 2, count))
+    return sorted(chosen)
+
+
+@torch.inference_mode()
+def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]) -> dict[str, np.ndarray]:
+    """One pass over the stretches; the state runs on along each.
+
+    -> of each foretold frame: `clip`, `kind` (number in CLASSES), `nats` (summed cross entropy), `right` and
+    `copied` (cells foretold by the model, and by repeating the frame before), `tokens` (cells in all).
+    """
+    model, device = subject.model, held.device
+    fine = {name: i for i, names in enumerate(CLASSES.values()) for name in names}
+    kind_of = np.array([fine[name] for name in CLASS_NAMES])
+    rows = {name: [] for name in ("clip", "kind", "nats", "right", "copied", "tokens")}
+    # Longest first: those that have ended are then always at the end of the batch, and are dropped from it.
+    order = sorted(chosen, key=lambda stretch: -stretch[2])
+    total = sum(count for _, _, count in chosen)
+    with tqdm(total=total, desc=f"{subject.name}: teacher-forced", unit="frame", leave=False) as bar:
+        for part in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
+            windows = [held.clips.window(clip, start, count) for clip, start, count in part]
+            grids = [torch.from_numpy(tokens.astype(np.int64)).to(device) for tokens, _ in windows]
+            kinds = [kind_of[action_class(actions)] for _, actions in windows]
+            vectors = [torch.from_numpy(actions).to(device) for _, actions in windows]
+            state = model.init_state(len(part), device)
+            for t in range(part[0][2]):
+                n = sum(t < count for _, _, count in part)
+                now = torch.stack([g[t] for g in grids[:n]])  # [n, H, W]
+                following = torch.stack([g[t + 1] for g in grids[:n]])
+                action = torch.stack([v[t] for v in vectors[:n]])  # [n, A]
+                with autocast(device, subject.dtype):
+                    logits, state = model.step(now, action, state[:, :n])
+                logits = logits.float()
+                rows["clip"] += [clip for clip, _, _ in part[:n]]
+                rows["kind"] += [k[t] for k in kinds[:n]]
+                rows["nats"] += F.cross_entropy(logits, following, reduction="none").sum((1, 2)).tolist()
+                rows["right"] += (logits.argmax(1) == following).sum((1, 2)).tolist()
+                rows["copied"] += (now == following).sum((1, 2)).tolist()
+                rows["tokens"] += [now[0].numel()] * n
+                bar.update(n)
+    return {name: np.array(values) for name, values in rows.items()}
+
+
+def measure(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> None:
+    """`tf.bits_per_token`, `tf.accuracy`, `copy.tf.accuracy`, and the same for each of CLASSES."""
+    rows = foretell(held, subject, stretches(held.lengths, plan.teacher_forced))
+    bits = bits_per_token(1.0, 1)  # of one nat
+    everything = np.ones(len(rows["clip"]), bool)
+    groups = {"tf": everything} | {f"tf.{name}": rows["kind"] == i for i, name in enumerate(CLASSES)}
+    for prefix, chosen in groups.items():
+        clips, tokens = rows["clip"][chosen], rows["tokens"][chosen]
+        scores.mean(f"{prefix}.bits_per_token", rows["nats"][chosen] * bits, clips, tokens)
+        scores.mean(f"{prefix}.accuracy", rows["right"][chosen], clips, tokens)
+        scores.mean(f"copy.{prefix}.accuracy", rows["copied"][chosen], clips, tokens)
+        scores.add(f"{prefix}.frames", chosen.sum())
