@@ -23,6 +23,7 @@ CANNY = (100, 200)  # thresholds on the gradient of 8-bit luma: OpenCV's own exa
 FLOW_EVERY, FLOW_SIZE = 4, (160, 88)  # frames; width and height
 FLOW_ROWS, FLOW_COLUMNS = (0.08, 0.82), (0.08, 0.92)  # of the picture: no borders, and no hand in the corner
 RADIAL_BEYOND = 0.15
+FLOW_NOISE = 0.01  # pixels: less is the arithmetic of the flow, not movement
 REACH = 18.0  # degrees: the largest turn that is looked for
 CELL = 0.75  # degrees between two samples of an unrolled picture
 COLLAPSE_CODES, COLLAPSE_DIVERGENCE, COLLAPSE_CHANGE = (0.5, 2.0), 0.5, 0.1
@@ -42,6 +43,12 @@ def grey(pictures: Tensor) -> Tensor:
     """Luma of pictures [..., 3, H, W] -> [..., H, W]: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601)."""
     weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device)
     return (pictures.float() * weights[:, None, None]).sum(-3)
+
+
+def _bytes(pictures: Tensor) -> np.ndarray:
+    """8-bit luma for OpenCV: [..., 3, H, W] -> [N, H, W] uint8."""
+    luma = grey(pictures).clamp(0, 1).mul(255).round().byte()
+    return luma.reshape(-1, *luma.shape[-2:]).cpu().numpy()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -70,8 +77,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def edges(pictures: Tensor) -> Tensor:
     """Edges of pictures [..., 3, H, W] by Canny (IEEE PAMI 8(6), 1986) on 8-bit luma -> bool [..., H, W]."""
-    flat = grey(pictures).clamp(0, 1).mul(255).round().byte().flatten(0, -3).cpu().numpy()
-    found = np.stack([cv2.Canny(picture, *CANNY) > 0 for picture in flat])
+    found = np.stack([cv2.Canny(picture, *CANNY) > 0 for picture in _bytes(pictures)])
     return torch.from_numpy(found).reshape(*pictures.shape[:-3], *pictures.shape[-2:])
 
 
@@ -83,7 +89,9 @@ def edge_f1(a: Tensor, b: Tensor) -> Tensor:
     with a tolerance of one pixel in place of an assignment.
     """
     ea, eb = edges(a).float(), edges(b).float()
-    near_a, near_b = (F.max_pool2d(e.flatten(0, -3)[:, None], 3, 1, 1).reshape(e.shape) for e in (ea, eb))
+    near_a, near_b = (
+        F.max_pool2d(e.reshape(-1, 1, *e.shape[-2:]), 3, 1, 1).reshape(e.shape) for e in (ea, eb)
+    )
     total = ea.sum((-2, -1)), eb.sum((-2, -1))
     precision = (ea * near_b).sum((-2, -1)) / total[0].clamp_min(1)
     recall = (eb * near_a).sum((-2, -1)) / total[1].clamp_min(1)
@@ -187,8 +195,7 @@ def optical_flow(before: Tensor, after: Tensor) -> Tensor:
     left, right = (round(share * width) for share in FLOW_COLUMNS)
 
     def prepared(pictures: Tensor) -> np.ndarray:
-        flat = grey(pictures).clamp(0, 1).mul(255).round().byte().flatten(0, -3).cpu().numpy()
-        return np.stack([cv2.resize(p, FLOW_SIZE, interpolation=cv2.INTER_AREA) for p in flat])
+        return np.stack([cv2.resize(p, FLOW_SIZE, interpolation=cv2.INTER_AREA) for p in _bytes(pictures)])
 
     flow = [
         cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 4, 21, 4, 7, 1.5, 0)[top:bottom, left:right]
@@ -232,18 +239,25 @@ def radial_flow(flow: Tensor) -> Tensor:
 def flow_profile(made: Tensor, truth: Tensor) -> Tensor:
     """Cosine of two series of flow lengths [..., T] -> [...] in 0..1: does it move when the truth moves?
 
-    Higher is better; 0 where nothing moves at all, NaN where the truth does not. It forgives a wrong speed
-    (`flow_ratio` does not) and says nothing about directions.
+    Higher is better; 0 where it moves less than FLOW_NOISE on average (the flow of one picture to itself is not
+    quite 0, and its cosine is high), NaN where the truth does not move. Two steady series score near 1 whatever
+    they show: it forgives a wrong speed (`flow_ratio` does not) and says nothing about directions.
     """
-    product = (made * truth).sum(-1) / (made.norm(dim=-1) * truth.norm(dim=-1)).clamp_min(1e-12)
-    product = torch.where(made.norm(dim=-1) > 0, product, torch.zeros_like(product))
-    return torch.where(truth.norm(dim=-1) > 0, product, torch.full_like(product, math.nan))
+    cosine = (made * truth).sum(-1) / (made.norm(dim=-1) * truth.norm(dim=-1)).clamp_min(1e-12)
+    cosine = torch.where(made.mean(-1) > FLOW_NOISE, cosine, torch.zeros_like(cosine))
+    return torch.where(truth.mean(-1) > FLOW_NOISE, cosine, torch.full_like(cosine, math.nan))
+
+
+def flow_sign(flow: Tensor | np.ndarray) -> np.ndarray:
+    """-1, 0 or 1 for flow in pixels; less than FLOW_NOISE is no movement and so neither sign."""
+    flow = np.asarray(flow)
+    return np.sign(flow) * (np.abs(flow) > FLOW_NOISE)
 
 
 def flow_ratio(made: Tensor, truth: Tensor) -> Tensor:
-    """Flow of a series over the truth's, [..., T] -> [...] >= 0: 1 is best, NaN where the truth stands still."""
+    """Flow of a series over the truth's, [..., T] -> [...] >= 0: 1 is best, NaN where the truth is at rest."""
     total = truth.sum(-1)
-    return torch.where(total > 0, made.sum(-1) / total, torch.full_like(total, math.nan))
+    return torch.where(truth.mean(-1) > FLOW_NOISE, made.sum(-1) / total, torch.full_like(total, math.nan))
 
 
 # ---------------------------------------------------------------- camera rotation from two pictures
@@ -316,7 +330,7 @@ def peak(values: np.ndarray, i: int) -> float:
 
 
 def confusion(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """How often each class [N] was taken for each: counts [classes, classes], rows truth, columns predicted."""
+    """How often each class [N] was taken for each: counts [C, C], rows truth, columns predicted."""
     pairs = np.asarray(truth).astype(int) * classes + np.asarray(predicted).astype(int)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 

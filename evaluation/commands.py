@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 import metrics
-from actions import CLASS_NAMES, DEGREES_PER_UNIT, action_class, encode
+from actions import CLASS_NAMES, DEGREES_PER_UNIT, PITCH, YAW, action_class, encode
 from evaluation.held_out import HeldOut, Plan, Subject
 from evaluation.rollouts import flow_of
 from evaluation.score import Scores
 
 FRAMES = 16  # of each command: one second
-TURN = 3.0  # degrees a frame of the turning commands: 12 in FLOW_EVERY frames, which the flow still follows
+TURN, LOOK = 2.0, 1.5  # degrees a frame: as far in FLOW_EVERY frames as the flow follows in recorded pictures
+ENOUGH_METRES, ENOUGH_DEGREES = 2.0, 10.0  # a recorded second that moves or turns less shows no effect
 LEVEL = 30.0  # degrees: places whose pitch is farther from level are not used, so that looking has room
 UNMOVED = 1e-3  # metres or degrees between two frames of a camera at rest
 
@@ -35,6 +36,13 @@ class Command:
         turn = self.yaw, self.pitch
         return torch.from_numpy(encode(*turn, self.move_x, self.move_z, self.jump, degrees_per_unit))
 
+    def seen_in(self, pictures: Tensor, every: int) -> np.ndarray:
+        """[N] bool: do pictures [N, FRAMES+1, 3, Hp, Wp] move as commanded, by the flow in `every` frames?"""
+        flow = flow_of(pictures[:, ::every])[..., self.kind]  # [N, FRAMES/every]
+        if self.jump:  # who jumps comes down again: only the rise tells
+            flow = flow[:, : metrics.FLOW_EVERY // every]
+        return metrics.flow_sign(flow.mean(1)) == self.sign
+
 
 HORIZONTAL, RADIAL, VERTICAL = 1, 2, 3  # places in what flow_of returns
 COMMANDS = {
@@ -44,8 +52,8 @@ COMMANDS = {
     "right": Command(move_x=1, kind=HORIZONTAL, sign=-1),
     "turn_left": Command(yaw=-TURN, kind=HORIZONTAL, sign=1),
     "turn_right": Command(yaw=TURN, kind=HORIZONTAL, sign=-1),
-    "look_up": Command(pitch=-TURN, kind=VERTICAL, sign=1),
-    "look_down": Command(pitch=TURN, kind=VERTICAL, sign=-1),
+    "look_up": Command(pitch=-LOOK, kind=VERTICAL, sign=1),
+    "look_down": Command(pitch=LOOK, kind=VERTICAL, sign=-1),
     "jump": Command(jump=1, kind=VERTICAL, sign=1),  # of the first stretch: who rises sees the ground sink
     "nothing": Command(),
 }
@@ -70,29 +78,66 @@ def places(held: HeldOut, plan: Plan) -> np.ndarray:
 
 def obey(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> dict[str, Tensor]:
     """`obey.pairs.*`: share of places where both of two opposite commands move the picture the right way (a
-    frozen world scores 0, one that moves at random 0.25), `obey.command.*` for each alone.
+    frozen world scores 0, one that moves at random 0.25), `obey.command.*` for each alone; `.real`: the same
+    of recorded seconds in which one thing was done, for pairs the product of the two.
 
-    -> pictures of each command at the first place and every FLOW_EVERY frames, [K, 3, Hp, Wp].
+    By the flow over FLOW_EVERY frames, as in the published protocol. That misjudges some recorded seconds,
+    for steps move the ground far; `obey.pairs_by_frame.*` takes the flow between neighbouring frames.
+
+    -> pictures of each command at some places, every FLOW_EVERY frames, [n, K, 3, Hp, Wp].
     """
     windows = places(held, plan)
     seen, before = held.batch(windows, plan.main)
-    looked_at = np.arange(0, FRAMES + 1, metrics.FLOW_EVERY)
     last = held.decode(seen[:, -1:])
-    right, shown = {}, {}
+    shown: dict[str, Tensor] = {}
+    right: dict[str, dict[str, np.ndarray]] = {}  # "" or ".real" and how measured -> command -> [N] bool
+    real = recorded_commands(held, plan)
     for name, command in COMMANDS.items():
         constant = command.action(held.degrees_per_unit).expand(len(windows), FRAMES, -1)
-        tokens = subject.dream(seen, torch.cat([before, constant], 1), name)
-        pictures = torch.cat([last, held.decode(tokens[:, looked_at[1:] - 1])], 1)
-        flow = flow_of(pictures)[..., command.kind]  # [N, K]
-        # Who jumps comes down again: only the first stretch tells.
-        moved = flow[:, 0] if name == "jump" else flow.mean(1)
-        right[name] = np.sign(moved) == command.sign
-        shown[name] = pictures[: len(windows) : max(1, len(windows) // 4)]
-        if name != "nothing":
-            scores.mean(f"obey.command.{name}", right[name], windows[:, 0])
-    for name, (one, other) in PAIRS.items():
-        scores.mean(f"obey.pairs.{name}", right[one] & right[other], windows[:, 0])
+        dreamt = subject.dream(seen, torch.cat([before, constant], 1), name)
+        pictures = torch.cat([last, held.decode(dreamt)], 1)
+        shown[name] = pictures[:: max(1, len(windows) // 4), :: metrics.FLOW_EVERY]
+        if name == "nothing":
+            continue
+        sources = [("", pictures, windows[:, 0])]
+        if name in real:
+            recorded = held.decode(held.batch(real[name], FRAMES + 1)[0])
+            sources.append((".real", recorded, real[name][:, 0]))
+        for suffix, frames, clips in sources:
+            for way, every in (("", metrics.FLOW_EVERY), ("_by_frame", 1)):
+                good = command.seen_in(frames, every)
+                right.setdefault(way + suffix, {})[name] = good
+                scores.mean(f"obey.command{way}.{name}{suffix}", good, clips)
+    for way in ("", "_by_frame"):
+        for name, (one, other) in PAIRS.items():
+            scores.mean(f"obey.pairs{way}.{name}", right[way][one] & right[way][other], windows[:, 0])
+            alone = [right.get(f"{way}.real", {}).get(command) for command in (one, other)]
+            if all(good is not None for good in alone):
+                scores.add(f"obey.pairs{way}.{name}.real", float(np.prod([good.mean() for good in alone])))
     return shown
+
+
+def recorded_commands(held: HeldOut, plan: Plan) -> dict[str, np.ndarray]:
+    """Recorded seconds in which one of the commands and nothing else was done, and had an effect: name ->
+    windows [N, 2]. Turns may be of any speed up to twice the commanded one."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for clip, (actions, pose) in enumerate(zip(held.clips.actions, held.clips.pose, strict=True)):
+        degrees = np.abs(actions[:, [YAW, PITCH]]) * held.degrees_per_unit
+        limits = np.array([2 * TURN, 2 * LOOK])
+        for name, command in COMMANDS.items():
+            asked = command.action(held.degrees_per_unit).numpy()
+            # The same signs as commanded, all along.
+            same = (np.sign(actions) == np.sign(asked)).all(1) & (degrees <= limits).all(1)
+            free = 0
+            for start in range(len(actions) - FRAMES + 1):
+                if start < free or not same[start : start + FRAMES].all():
+                    continue
+                walked = np.linalg.norm(pose[start + FRAMES, :3] - pose[start, :3])
+                turned = degrees[start : start + FRAMES].sum()
+                if max(walked / ENOUGH_METRES, turned / ENOUGH_DEGREES) > 1:
+                    found.setdefault(name, []).append((clip, start))
+                    free = start + FRAMES // 2
+    return {name: thin(np.array(windows), plan.starts) for name, windows in found.items()}
 
 
 def turn(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> dict[str, np.ndarray]:

@@ -213,7 +213,7 @@ def report_flow(
     for name, (sign, kind) in commands.items():
         if (sign != 0).any():
             for suffix, flow in (("", rows[""].flow), (".real", truth)):
-                right = np.where(sign == 0, np.nan, np.sign(flow[..., kind]) == sign)
+                right = np.where(sign == 0, np.nan, metrics.flow_sign(flow[..., kind]) == sign)
                 scores.mean(f"obey.sign.{name}{suffix}", right, recorded.clips)
 
 

@@ -1,7 +1,7 @@
-"""The sections of evaluate.py against worlds whose every picture is known: a textured room, rendered exactly.
+"""The sections of evaluate.py against worlds whose every picture is known: a room, rendered exactly.
 
-The room's tokens say where the camera is, its tokenizer paints what is seen from there, and the worlds that are
-judged walk in it as they are told, or do not.
+The room's tokens say where the camera is, its tokenizer paints what is seen from there, and the worlds that
+are judged walk in it as they are told, or do not.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from evaluation.score import Scores
 from metrics import PSNR_CEILING
 
 HEIGHT, WIDTH, ROWS, COLUMNS = 72, 128, 18, 32
-STEP = 0.2  # metres a frame
-UNITS = torch.tensor([100.0, 100.0, 100.0, 50.0, 50.0])  # of a token for x, y, z (metres), yaw, pitch (degrees)
+STEP = 0.1  # metres a frame
+UNITS = torch.tensor([100.0, 100.0, 100.0, 50.0, 50.0])  # tokens a metre and a degree
 MIDDLE = 30_000  # the token of 0
 PLAN = Plan(
     contexts=(1, 6), horizons=(1, 4, 8, 20), windows=4, teacher_forced=60, starts=4, still=4, memory=2, recorded=2,
@@ -31,12 +31,11 @@ PLAN = Plan(
 
 
 class Room:
-    """A room of 8 x 3 x 8 metres whose walls, floor and ceiling bear waves of many lengths."""
+    """A room of 8 x 3 x 8 metres, built of blocks of a metre, each of a colour of its own."""
 
     def __init__(self):
         rng = torch.Generator().manual_seed(0)
-        self.waves = torch.randn(24, 3, generator=rng) * torch.logspace(-0.2, 0.9, 24)[:, None]
-        self.phases = torch.rand(24, 3, generator=rng) * 6.28
+        self.shades = torch.rand(10, 10, 10, 3, generator=rng)
         self.half = torch.tensor([4.0, 1.5, 4.0])
         self.quantizer = SimpleNamespace(codebook=torch.zeros(1))
 
@@ -44,11 +43,12 @@ class Room:
         pose = pose_of(grids)
         ahead = camera.rays(HEIGHT, WIDTH, 70.0)
         d = torch.einsum("bij,hwj->bhwi", camera.rotation(pose[:, 3], pose[:, 4]), ahead)
+        d = d.where(d.abs() > 1e-6, torch.tensor(1e-6))
         eye = camera.position(pose)[:, None, None]
-        far = ((torch.sign(d) * self.half - eye) / d.where(d.abs() > 1e-6, torch.tensor(1e-6))).amin(-1)
+        far = ((torch.sign(d) * self.half - eye) / d).amin(-1)
         hit = eye + far[..., None] * d  # where the ray meets the nearest wall
-        light = torch.stack([(hit @ self.waves.T + self.phases[:, c]).sin().mean(-1) for c in range(3)], 1)
-        return (0.5 + 1.2 * light).clamp(0, 1)
+        x, y, z = (hit * 1.001 + 5).long().unbind(-1)
+        return self.shades[x, y, z].permute(0, 3, 1, 2)
 
     def encode(self, pictures: Tensor) -> Tensor:
         return torch.zeros(len(pictures), ROWS, COLUMNS, dtype=torch.int64)
@@ -103,7 +103,7 @@ def clip_actions(rng: np.random.Generator, frames: int) -> np.ndarray:
     for i, first in enumerate(range(0, frames - 1, 8)):
         kind, now = kinds[(i + int(rng.integers(2))) % len(kinds)], slice(first, first + 8)
         made[now, 2:] = from_keys([kind] if kind != "both" else ["forward"])
-        made[now, YAW] = {"turn_right": 0.2, "turn_left": -0.2, "both": 0.2}.get(kind, 0)
+        made[now, YAW] = {"turn_right": 0.1, "turn_left": -0.1, "both": 0.1}.get(kind, 0)
         made[now, PITCH] = 0.1 if kind == "look" and i % 20 < 10 else -0.1 if kind == "look" else 0
     return made
 
@@ -115,7 +115,9 @@ def held(tmp_path_factory) -> HeldOut:
     manifest = Manifest(16.0, [HEIGHT, WIDTH], [ROWS, COLUMNS], 65_536, "room", 70.0)
     for name in "abc":
         actions = torch.from_numpy(clip_actions(rng, 240))[None]
-        start = torch.tensor([[rng.uniform(-1, 1), 0.0, rng.uniform(-1, 1), rng.uniform(-90, 90), 5.0]]).float()
+        start = torch.tensor(
+            [[rng.uniform(-1, 1), 0.0, rng.uniform(-1, 1), rng.uniform(-90, 90), 5.0]]
+        ).float()
         pose = torch.cat([start[:, None], walk(start, actions)], 1)[0]
         pose = pose_of(grid_of(pose))  # as exact as tokens are
         write_token_file(folder / f"{name}.npz", grid_of(pose).numpy(), actions[0].numpy(), pose.numpy())
@@ -157,7 +159,7 @@ def measured(section, held: HeldOut, world: Walker, *more) -> dict[str, float]:
 def test_pairs_of_opposite_commands(held, obeys, pairs):
     found = measured(commands.obey, held, Walker(obeys))
     for name in commands.PAIRS:
-        assert found[f"obey.pairs.{name}"] == pairs, name
+        assert found[f"obey.pairs_by_frame.{name}"] == pairs, name
     assert found["obey.command.jump"] == float(obeys > 0)
 
 
@@ -168,7 +170,7 @@ def test_one_right_command_of_two_is_no_pair(held):
 
     found = measured(commands.obey, held, TurnsRight())
     assert found["obey.command.turn_right"] == 1.0 and found["obey.command.turn_left"] == 0.0
-    assert found["obey.pairs.turn"] == 0.0
+    assert found["obey.pairs.turn"] == found["obey.pairs_by_frame.turn"] == 0.0
 
 
 def test_rotation_error_is_what_is_missing_of_the_turn(held):
@@ -199,9 +201,11 @@ def test_a_world_that_does_as_recorded_is_perfect_and_a_frozen_one_is_the_copy(h
         for context in (1, 6):
             key = f"rollout.ctx{context}.{horizon}"
             assert right[f"{key}.psnr_tokens"] > 40, "as exact as a place in a token"
-            assert frozen[f"{key}.psnr_tokens"] == pytest.approx(frozen[f"copy.ctx{context}.{horizon}.psnr_tokens"])
+            assert frozen[f"{key}.psnr_tokens"] == pytest.approx(
+                frozen[f"copy.ctx{context}.{horizon}.psnr_tokens"]
+            )
     assert right["obey.flow_profile"] > 0.99 and right["obey.flow_ratio"] == pytest.approx(1, abs=0.05)
-    assert frozen["obey.flow_profile"] == frozen["obey.flow_ratio"] == 0.0
+    assert frozen["obey.flow_profile"] == 0.0 and frozen["obey.flow_ratio"] < 1e-3
     assert right["obey.sign.turn"] == right["obey.sign.turn.real"] == 1.0
     assert frozen["obey.sign.turn"] == 0.0
     assert right["obey.delta_psnr"] > 3 and frozen["obey.delta_psnr"] == pytest.approx(0)
@@ -224,7 +228,7 @@ def test_a_turned_copy_is_exact_where_only_the_camera_turned(held):
     warped = rollouts.warp(held, windows, 2, last[:, :1], 0, np.array([1]), moved=False)
     inner = (slice(None), slice(None), slice(12, 60), slice(30, 98))
     error = (warped[:, 0] - last[:, 1])[inner].abs().mean()
-    assert error < 0.01 < (last[:, 0] - last[:, 1])[inner].abs().mean()
+    assert error < 0.5 * (last[:, 0] - last[:, 1])[inner].abs().mean()
 
 
 def test_without_poses_there_is_no_ground_plane_and_turns_are_summed_up(held, judges, monkeypatch):
@@ -266,7 +270,7 @@ def test_standing_still(held):
     assert found["still.change"] == 0.0 and found["still.change.truth"] == 0.0
     assert "still.change_ratio" not in found, "nothing over nothing is no number"
     shimmer = measured(commands.stand, held, Shimmers())
-    assert shimmer["still.change"] > 0.005 and shimmer["still.flicker"] > 0.1
+    assert shimmer["still.change"] > 0.005 and shimmer["still.flicker"] > 0.02
     windows = commands.still_windows(held, PLAN)
     assert len(windows) >= 3
     for clip, start in windows:
@@ -296,7 +300,7 @@ def test_recorded_look_aways_are_found():
     pose[30:40, 3] = np.linspace(90, 0, 10)
     pose[60:70, 3] = 15  # too little
     assert memory.look_aways(pose) == [(0, 39, 90.0)]
-    pose[39:, 0] = 1.0  # came back elsewhere
+    pose[:, 0] = np.arange(100) / 10  # walked on: came back elsewhere
     assert memory.look_aways(pose) == []
     assert memory.look_aways(np.full((100, 5), np.nan)) == []
 
@@ -305,11 +309,9 @@ def test_recorded_look_aways_are_found():
 
 
 def test_life_of_a_world_that_goes_on_and_of_one_that_freezes(held, judges):
-    small = 4096  # codes that the room's tokens are folded into, for the histograms
-    held.manifest.codebook_size = 65_536
     alive = measured(life.measure, held, Walker(), judges)
     frozen = measured(life.measure, held, Walker(0.0), judges)
-    assert small and alive["life.collapse_frame"] == -1
+    assert alive["life.collapse_frame"] == -1
     assert frozen["life.collapse_frame"] == 0
     assert alive["life.fd_last"] < frozen["life.fd_last"]
     assert alive["life.codes_ratio"] == pytest.approx(1, abs=0.2)
