@@ -5,8 +5,8 @@
     python evaluate.py --data_dir tokens/mine            # under half an hour on two cores
     python evaluate.py --quick --checkpoint runs/a/best.pt runs/b/best.pt --data_dir tokens/mine
 
-Sections: teacher_forced, rollouts, obey, still, memory, life and tokenizer. evaluation/ has a module for
-each, metrics.py defines the numbers, and README says how to read them. Beside the model stand copying the
+Sections: teacher_forced, rollouts, obey, turn, still, memory, life and tokenizer. evaluation/ has their
+modules, metrics.py defines the numbers, and README says how to read them. Beside the model stand copying the
 last frame, that copy turned as the camera turned (rot), turned and moved over a flat ground (geo), and the
 tokenizer's own reconstruction (ceiling).
 
@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import provenance
 import torch
 
+import provenance
 from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, CheckpointError, load_tokenizer, load_world_model
 from data import MANIFEST, SAMPLE_TOKENS, DataError, TokenClips
 from device import amp_dtype, pick_device
@@ -34,9 +34,10 @@ from evaluation.score import Scores
 from perceptual import EffNetDistance, LPIPSDistance, lpips_at_hand
 from sampling import PLAY_TEMPERATURE, Choice
 from settings import fail
+from vq_vae.vq_vae import VQVAE
 
 OUT = Path("outputs/eval")
-SECTIONS = ("teacher_forced", "rollouts", "obey", "still", "memory", "life", "tokenizer")
+SECTIONS = ("teacher_forced", "rollouts", "obey", "turn", "still", "memory", "life", "tokenizer")
 
 
 def subject_names(paths: list[Path]) -> list[str]:
@@ -66,14 +67,15 @@ def check_rates(content: dict, clips: TokenClips, checkpoint: Path) -> None:
             )
 
 
-def load_subjects(args: argparse.Namespace, held: HeldOut) -> list[Subject]:
-    """The worlds that are judged. Raises CheckpointError, DataError or ValueError where one does not fit."""
+def load_subjects(
+    args: argparse.Namespace, tokenizer: VQVAE, device: torch.device, dtype: torch.dtype
+) -> list[Subject]:
+    """The worlds that are judged. Raises CheckpointError or ValueError where one cannot be."""
     choice = Choice(greedy=args.greedy, temperature=args.temperature, top_k=args.topk)
     subjects = []
     for name, path in zip(subject_names(args.checkpoint), args.checkpoint, strict=True):
-        model, content = load_world_model(path, held.tokenizer, held.device)
-        check_rates(content, held.clips, path)
-        subjects.append(Subject(name, path, model, content, held.tokenizer, choice, args.seed, held.dtype))
+        model, content = load_world_model(path, tokenizer, device)
+        subjects.append(Subject(name, path, model, content, tokenizer, choice, args.seed, dtype))
     return subjects
 
 
@@ -101,21 +103,20 @@ def judge(
     """All sections for one world."""
     scores = Scores(held.seed)
     result = report.Result(subject, scores)
-    if "teacher_forced" in only:
-        teacher_forced.measure(held, subject, plan, scores)
-    if recorded is not None and "rollouts" in only:
-        result.dreams = rollouts.measure(held, subject, plan, judges, recorded, scores)
-    if "obey" in only:
-        result.commands = commands.obey(held, subject, plan, scores)
-        result.turns = commands.turn(held, subject, plan, scores)
-    if "still" in only:
-        commands.stand(held, subject, plan, scores)
-    if "memory" in only:
-        result.look_aways = memory.measure(held, subject, plan, judges, scores)
-    if "life" in only:
-        result.series, result.lives = life.measure(held, subject, plan, judges, scores)
-    if recorded is not None and "tokenizer" in only:
-        tokens.measure(held, recorded, scores)
+    sections = {
+        "teacher_forced": lambda: teacher_forced.measure(held, subject, plan, scores),
+        "rollouts": lambda: rollouts.measure(held, subject, plan, judges, recorded, scores),
+        "obey": lambda: commands.obey(held, subject, plan, scores),
+        "turn": lambda: commands.turn(held, subject, plan, scores),
+        "still": lambda: commands.stand(held, subject, plan, scores),
+        "memory": lambda: memory.measure(held, subject, plan, judges, scores),
+        "life": lambda: life.measure(held, subject, plan, judges, scores),
+        "tokenizer": lambda: tokens.measure(held, recorded, scores),
+    }
+    for name in only:
+        began = time.monotonic()
+        result.shown[name] = sections[name]()
+        result.seconds[name] = round(time.monotonic() - began, 1)
     return result
 
 
@@ -132,11 +133,14 @@ def evaluate(args: argparse.Namespace, arguments: list[str], out: Path) -> None:
     plan = QUICK if args.quick else Plan()
     device = pick_device(args.device)
     tokenizer = load_tokenizer(args.vqvae_ckpt, device)
+    dtype = amp_dtype(device, args.precision)
+    subjects = load_subjects(args, tokenizer, device, dtype)
     clips = TokenClips(args.data_dir, args.split, tokenizer.fingerprint)
+    for subject in subjects:
+        check_rates(subject.content, clips, subject.path)
     if args.quick:
         some_clips(clips, plan.windows)
-    held = HeldOut(clips, tokenizer, args.seed, amp_dtype(device, args.precision))
-    subjects = load_subjects(args, held)
+    held = HeldOut(clips, tokenizer, args.seed, dtype)
     judges, idm = load_judges(args, device)
     recorded = None
     if {"rollouts", "tokenizer"} & set(args.only):
@@ -148,7 +152,7 @@ def evaluate(args: argparse.Namespace, arguments: list[str], out: Path) -> None:
         return {
             "metrics": result.scores.metrics,
             "ci95": result.scores.ci95,
-            "series": result.series,
+            "series": result.shown["life"][0] if "life" in result.shown else {},
             "meta": {
                 "checkpoint": provenance.shown(subject.path),
                 "name": subject.name,
@@ -169,7 +173,7 @@ def evaluate(args: argparse.Namespace, arguments: list[str], out: Path) -> None:
                 "command": provenance.command_line("evaluate.py", arguments),
                 "commit": provenance.commit(),
                 "machine": provenance.machine(device),
-                "seconds": round(time.monotonic() - began),
+                "seconds": {"all": round(time.monotonic() - began), **result.seconds},
             },
         }
 

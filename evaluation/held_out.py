@@ -48,7 +48,7 @@ class Plan:
         return 6 if 6 in self.contexts else max(self.contexts)
 
 
-QUICK = Plan(windows=6, teacher_forced=480, starts=3, still=8, memory=3, recorded=1, streams=2, life=256)
+QUICK = Plan(windows=4, teacher_forced=320, starts=2, still=4, memory=2, recorded=1, streams=2, life=192)
 
 
 def spread_windows(lengths: list[int], span: int, count: int, seed: int) -> np.ndarray:

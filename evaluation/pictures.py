@@ -27,20 +27,21 @@ def draw(
     """Everything that there are numbers for, into `folder`; -> the files."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    if recorded is not None and results[0].dreams:
+    shown = results[0].shown
+    if "rollouts" in shown:
         made += [horizon_plot(folder / "horizons.png", plan, results)]
         made += rollout_pictures(folder, held, plan, recorded, results)
-    if results[0].turns:
+    if "turn" in shown:
         made.append(obedience_plot(folder / "obedience.png", results))
-    if results[0].series or results[0].look_aways:
+    if {"memory", "life"} & set(shown):
         made.append(time_plot(folder / "memory_life.png", results))
     for result in results:
         name = result.subject.name
-        if result.commands:
+        if "obey" in shown:
             made.append(command_strip(folder / f"commands_{name}.png", result))
-        if result.look_aways:
+        if "memory" in shown:
             made.append(memory_strip(folder / f"memory_{name}.png", held, result))
-        if result.lives is not None:
+        if "life" in shown:
             made += life_pictures(folder / f"life_{name}", held, result)
     return made
 
@@ -77,7 +78,7 @@ def rollout_pictures(
     shown = {"truth": torch.stack([true.get(n, decoded[n]) for n in range(len(windows))])}
     shown["ceiling"] = decoded
     for result in results:
-        dreamt = held.decode(result.dreams[f"ctx{plan.main}"][numbers])
+        dreamt = held.decode(result.shown["rollouts"][f"ctx{plan.main}"][numbers])
         shown[result.subject.name] = torch.cat([decoded[:, :1], dreamt], 1)
     for name, moved in (("geo", True), ("rot", False)):
         warped = warp(held, windows, plan.span, decoded[:, :1], seen, every, moved)
@@ -106,10 +107,10 @@ def rollout_pictures(
 def command_strip(path: Path, result: Result) -> Path:
     """What constant commands make of the first two places."""
     captions = [f"frame {t}" for t in range(0, FRAMES + 1, metrics.FLOW_EVERY)]
-    both = min(2, len(next(iter(result.commands.values()))))
+    both = min(2, len(next(iter(result.shown["obey"].values()))))
     rows = [
         (name, [f for place in range(both) for f in frames(pictures[place])])
-        for name, pictures in result.commands.items()
+        for name, pictures in result.shown["obey"].items()
     ]
     return strip(path, rows, captions * both)
 
@@ -117,8 +118,8 @@ def command_strip(path: Path, result: Result) -> Path:
 def memory_strip(path: Path, held: HeldOut, result: Result) -> Path:
     """Turning away and back from the first two places, by each angle."""
     rows = []
-    for place in range(min(2, len(result.look_aways[ANGLES[0]]))):
-        for angle, tokens in result.look_aways.items():
+    for place in range(min(2, len(result.shown["memory"][ANGLES[0]]))):
+        for angle, tokens in result.shown["memory"].items():
             at = np.linspace(0, tokens.shape[1] - 1, 7).round().astype(int)
             rows.append((f"{angle} deg", frames(held.decode(tokens[place, at]))))
     return strip(path, rows, ["left", "1/3", "2/3", "far end", "2/3 back", "1/3 back", "returned"])
@@ -126,7 +127,7 @@ def memory_strip(path: Path, held: HeldOut, result: Result) -> Path:
 
 def life_pictures(stem: Path, held: HeldOut, result: Result) -> list[Path]:
     """A strip and a video of the first SHOWN long dreams."""
-    streams = result.lives[:SHOWN]
+    streams = result.shown["life"][1][:SHOWN]
     count = streams.shape[1]
     at = np.unique(np.concatenate([[0], np.arange(WINDOW, count, WINDOW), [count - 1]]))
     at = at[np.unique(np.linspace(0, len(at) - 1, 8).round().astype(int))]
@@ -188,7 +189,7 @@ def obedience_plot(path: Path, results: list[Result]) -> Path:
     made, (turns, pairs, read) = figure(1, 3)
     width = 0.8 / len(results)
     for i, result in enumerate(results):
-        asked, seen = result.turns["commanded"], result.turns["measured"]
+        asked, seen = result.shown["turn"]["commanded"], result.shown["turn"]["measured"]
         speeds = np.unique(asked)
         quartiles = np.array([np.quantile(seen[asked == s], [0.25, 0.5, 0.75]) for s in speeds])
         low, median, high = quartiles.T
@@ -233,11 +234,11 @@ def time_plot(path: Path, results: list[Result]) -> Path:
                 "away_agreement": "far end",
             }
             memory.plot(ANGLES, values, color=f"C{i}", ls=line, marker=".", label=f"{name}, {what[key]}")
-        if result.series:
-            at = WINDOW * (0.5 + np.arange(len(result.series["fd"])))
+        series = result.shown["life"][0] if "life" in result.shown else {}
+        if series:
+            at = WINDOW * (0.5 + np.arange(len(series["fd"])))
             for axis, key in ((distance, "fd"), (divergence, "divergence"), (codes, "codes")):
-                axis.plot(at, result.series[key], color=f"C{i}", marker=".", label=name)
-    series = results[0].series
+                axis.plot(at, series[key], color=f"C{i}", marker=".", label=name)
     if series:
         distance.plot(
             at[: len(series["fd_truth"])], series["fd_truth"], color="black", lw=0.8, label="recording"

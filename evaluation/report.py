@@ -1,9 +1,7 @@
 """The tables: every number beside what the other rows reach."""
 
 from dataclasses import dataclass, field
-
-import numpy as np
-from torch import Tensor
+from typing import Any
 
 from evaluation.held_out import Plan, Subject
 from evaluation.rollouts import MEAN
@@ -97,12 +95,8 @@ class Result:
 
     subject: Subject
     scores: Scores
-    dreams: dict[str, Tensor] = field(default_factory=dict)  # rollouts.measure
-    commands: dict[str, Tensor] = field(default_factory=dict)  # commands.obey
-    turns: dict[str, np.ndarray] = field(default_factory=dict)  # commands.turn
-    look_aways: dict[int, Tensor] = field(default_factory=dict)  # memory.measure
-    series: dict[str, list[float]] = field(default_factory=dict)  # life.measure
-    lives: Tensor | None = None
+    shown: dict[str, Any] = field(default_factory=dict)  # what each section returned, to be drawn
+    seconds: dict[str, float] = field(default_factory=dict)  # of each section
 
 
 def heading(meta: dict) -> str:
@@ -116,7 +110,7 @@ def heading(meta: dict) -> str:
     return (
         f"{meta['checkpoint']}, step {meta['step']}, {meta['parameters']:,} parameters\n"
         f"{meta['data']}, split {meta['split']}: {len(meta['clips'])} clips, {meta['frames']:,} frames; "
-        f"{how}, seed {meta['seed']}, {meta['precision']}; {meta['seconds']} s"
+        f"{how}, seed {meta['seed']}, {meta['precision']}; {meta['seconds']['all']} s"
     )
 
 

@@ -32,6 +32,8 @@ class Scores:
 
         NaN counts as not there. With `weights` [N] the values are sums: sum(values) / sum(weights).
         """
+        if not len(clips):
+            return
         values = np.asarray(values, np.float64).reshape(len(clips), -1)
         there = ~np.isnan(values)
         sums = np.where(there, values, 0).sum(1)

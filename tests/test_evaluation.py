@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import PixelDistance
 from torch import Tensor
 
 import camera
@@ -25,8 +26,8 @@ STEP = 0.1  # metres a frame
 UNITS = torch.tensor([100.0, 100.0, 100.0, 50.0, 50.0])  # tokens a metre and a degree
 MIDDLE = 30_000  # the token of 0
 PLAN = Plan(
-    contexts=(1, 6), horizons=(1, 4, 8, 20), windows=4, teacher_forced=60, starts=4, still=4, memory=2, recorded=2,
-    streams=2, life=192,
+    contexts=(1, 6), horizons=(1, 4, 8, 20), windows=4, teacher_forced=60, starts=4, still=4, memory=2,
+    recorded=2, streams=2, life=192,
 )  # fmt: skip
 
 
@@ -126,23 +127,9 @@ def held(tmp_path_factory) -> HeldOut:
     return HeldOut(TokenClips(folder, "val"), Room(), seed=0)
 
 
-class Distance(torch.nn.Module):
-    """Stands in for the perceptual distance."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).abs().mean((1, 2, 3))
-
-    def embedding(self, pictures: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(pictures, 24).flatten(1)
-
-
 @pytest.fixture(scope="module")
 def judges() -> Judges:
-    distance = Distance()
+    distance = PixelDistance()
     return Judges({"perceptual": distance}, distance, None)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import perceptual
+from metrics import frechet_distance
 from perceptual import EFFNET, EffNetDistance, perceptual_distance
 
 
@@ -69,6 +70,24 @@ def test_features_are_of_five_depths(distance, pictures):
     assert list(channels) == sorted(channels) and channels[0] < channels[-1], "more channels ..."
     assert list(rows) == sorted(rows, reverse=True) and rows[0] > rows[-1], "... at fewer places"
     assert all(f.abs().sum() > 0 for f in distance.features(pictures))
+
+
+@torch.no_grad()
+def test_embeddings_are_of_each_picture(distance, pictures):
+    found = distance.embedding(pictures)
+    assert found.shape == (2, 112) and found.dtype == torch.float32
+    torch.testing.assert_close(distance.embedding(pictures[1:]), found[1:])
+    assert (found[0] - found[1]).abs().max() > 0.01, "other pictures lie elsewhere"
+
+
+@torch.no_grad()
+def test_frechet_distance_of_embeddings_tells_kinds_of_pictures_apart(distance):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(60, 3, 32, 48, generator=generator)
+    flat = torch.rand(30, 3, 1, 1, generator=generator).expand(30, 3, 32, 48)
+    one, other, plain = (distance.embedding(p) for p in (noise[:30], noise[30:], flat))
+    alike = frechet_distance(one, other)
+    assert 0 < 10 * alike < frechet_distance(one, plain)
 
 
 @torch.no_grad()
