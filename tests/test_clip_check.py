@@ -213,8 +213,8 @@ def test_measured_turns_reach_15_degrees():
     places = torch.stack([torch.atan2(x, z) / torch.pi, y.asin() / (torch.pi / 2)], -1)
     grey = camera.warp(noise.expand(len(yaw), -1, -1, -1), places)
     turns = clip_check.measure_turns(grey[:-1], grey[1:], pitch[:-1], 70.0)
-    np.testing.assert_allclose(turns[:, 0], np.diff(yaw), atol=0.3)
-    np.testing.assert_allclose(turns[:, 1], np.diff(pitch), rtol=0.1, atol=0.1)  # nearly a plain shift
+    np.testing.assert_allclose(turns[:, 0], np.diff(yaw), atol=0.05)
+    np.testing.assert_allclose(turns[:, 1], np.diff(pitch), atol=0.05)
     assert (turns[:, 2] > clip_check.GOOD_MATCH).all()
 
 

@@ -157,7 +157,7 @@ def test_edge_f1_forgives_one_pixel_and_no_more():
     truth = bars(24)
     assert edge_f1(truth, truth) == 1
     assert edge_f1(bars(25), truth) == 1
-    assert edge_f1(bars(27), truth) == 0
+    assert edge_f1(bars(26), truth) == 0
     assert edge_f1(bars(4, 24), truth).item() == pytest.approx(2 / 3), "half of the edges are not there"
     assert edge_f1(truth, bars(4, 24)).item() == pytest.approx(2 / 3), "half of the edges are missing"
 

@@ -22,6 +22,7 @@ import checkpoint
 import clip_check
 import preprocess
 from data import SAMPLES, Manifest, read_token_file, split_of, unpack_indices
+from metrics import measure_turns
 from video import read_frames, resize, write_video
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
@@ -716,7 +717,8 @@ def test_turns_in_the_actions_are_turns_in_the_pictures(tmp_path, tokenizer):
         kept = unpack_indices(entry.kept, entry.frames)[:300]
         frames = [resize(frame, 72, 128) for frame in read_frames(tmp_path / entry.video, wanted=kept)]
         grey = torch.from_numpy(np.stack(frames)).float().mean(-1)[:, None] / 255
-        turns = clip_check.measure_turns(grey, content["pose"][:300, 4], manifest.vertical_fov_degrees)
+        fov, pitch = manifest.vertical_fov_degrees, content["pose"][: len(grey) - 1, 4]
+        turns = measure_turns(grey[:-1], grey[1:], pitch, fov)
         measured = np.diff(turns[:, 0])
         sure = np.minimum(turns[1:, 2], turns[:-1, 2]) > clip_check.GOOD_MATCH
         recorded = np.diff(content["actions"][:299, 0] * manifest.camera_degrees_per_unit)
