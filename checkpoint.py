@@ -1,4 +1,4 @@
-"""Saving and loading, for the tokenizer and the world model: the only torch.save and torch.load in the repo.
+"""Saving and loading, for every network: the only torch.save and torch.load in the repo.
 
 A checkpoint is a dict of tensors and plain values. `python checkpoint.py IN OUT` strips a training checkpoint
 to what play needs (no optimizer, no RNG state).
@@ -20,7 +20,8 @@ from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints"
 SHIPPED_TOKENIZER, SHIPPED_WORLD = SHIPPED / "vqvae.pt", SHIPPED / "world.pt"
-TOKENIZER_KIND, WORLD_KIND = "vq_vae", "world_model"
+SHIPPED_INVERSE_DYNAMICS = SHIPPED / "idm.pt"
+TOKENIZER_KIND, WORLD_KIND, INVERSE_DYNAMICS_KIND = "vq_vae", "world_model", "inverse_dynamics"
 
 
 class CheckpointError(RuntimeError):
@@ -71,7 +72,12 @@ def load(path: str | Path, kind: str | None = None) -> dict:
     return content
 
 
-def _build(model_class: type[nn.Module], config_class: type, content: dict, path: str | Path) -> nn.Module:
+def content_of(kind: str, model: nn.Module, **extra) -> dict:
+    """The dict that `build` reads: a network's config and weights, with `extra` plain values."""
+    return {"kind": kind, "config": asdict(model.config), "model": model.state_dict(), **extra}
+
+
+def build(model_class: type[nn.Module], config_class: type, content: dict, path: str | Path) -> nn.Module:
     """The model that a checkpoint describes, with its weights; CheckpointError where the two do not fit."""
     try:
         model = model_class(config_class(**content["config"]))
@@ -84,19 +90,13 @@ def _build(model_class: type[nn.Module], config_class: type, content: dict, path
 
 def tokenizer_content(tokenizer: VQVAE, **extra) -> dict:
     """The dict that `load_tokenizer` reads, with `extra` plain values (constants, step, metrics, ...)."""
-    return {
-        "kind": TOKENIZER_KIND,
-        "config": asdict(tokenizer.config),
-        "model": tokenizer.state_dict(),
-        "fingerprint": fingerprint(tokenizer),
-        **extra,
-    }
+    return content_of(TOKENIZER_KIND, tokenizer, fingerprint=fingerprint(tokenizer), **extra)
 
 
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> VQVAE:
     """The tokenizer in `path`, frozen, in eval mode, on `device`, with its fingerprint as `.fingerprint`."""
     content = load(path, TOKENIZER_KIND)
-    tokenizer = _build(VQVAE, VQVAEConfig, content, path)
+    tokenizer = build(VQVAE, VQVAEConfig, content, path)
     found = fingerprint(tokenizer)
     if found != content["fingerprint"]:
         raise CheckpointError(
@@ -109,13 +109,7 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> VQVA
 
 def world_content(model: ConvGRUWorldModel, tokenizer_fingerprint: str, **extra) -> dict:
     """The dict that `load_world_model` reads, with `extra` (constants, step, optimizer, RNG, fps, ...)."""
-    return {
-        "kind": WORLD_KIND,
-        "config": asdict(model.config),
-        "model": model.state_dict(),
-        "tokenizer": tokenizer_fingerprint,
-        **extra,
-    }
+    return content_of(WORLD_KIND, model, tokenizer=tokenizer_fingerprint, **extra)
 
 
 def check_tokenizer(expected: str, found: str, what: str, whose: str) -> None:
@@ -141,7 +135,7 @@ def load_world_model(
     check_tokenizer(
         content["tokenizer"], tokenizer.fingerprint, "the tokenizer checkpoint (--vqvae_ckpt)", str(path)
     )
-    model = _build(ConvGRUWorldModel, WorldModelConfig, content, path)
+    model = build(ConvGRUWorldModel, WorldModelConfig, content, path)
     return model.eval().to(device), content
 
 

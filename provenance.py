@@ -1,4 +1,4 @@
-"""Where numbers come from: what a script that measures writes beside them, with nothing private to a machine."""
+"""Where numbers come from: what a script that measures writes beside them, nothing private among it."""
 
 import json
 import os

@@ -19,7 +19,7 @@ from training import Terms, window_loss
 TINY = {
     benchmark: {
         "WINDOWS": {"cpu": 2},
-        "TRANSITIONS": 4,
+        "QUICK_TRANSITIONS": 4,
         "SCALING": {"windows": (1, 2), "transitions": (2, 3), "hidden": (8,)},
         "MATMUL": {"cpu": (16, 32)},
         "PROCESSES": (1,),

@@ -1,0 +1,1 @@
+"""The measurements of benchmark.py beside the training step."""
