@@ -57,7 +57,9 @@ WEIGHTS = LossWeights(
 )  # fmt: skip
 AR_LEN, TEACHER_PROB, LR, GRAD_CLIP = 18, 0.5, 3e-5, 0.5
 FULL_SIZE = {"embed_dim": 256, "hidden_dim": 384, "layers": 6}  # of that recipe
-WINDOWS = {"cuda": 16, "mps": 16, "cpu": 4}  # in a batch
+WINDOWS, QUICK_WINDOWS = 16, 2  # in a batch: the earlier system's
+VARIED = 4  # windows on a CPU where one size is changed at a time, for time and memory
+FEWER, ROOMY = 4, 16e9  # in a batch where less memory than this is free, bytes
 TRANSITIONS, QUICK_TRANSITIONS = 20, 10  # in a window
 # What is varied, one at a time; --quick takes the first two of each.
 SCALING = {"windows": (1, 4, 16, 32), "transitions": (5, 10, 20, 40), "hidden": (64, 128, 256)}
@@ -200,15 +202,17 @@ def peak_memory(which: str, task: Task, world: World, vqvae_ckpt: Path) -> float
 
 
 def bench_train(args: argparse.Namespace, world: World, notes: list[str]) -> Metrics:
-    """The training step: against the plain one and the hardware, over sizes and processes."""
+    """The training step: against the plain one and the hardware; the shipped one over sizes and processes."""
     configs = {"shipped": world.model.config, "v4.5.2": replace(world.model.config, **FULL_SIZE)}
     tasks = {name: Task(config, args.windows, args.transitions) for name, config in configs.items()}
     found: Metrics = {}
-    for name in tasks if world.device.type == "cuda" else [args.model]:
+    both = world.device.type == "cuda" and args.model == "shipped"
+    for name in tasks if both else [args.model]:
         found |= against_reference(args, world, name, tasks[name])
-    base_mb = found.get(f"train.{args.model}.ours.peak_mb", 0.0)
-    found |= scaling(args, world, tasks[args.model], base_mb, notes)
-    return found | with_processes(args, world, notes)
+    if args.model == "shipped":
+        found |= scaling(args, world, tasks["shipped"], found.get("train.shipped.ours.peak_mb", 0.0), notes)
+        found |= with_processes(args, world, notes)
+    return found
 
 
 def against_reference(args: argparse.Namespace, world: World, name: str, task: Task) -> Metrics:
@@ -245,14 +249,22 @@ def resized(task: Task, size: str, value: int) -> Task:
     return task._replace(**{size: value})
 
 
-def scaling(args: argparse.Namespace, world: World, base: Task, base_mb: float, notes: list[str]) -> Metrics:
+def varied(windows: int, world: World) -> int:
+    """Windows of a batch whose other sizes are changed."""
+    return min(windows, VARIED) if world.device.type == "cpu" else windows
+
+
+def scaling(
+    args: argparse.Namespace, world: World, measured: Task, base_mb: float, notes: list[str]
+) -> Metrics:
     """Our step with one size changed at a time, without those that could fill the memory."""
+    base = measured._replace(windows=varied(measured.windows, world))
     values = {size: found[:2] if args.quick else found for size, found in SCALING.items()}
     tasks = {f"{size}{v}": resized(base, size, v) for size in values for v in values[size]}
     cuda = world.device.type == "cuda"
     free = (torch.cuda.mem_get_info(world.device)[0] if cuda else psutil.virtual_memory().available) / 1e6
     for key, task in list(tasks.items()):
-        need = base_mb * task.windows * task.transitions / (base.windows * base.transitions)
+        need = base_mb * task.windows * task.transitions / (measured.windows * measured.transitions)
         if need > 0.6 * free:
             notes.append(f"train.scaling.{key}: left out, it takes about {need:,.0f} MB")
             del tasks[key]
@@ -266,7 +278,7 @@ def scaling(args: argparse.Namespace, world: World, base: Task, base_mb: float, 
             row["peak_mb"] = peak_memory("ours", task, world, args.vqvae_ckpt)
         found |= {f"train.scaling.{key}.{name}": value for name, value in row.items()}
         rows.append([key, row["frames_per_s"], row.get("peak_mb")])
-    table(["train, as ours above but for", "frames/s", "peak MB"], rows)
+    table([f"train, {base.windows} windows x {base.transitions}, but for", "frames/s", "peak MB"], rows)
     return found
 
 
@@ -280,15 +292,15 @@ def with_processes(args: argparse.Namespace, world: World, notes: list[str]) -> 
     elif torch.get_num_threads() < max(numbers):
         notes.append(f"train.processes: {torch.get_num_threads()} thread in one process, one each in several")
     config, rates = world.model.config, {n: [] for n in numbers}
-    windows = max(args.windows // max(PROCESSES), 1) * max(PROCESSES)
+    windows = varied(args.windows, world) // max(PROCESSES) * max(PROCESSES) or max(PROCESSES)
     with tempfile.TemporaryDirectory() as folder:
         random_tokens(Path(folder), world, windows)
         settings = {
             "DATA_DIR": folder, "VQVAE_CKPT": args.vqvae_ckpt, "DEVICE": world.device.type,
             "EMBED_DIM": config.embed_dim, "HIDDEN_DIM": config.hidden_dim, "LAYERS": config.layers,
             "KERNEL_SIZE": config.kernel_size, "BATCH_SIZE": windows, "SEQ_LEN": RUN_TRANSITIONS,
-            "SEQ_LEN_MAX": RUN_TRANSITIONS, "STEPS": RUN_STEPS, "LOG_STEPS": 1, "VAL_WINDOWS": 1,
-            "WANDB": "disabled",
+            "SEQ_LEN_MAX": RUN_TRANSITIONS, "STEPS": RUN_STEPS // (2 if args.quick else 1),
+            "LOG_STEPS": 1, "VAL_WINDOWS": 1, "WANDB": "disabled",
         }  # fmt: skip
         turns = [n for _ in range(1 if args.quick else 2) for n in numbers]
         for i, n in enumerate(tqdm(turns, desc="train, processes", unit="run", leave=False)):
@@ -325,7 +337,8 @@ SECTIONS = {"train": bench_train, "data": bench_data, "play": bench_play}
 def benchmark(args: argparse.Namespace, arguments: list[str]) -> dict:
     """Runs the sections -> what is written as JSON. Raises one of USER_ERRORS."""
     world = load_world(args)
-    args.windows = args.windows or WINDOWS[world.device.type] // (2 if args.quick else 1)
+    roomy = world.device.type != "cpu" or psutil.virtual_memory().available > ROOMY
+    args.windows = args.windows or (QUICK_WINDOWS if args.quick else WINDOWS if roomy else FEWER)
     args.transitions = QUICK_TRANSITIONS if args.quick else TRANSITIONS
     args.repeats = args.repeats or (QUICK_REPEATS if args.quick else REPEATS)
     print(f"precision: {world.dtype}")
@@ -373,8 +386,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add("--quick", action="store_true", help="fewer repeats and smaller sizes")
     add("--repeats", type=count, help=f"measured rounds (default: {REPEATS}; {QUICK_REPEATS} with --quick)")
-    add("--windows", type=count, help="in a training batch (default: 16; 4 on a CPU, for time and memory)")
-    model_help = "size of the trained model; on CUDA both are measured (default: shipped)"
+    add("--windows", type=count, help="in a training batch (default: 16; 4 where memory is short)")
+    model_help = "size of the trained model (default: shipped; on CUDA then the other, too)"
     add("--model", choices=("shipped", "v4.5.2"), default="shipped", help=model_help)
     add("--checkpoint", type=Path, default=SHIPPED_WORLD, help="world model (default: the one that ships)")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="its tokenizer (default: ships)")

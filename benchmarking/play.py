@@ -24,7 +24,7 @@ from sampling import PLAY_TEMPERATURE, Choice, Dream, choose_tokens
 from start import World
 
 PARTS = ("model", "choice", "decode", "draw")  # of a step
-STEPS, BATCHES, CONTEXT = 60, (1, 4, 16, 64), 16
+STEPS, BATCHES, CONTEXT = 60, (1, 4, 16, 64), 2
 TURN_SECONDS = 4.0  # then a setting's turn ends before its STEPS: two threads can be slow on busy cores
 SCREEN_SCALE = 8  # pixels of the window for one of the picture
 STARTS = 3  # of live_inference.py

@@ -18,12 +18,13 @@ from training import Terms, window_loss
 
 TINY = {
     benchmark: {
-        "WINDOWS": {"cpu": 2},
+        "WINDOWS": 2,
+        "QUICK_WINDOWS": 2,
         "QUICK_TRANSITIONS": 4,
         "SCALING": {"windows": (1, 2), "transitions": (2, 3), "hidden": (8,)},
         "MATMUL": {"cpu": (16, 32)},
         "PROCESSES": (1,),
-        "RUN_STEPS": 4,
+        "RUN_STEPS": 8,
         "RUN_TRANSITIONS": 3,
     },
     loading: {"WINDOWS": 4, "FRAMES": 6, "CLIPS": 1},
@@ -68,7 +69,7 @@ def test_what_is_timed_is_the_recipe_of_train(monkeypatch):
     assert feeding.choice.greedy and feeding.token_noise == feeding.latent_noise == 0
     sizes = {"embed_dim": train.EMBED_DIM, "hidden_dim": train.HIDDEN_DIM, "layers": train.LAYERS}
     assert sizes == benchmark.FULL_SIZE
-    timed = (benchmark.TRANSITIONS, benchmark.WINDOWS["cuda"], benchmark.LR, benchmark.GRAD_CLIP)
+    timed = (benchmark.TRANSITIONS, benchmark.WINDOWS, benchmark.LR, benchmark.GRAD_CLIP)
     assert timed == (train.SEQ_LEN, train.BATCH_SIZE, train.LR, train.GRAD_CLIP)
 
 
