@@ -131,8 +131,8 @@ def cell(scores: Scores, key: str, digits: int, with_interval: bool = False) -> 
 def summary(results: list[Result]) -> str:
     """The main table in Markdown: a column for each model (with 95 % intervals) and each row beside it.
 
-    The column "recording" has what the same measurement gives on the recording itself: the tokenizer's
-    reconstruction in rollouts, the true pictures in obedience.
+    The column "recording" has what the same measurement gives on the recording itself, as the tokenizer
+    reconstructs it; inverse dynamics reads the true pictures.
     """
     first = results[0].scores
     shown = [
