@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import metrics
-from actions import CLASS_NAMES, DEGREES_PER_UNIT, PITCH, YAW, action_class, encode
-from evaluation.held_out import HeldOut, Plan, Subject
+from actions import CLASS_NAMES, DEGREES_PER_UNIT, PITCH, YAW, action_class, encode, wrap
+from evaluation.held_out import HeldOut, Plan, Subject, thin
 from evaluation.rollouts import flow_of
 from evaluation.score import Scores
 
@@ -73,7 +73,7 @@ def places(held: HeldOut, plan: Plan) -> np.ndarray:
     windows = held.windows(plan.main + 1, 4 * plan.starts)
     pitch = held.turned(windows, plan.main)[:, -1, 1].abs().numpy()
     level = windows[pitch < LEVEL] if (pitch < LEVEL).any() else windows
-    return level[np.linspace(0, len(level) - 1, min(plan.starts, len(level))).astype(int)]
+    return thin(level, plan.starts)
 
 
 def obey(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> dict[str, Tensor]:
@@ -203,19 +203,13 @@ def pairs_at_rest(held: HeldOut, turning: bool) -> np.ndarray:
     return np.array(found).reshape(-1, 2)
 
 
-def thin(pairs: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the rows, evenly spaced."""
-    return pairs[np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)] if len(pairs) else pairs
-
-
 def real_turns(held: HeldOut, plan: Plan, scores: Scores) -> None:
     """`obey.rotation_deg_median.real`: the same of recorded turns, decoded from their tokens."""
     pairs = thin(pairs_at_rest(held, turning=True), 4 * plan.starts)
     if not len(pairs):
         return
     pose = held.pose(pairs, 2).numpy()
-    turned = np.diff(pose[..., 3:], axis=1)
-    turned = (turned + 180) % 360 - 180
+    turned = wrap(np.diff(pose[..., 3:], axis=1))
     found = rotations(held.decode(held.batch(pairs, 2)[0]), pose[:, :1, 4], held.fov)
     error = np.hypot(*np.moveaxis(found - turned, -1, 0)).reshape(-1)
     scores.statistic("obey.rotation_deg_median.real", error, pairs[:, 0], np.median)

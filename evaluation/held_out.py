@@ -70,6 +70,11 @@ def spread_windows(lengths: list[int], span: int, count: int, seed: int) -> np.n
     return np.array(windows)
 
 
+def thin(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the rows, evenly spaced."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)] if len(rows) else rows
+
+
 class HeldOut:
     """The clips of a split with the tokenizer that made them."""
 
@@ -184,3 +189,12 @@ class Judges:
     perceptual: dict[str, nn.Module]  # name of the metric -> distance
     embed: nn.Module  # pictures -> features of the Fréchet distance
     inverse_dynamics: nn.Module | None
+
+    @torch.inference_mode()
+    def distances(self, made: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """Each perceptual distance of two batches of pictures [N, 3, Hp, Wp]: [N] on the CPU."""
+        found = {}
+        for name, distance in self.perceptual.items():
+            device = next(distance.parameters()).device
+            found[name] = distance(made.to(device), truth.to(device)).cpu()
+        return found

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import metrics
-from evaluation.held_out import PICTURES, HeldOut, Judges, Plan, Subject
+from evaluation.held_out import PICTURES, HeldOut, Judges, Plan, Subject, thin
 from evaluation.score import Scores
 
 WINDOW = 64  # frames over which a long dream is judged
@@ -21,7 +21,7 @@ def streams(held: HeldOut, plan: Plan) -> tuple[np.ndarray, Tensor, Tensor]:
     long = [c for c, frames in enumerate(held.lengths) if frames >= needed]
     if not long:
         long = sorted(np.argsort(held.lengths, kind="stable")[-plan.streams :].tolist())
-    clips = np.array(long)[np.linspace(0, len(long) - 1, min(plan.streams, len(long))).astype(int)]
+    clips = thin(np.array(long), plan.streams)
     seen = np.stack([held.clips.tokens[c][: plan.main] for c in clips]).astype(np.int64)
     actions = np.stack([np.resize(held.clips.actions[c], (needed - 1, 5)) for c in clips])
     return clips, torch.from_numpy(seen), torch.from_numpy(actions)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 import camera
 import metrics
-from evaluation.commands import places, thin
-from evaluation.held_out import HeldOut, Judges, Plan, Subject
+from evaluation.commands import places
+from evaluation.held_out import HeldOut, Judges, Plan, Subject, thin
 from evaluation.score import Scores
 
 ANGLES = (30, 60, 90, 180)  # degrees away
@@ -75,10 +75,8 @@ def compare(
 ) -> None:
     """PSNR and perceptual distances of two batches of pictures [N, 3, Hp, Wp]."""
     scores.mean(f"{prefix}psnr", metrics.psnr(made, truth).numpy(), clips)
-    for name, distance in judges.perceptual.items():
-        device = next(distance.parameters()).device
-        with torch.inference_mode():
-            scores.mean(f"{prefix}{name}", distance(made.to(device), truth.to(device)).cpu().numpy(), clips)
+    for name, distance in judges.distances(made, truth).items():
+        scores.mean(f"{prefix}{name}", distance.numpy(), clips)
 
 
 def look_aways(pose: np.ndarray) -> list[tuple[int, int, float]]:

@@ -30,7 +30,7 @@ class Row:
     tokens: Tensor  # [N, F, H, W] int64
     pictures: Tensor  # [N, F, 3, Hp, Wp]
     values: dict[str, np.ndarray] = field(default_factory=dict)  # metric -> [N, F], NaN where not measured
-    flow: np.ndarray | None = None  # [N, K, 3] length, horizontal and radial flow every FLOW_EVERY frames
+    flow: np.ndarray | None = None  # [N, K, 4] of flow_of, every FLOW_EVERY frames
 
 
 @dataclass
@@ -121,10 +121,8 @@ def compare(row: Row, recorded: Recorded, plan: Plan, judges: Judges, against_to
         made, real = made[costly], real[costly]
         note(f"ssim{suffix}", window, metrics.ssim(made, real), costly)
         note(f"edge_f1{suffix}", window, metrics.edge_f1(made, real), costly)
-        for name, distance in judges.perceptual.items():
-            with torch.inference_mode():
-                device = next(distance.parameters()).device
-                note(f"{name}{suffix}", window, distance(made.to(device), real.to(device)).cpu(), costly)
+        for name, distance in judges.distances(made, real).items():
+            note(f"{name}{suffix}", window, distance, costly)
 
     note("codes", slice(None), metrics.unique_codes(row.tokens))
     if against_tokens:
@@ -138,7 +136,7 @@ def compare(row: Row, recorded: Recorded, plan: Plan, judges: Judges, against_to
 
 
 def flow_series(last: Tensor, row: Row, frames: np.ndarray) -> np.ndarray:
-    """Optical flow from the last seen picture on, every FLOW_EVERY frames: [N, K, 3], see `flow_of`."""
+    """Optical flow from the last seen picture on, every FLOW_EVERY frames: [N, K, 4], see `flow_of`."""
     at = np.flatnonzero(frames % metrics.FLOW_EVERY == 0)
     return flow_of(torch.cat([last, row.pictures[:, at]], 1))
 
