@@ -98,17 +98,54 @@ def reproject(
     The point at distance t along a ray d lies at c_to + t R_to d in the world. Divided by t, which does not
     change its place in the picture, it is R_from^T (R_to d + (c_to - c_from) / t) to `pose_from`.
     """
-    turn = pose_to[:, 3] - pose_from[:, 3]  # from here on the world's yaw 0 is where pose_from looks
-    to_world = rotation(turn, pose_to[:, 4])  # [B, 3, 3]
-    zero = torch.zeros_like(turn)
-    moved = position(pose_to - pose_from)  # [B, 3]
-    moved = torch.einsum("bij,bi->bj", rotation(pose_from[:, 3], zero), moved)
-    directions = rays(height, width, vertical_fov_degrees, pose_to.device, pose_to.dtype)
-    world = torch.einsum("bij,hwj->bhwi", to_world, directions)
+    directions, moved, tilt = _seen_from(pose_from, pose_to, height, width, vertical_fov_degrees)
     inverse = torch.as_tensor(inverse_distance, device=pose_to.device, dtype=pose_to.dtype)
-    world = world + inverse.expand(len(pose_to), height, width)[..., None] * moved[:, None, None]
-    seen = torch.einsum("bij,bhwi->bhwj", rotation(zero, pose_from[:, 4]), world)
-    return project(seen, height, width, vertical_fov_degrees)
+    world = directions + inverse.expand(len(pose_to), height, width)[..., None] * moved[:, None, None]
+    return project(world @ tilt, height, width, vertical_fov_degrees)
+
+
+def _seen_from(
+    pose_from: Tensor, pose_to: Tensor, height: int, width: int, vertical_fov_degrees: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In level axes that look where `pose_from` looks: the rays of the picture at `pose_to` [B, H, W, 3], how
+    far `pose_to` lies from `pose_from` [B, 3] in metres, and the tilt of `pose_from` [B, 3, 3] (row vectors
+    times it are in camera axes)."""
+    turn = pose_to[:, 3] - pose_from[:, 3]
+    to_level = rotation(turn, pose_to[:, 4])  # [B, 3, 3]
+    zero = torch.zeros_like(turn)
+    moved = torch.einsum("bij,bi->bj", rotation(pose_from[:, 3], zero), position(pose_to - pose_from))
+    directions = rays(height, width, vertical_fov_degrees, pose_to.device, pose_to.dtype)
+    level = (directions.view(1, -1, 3) @ to_level.mT).view(-1, height, width, 3)
+    return level, moved, rotation(zero, pose_from[:, 4])[:, None]
+
+
+def carry_inverse_distance(
+    inverse: Tensor,
+    pose_from: Tensor,
+    pose_to: Tensor,
+    guess: Tensor,
+    vertical_fov_degrees: float,
+    rounds: int = 2,
+) -> Tensor:
+    """The inverse distances [B, H, W] (1/m) of the picture at `pose_from`, as the picture at `pose_to` has
+    them. `guess` [B, H, W] stands where the search begins.
+
+    Which pixel of the old picture shows what a pixel of the new one shows depends on the very distance that
+    is sought, so the two are found in turn, `rounds` times (fixed-point iteration). Where the old picture
+    does not reach, its border is continued. Gradients reach `inverse` through the last reading alone.
+    """
+    height, width = inverse.shape[-2:]
+    directions, moved, tilt = _seen_from(pose_from, pose_to, height, width, vertical_fov_degrees)
+    moved = moved[:, None, None]
+    found = guess
+    for _ in range(rounds):
+        level = directions + found.detach()[..., None] * moved
+        grid, _ = project(level @ tilt, height, width, vertical_fov_degrees)
+        there = warp(inverse[:, None], grid)[:, 0]
+        # The point lies 1/there along the old ray; from the new eye it is that far less what was moved.
+        point = F.normalize(level, dim=-1) - there[..., None] * moved
+        found = there / point.norm(dim=-1).clamp(min=NEAREST)
+    return found
 
 
 def ground_plane(
@@ -128,6 +165,26 @@ def ground_plane(
     down = rotation(torch.zeros_like(pitch), pitch)[:, 1]  # [B, 3]: the world's y of a camera ray
     directions = rays(height, width, vertical_fov_degrees, pose_to.device, pose_to.dtype)
     return (torch.einsum("bj,hwj->bhw", down, directions) / eye_height).clamp(min=1 / far)
+
+
+def comes_into_view(
+    pose_from: Tensor, pose_to: Tensor, height: int, width: int, vertical_fov_degrees: float
+) -> Tensor:
+    """[B, H, W] bool: cells of the view at `pose_to` [B, 5] that show what the one at `pose_from` does not,
+    over a flat ground. None where a pose is not known."""
+    pose_to = torch.cat([pose_to[:, :3] - pose_from[:, :3], pose_to[:, 3:]], 1)
+    pose_from = torch.cat([torch.zeros_like(pose_from[:, :3]), pose_from[:, 3:]], 1)
+    ground = ground_plane(pose_to, height, width, vertical_fov_degrees, EYE_HEIGHT, FAR)
+    _, seen = reproject(pose_from, pose_to, ground, height, width, vertical_fov_degrees)
+    known = pose_from.isfinite().all(1) & pose_to.isfinite().all(1)
+    return ~seen & known[:, None, None]
+
+
+def identity_grid(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+    """The places of the pixels' own centres: [2, H, W], x then y, -1 and +1 being the picture's edges."""
+    x = (2 * torch.arange(width, device=device) + 1) / width - 1
+    y = (2 * torch.arange(height, device=device) + 1) / height - 1
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
 
 
 def warp(pictures: Tensor, grid: Tensor) -> Tensor:

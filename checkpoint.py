@@ -15,12 +15,18 @@ import torch
 from torch import nn
 
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
+from model_geometry import GeometryConfig, GeometryWorldModel
 from settings import fail
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints"
 SHIPPED_TOKENIZER, SHIPPED_WORLD = SHIPPED / "vqvae.pt", SHIPPED / "world.pt"
 SHIPPED_INVERSE_DYNAMICS = SHIPPED / "idm.pt"
+WorldModel = ConvGRUWorldModel | GeometryWorldModel
+ARCHITECTURES = {
+    "convgru": (ConvGRUWorldModel, WorldModelConfig),
+    "geometry": (GeometryWorldModel, GeometryConfig),
+}
 TOKENIZER_KIND, WORLD_KIND, INVERSE_DYNAMICS_KIND = "vq_vae", "world_model", "inverse_dynamics"
 
 
@@ -107,9 +113,16 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> VQVA
     return tokenizer.requires_grad_(False).eval().to(device)
 
 
-def world_content(model: ConvGRUWorldModel, tokenizer_fingerprint: str, **extra) -> dict:
+def architecture_of(model: WorldModel) -> str:
+    """The name in ARCHITECTURES of a world model's class."""
+    return next(name for name, (kind, _) in ARCHITECTURES.items() if isinstance(model, kind))
+
+
+def world_content(model: WorldModel, tokenizer_fingerprint: str, **extra) -> dict:
     """The dict that `load_world_model` reads, with `extra` (constants, step, optimizer, RNG, fps, ...)."""
-    return content_of(WORLD_KIND, model, tokenizer=tokenizer_fingerprint, **extra)
+    return content_of(
+        WORLD_KIND, model, tokenizer=tokenizer_fingerprint, architecture=architecture_of(model), **extra
+    )
 
 
 def check_tokenizer(expected: str, found: str, what: str, whose: str) -> None:
@@ -126,16 +139,25 @@ def check_tokenizer(expected: str, found: str, what: str, whose: str) -> None:
 
 def load_world_model(
     path: str | Path, tokenizer: VQVAE, device: torch.device | str = "cpu"
-) -> tuple[ConvGRUWorldModel, dict]:
+) -> tuple[WorldModel, dict]:
     """The world model in `path` in eval mode on `device`, and the checkpoint's whole content.
 
-    Raises CheckpointError if it was trained on the tokens of another tokenizer.
+    Raises CheckpointError if it was trained on the tokens of another tokenizer, or is of no known architecture.
     """
     content = load(path, WORLD_KIND)
     check_tokenizer(
         content["tokenizer"], tokenizer.fingerprint, "the tokenizer checkpoint (--vqvae_ckpt)", str(path)
     )
-    model = build(ConvGRUWorldModel, WorldModelConfig, content, path)
+    # Checkpoints from before there were two say nothing.
+    architecture = content.get("architecture", "convgru")
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{path}: of architecture {architecture!r}, this version knows {sorted(ARCHITECTURES)}; "
+            "update the code or give another checkpoint"
+        )
+    model = build(*ARCHITECTURES[architecture], content, path)
+    if architecture == "geometry":
+        model.attach(tokenizer)
     return model.eval().to(device), content
 
 

@@ -220,6 +220,37 @@ class TokenClips:
         tokens = np.stack([tokens for tokens, _ in pairs]).astype(np.int64)
         return torch.from_numpy(tokens), torch.from_numpy(np.stack([actions for _, actions in pairs]))
 
+    def poses(self, windows: np.ndarray, length: int) -> Tensor:
+        """Windows [B, 2] -> pose of each frame [B, length+1, 5] float32, with x, y, z from the window's first
+        frame on (float32 would lose centimetres far from the world's origin); NaN where unknown."""
+        pose = np.stack([self.pose[clip][start : start + length + 1] for clip, start in windows])
+        pose[..., :3] -= pose[:, :1, :3].copy()
+        return torch.from_numpy(pose)
+
+
+def class_shares(windows: np.ndarray, kinds: list[np.ndarray], length: int, classes: int) -> np.ndarray:
+    """The share of each class of action in the windows' transitions: [classes]. `kinds`: of each clip, the
+    class of each transition."""
+    found = [kinds[clip][start : start + length] for clip, start in windows]
+    return np.bincount(np.concatenate(found), minlength=classes) / (len(found) * length)
+
+
+def draw_by_class(
+    windows: np.ndarray, kinds: list[np.ndarray], length: int, power: float, seed: int, epoch: int
+) -> np.ndarray:
+    """As many windows as given, drawn from them with replacement, those of rare actions more often.
+
+    A transition of a class with the share s counts s^-power (0 draws evenly, 1 evens the classes out as far as
+    windows are of one class); a window is drawn by the sum over its transitions. A function of (seed, epoch).
+    """
+    if power == 0 or not len(windows):
+        return windows
+    classes = max(int(k.max(initial=0)) for k in kinds) + 1
+    worth = np.maximum(class_shares(windows, kinds, length, classes), 1e-6) ** -power
+    weight = np.array([worth[kinds[clip][start : start + length]].sum() for clip, start in windows])
+    rng = np.random.default_rng([seed, epoch, 1])
+    return windows[rng.choice(len(windows), len(windows), p=weight / weight.sum())]
+
 
 def epoch_windows(lengths: list[int], length: int, seed: int, epoch: int) -> np.ndarray:
     """The windows of one pass over the data, shuffled: [N, 2] of (clip, start).

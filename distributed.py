@@ -62,8 +62,10 @@ def start(wanted: str) -> str:
 
 
 def stop() -> None:
-    """Leaves the other processes."""
+    """Leaves the other processes, all together: one that goes while another still works is at times aborted
+    by its own communication threads, and torchrun then stops them all."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -32,8 +32,8 @@ from evaluation.held_out import QUICK, HeldOut, Judges, Plan, Subject
 from evaluation.inverse_dynamics import load_or_train
 from evaluation.score import Scores
 from perceptual import EffNetDistance, LPIPSDistance, lpips_at_hand
-from sampling import PLAY_TEMPERATURE, Choice
 from settings import fail
+from start import add_choice_arguments, choice_of
 from vq_vae.vq_vae import VQVAE
 
 OUT = Path("outputs/eval")
@@ -71,7 +71,7 @@ def load_subjects(
     args: argparse.Namespace, tokenizer: VQVAE, device: torch.device, dtype: torch.dtype
 ) -> list[Subject]:
     """The worlds that are judged. Raises CheckpointError or ValueError where one cannot be."""
-    choice = Choice(greedy=args.greedy, temperature=args.temperature, top_k=args.topk)
+    choice = choice_of(args)
     subjects = []
     for name, path in zip(subject_names(args.checkpoint), args.checkpoint, strict=True):
         model, content = load_world_model(path, tokenizer, device)
@@ -205,9 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a tenth of everything: does it run, is it of the right size?")
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some of the sections")
     add("--seed", type=int, default=0)
-    add("--greedy", action="store_true", help="take the likeliest token instead of sampling")
-    add("--temperature", type=float, default=PLAY_TEMPERATURE)
-    add("--topk", type=int, default=0, help="sample among the k likeliest codes (0: all)")
+    add_choice_arguments(parser)
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add(
         "--precision",

@@ -34,6 +34,7 @@ from start import (
     exit_status,
     load_recording,
     load_world,
+    prime,
 )
 from video import check_ending, contact_sheet, enlarge, label, save_image, write_video
 
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     actions, recorded = choose_actions(args, recording, context)
 
     dream = dream_of(world, args)
-    dream.prime(context.tokens[None], context.actions[None])
+    prime(dream, context)
     first = dream.pictures()[0].numpy()
     tokens, pictures = [], []
     began = time.perf_counter()

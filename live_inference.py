@@ -37,6 +37,7 @@ from start import (
     exit_status,
     load_recording,
     load_world,
+    prime,
 )
 from video import check_ending, contact_sheet, enlarge, save_image, write_video
 
@@ -115,7 +116,7 @@ class Session:
 
     def reset(self) -> None:
         """Back to the end of the recording, with the seed as at first."""
-        self.dream.prime(self.context.tokens[None], self.context.actions[None])
+        prime(self.dream, self.context)
         self.picture = self.dream.pictures()[0].numpy()  # [H, W, 3] uint8
         self.action = np.zeros(ACTION_DIM, np.float32)  # that led to it
         self.seconds: deque[float] = deque(maxlen=100_000)  # that each step took

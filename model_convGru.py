@@ -1,8 +1,10 @@
-"""The world model: a ConvGRU over grids of tokens, conditioned on the player's action by FiLM.
+"""The earlier system's world model: a ConvGRU over grids of tokens, conditioned on the action by FiLM.
 
     tokens[t] --embed, 1x1--> x --FiLM(actions[t])--> ConvGRU layer --FiLM--> ... --1x1--> logits[t]
 
 logits[t] are over the tokens of frame t+1; actions[t] leads from frame t to frame t+1.
+model_geometry.py builds on its recurrent cell.
+
 FiLM: Perez et al., arXiv 1709.07871. ConvGRU: Ballas et al., arXiv 1511.06432.
 """
 
@@ -29,6 +31,22 @@ class WorldModelConfig:
     film_hidden: int = 128
 
 
+HEAD_SCALE = 0.3  # of a head's weights when it starts on the codebook; states lie in -1..1
+
+
+@torch.no_grad()
+def head_start(weight: Tensor, codebook: Tensor, scale: float = HEAD_SCALE) -> None:
+    """Fills the first columns of a weight [V, C] (or [V, C, 1, 1]) with the principal components of a codebook
+    [V, D], in place; they are weighted by the square root of their singular values (half whitened) and scaled
+    to a mean square of `scale` squared. The other columns stay as they are."""
+    codebook = codebook.float()
+    left, singular, _ = torch.linalg.svd(codebook - codebook.mean(0), full_matrices=False)
+    parts = left * singular.sqrt()  # [V, min(V, D)], the most telling first
+    n = min(weight.shape[1], parts.shape[1])
+    filled = parts[:, :n] * (scale / parts[:, :n].square().mean().sqrt())
+    weight[:, :n] = filled.view(len(filled), n, *[1] * (weight.dim() - 2))
+
+
 class ConvGRUCell(nn.Module):
     """A convolutional GRU cell; the gates z and r come from one fused convolution."""
 
@@ -46,10 +64,18 @@ class ConvGRUCell(nn.Module):
         return torch.lerp(h, candidate.to(h.dtype), z.to(h.dtype))
 
 
+@dataclass
+class Prediction:
+    """What is foretold of the next frame, before codes are chosen."""
+
+    features: Tensor  # [B, C, H, W]
+    seen: Tensor | None = (
+        None  # [B, H, W] how much of each cell is carried from what was seen; None: nothing is
+    )
+
+
 class ConvGRUWorldModel(nn.Module):
     """Predicts the next grid of tokens from this one, the action and a persistent state [L, B, C, H, W]."""
-
-    HEAD_SCALE = 0.3  # of the head's weights when it starts on the codebook; states lie in -1..1
 
     def __init__(self, config: WorldModelConfig):
         super().__init__()
@@ -72,19 +98,10 @@ class ConvGRUWorldModel(nn.Module):
         """Starts the embedding and the head on the principal components of the tokenizer's codebook [V, D],
         so that codes which look alike start out alike: what is learnt of one then serves the others too.
 
-        The components are weighted by the square root of their singular values (half whitened) and scaled to
-        a mean square of 1 in the embedding and of HEAD_SCALE squared in the head.
+        See `head_start`; the embedding's mean square is 1, the head's HEAD_SCALE squared.
         """
-        codebook = codebook.float()
-        left, singular, _ = torch.linalg.svd(codebook - codebook.mean(0), full_matrices=False)
-        parts = left * singular.sqrt()  # [V, min(V, D)], the most telling first
-
-        def fill(weight: Tensor, scale: float) -> None:
-            n = min(weight.shape[1], parts.shape[1])
-            weight[:, :n] = parts[:, :n] * (scale / parts[:, :n].square().mean().sqrt())
-
-        fill(self.embed.weight, 1.0)
-        fill(self.head.weight[:, :, 0, 0], self.HEAD_SCALE)
+        head_start(self.embed.weight, codebook, 1.0)
+        head_start(self.head.weight, codebook)
 
     def compute_embeddings(self, tokens: Tensor) -> Tensor:
         """Tokens [B, T, H, W] (or [B, H, W]) -> projected embeddings [B, T, C, H, W] (or [B, C, H, W])."""
@@ -98,8 +115,11 @@ class ConvGRUWorldModel(nn.Module):
         film = self.film(actions)
         return film.view(*actions.shape[:-1], self.config.layers, 2, self.config.hidden_dim)
 
-    def init_state(self, batch: int, device: torch.device | None = None) -> Tensor:
-        """A state that has seen nothing: zeros [L, B, C, H, W]."""
+    def init_state(
+        self, batch: int, device: torch.device | None = None, pitch: Tensor | float = 0.0
+    ) -> Tensor:
+        """A state that has seen nothing: zeros [L, B, C, H, W]. Where the camera looks (`pitch`) is nothing to
+        this model."""
         g = self.config
         return torch.zeros(g.layers, batch, g.hidden_dim, g.latent_height, g.latent_width, device=device)
 
@@ -121,12 +141,34 @@ class ConvGRUWorldModel(nn.Module):
             new.append(x)
         return x, torch.stack(new)
 
+    @staticmethod
+    def first_worlds(state: Tensor, worlds: int) -> Tensor:
+        """The state of the first so many worlds of a batch."""
+        return state[:, :worlds]
+
+    def predict(
+        self,
+        tokens: Tensor,
+        actions: Tensor,
+        state: Tensor,
+        observed: bool = True,
+        picture: Tensor | None = None,
+    ) -> tuple[Prediction, Tensor]:
+        """One frame: tokens [B, H, W], actions [B, A], state -> what comes next, new state. Whether the tokens
+        were observed or dreamt, and how they look, is nothing to this model."""
+        features, state = self.recur(self.compute_embeddings(tokens), self.compute_film(actions), state)
+        return Prediction(features), state
+
+    def logits(self, prediction: Prediction) -> Tensor:
+        """Logits over the next frame's codes [B, V, H, W]."""
+        return self.head(prediction.features)
+
     def step(self, tokens: Tensor, actions: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One frame: tokens [B, H, W], actions [B, A], state or None -> logits [B, V, H, W], new state."""
         if state is None:
             state = self.init_state(len(tokens), tokens.device)
-        features, state = self.recur(self.compute_embeddings(tokens), self.compute_film(actions), state)
-        return self.head(features), state
+        prediction, state = self.predict(tokens, actions, state)
+        return self.logits(prediction), state
 
     def forward(self, tokens: Tensor, actions: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Teacher-forced: tokens [B, T, H, W], actions [B, T, A] -> logits [B, T, V, H, W], last state."""

@@ -1,54 +1,125 @@
 """Choosing tokens from logits and rolling the world model out: the one place for all scripts."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from checkpoint import WorldModel
 from device import autocast
-from model_convGru import ConvGRUWorldModel
 from vq_vae.vq_vae import VQVAE
 
-# At play and in evaluation. On training clips the shipped world then uses about as many different codes in a
-# frame as the truth does; at 1.0 it uses 1.28 times as many, at 0.7 only 0.76.
+# At play and in evaluation; found on training clips, see CHANGELOG.
 PLAY_TEMPERATURE = 0.85
+CARRIED = 0.5  # a cell of which so much was seen before is carried, not invented
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a token is chosen from its logits. `top_k` 0 keeps all codes; `greedy` takes the likeliest."""
+    """How a token is chosen from its logits. `top_k` 0 keeps all codes, `top_p` 1 too; `greedy` takes the
+    likeliest everywhere.
+
+    Cells that are carried from what was seen take the likeliest code (`carried_temperature` 0): noise there
+    would be carried on, frame by frame. `passes` above 1 is masked parallel decoding: the surest cells are
+    chosen first and the others see them (MaskGIT, arXiv 2202.04200); 1 is the plain head.
+    """
 
     greedy: bool = False
     temperature: float = 1.0
     top_k: int = 0
+    top_p: float = 1.0
+    carried_temperature: float = 0.0
+    passes: int = 1
 
     def __post_init__(self):
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature}: must be above 0 (use greedy for 0)")
         if self.top_k < 0:
             raise ValueError(f"top_k {self.top_k}: must be 0 (all codes) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p}: must be above 0 and 1 at most (all codes)")
+        if self.passes < 1:
+            raise ValueError(f"passes {self.passes}: must be 1 (the plain head) or more")
+
+
+PLAY = Choice(temperature=PLAY_TEMPERATURE, top_p=0.9, passes=2)
 
 
 @torch.no_grad()
-def choose_tokens(logits: Tensor, choice: Choice, generator: torch.Generator | None = None) -> Tensor:
+def choose_tokens(
+    logits: Tensor,
+    choice: Choice,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    seen: Tensor | None = None,
+) -> Tensor:
     """Logits [B, V, H, W] -> tokens [B, H, W] int64.
 
-    Sampling inverts the cumulative distribution at one uniform number a cell, drawn from `generator` (on the
-    logits' device; the global one if None).
+    Sampling inverts the cumulative distribution at one uniform number a cell: `noise` [B, H, W], or drawn from
+    `generator` (on the logits' device; the global one if None). `seen` [B, H, W]: how much of each cell is
+    carried; None where nothing is.
     """
     if choice.greedy:
         return logits.argmax(1)
-    scores = logits.float().movedim(1, -1) / choice.temperature  # [B, H, W, V]
-    codes = None
+    if noise is None:
+        B, _, H, W = logits.shape
+        noise = torch.rand(B, H, W, generator=generator, device=logits.device)
+    if seen is None:
+        return _sample(logits.movedim(1, -1), noise, choice.temperature, choice)
+    carried = seen > CARRIED
+    tokens = logits.argmax(1)
+    for cells, temperature in ((~carried, choice.temperature), (carried, choice.carried_temperature)):
+        if temperature:
+            tokens[cells] = _sample(logits.movedim(1, -1)[cells], noise[cells], temperature, choice)
+    return tokens
+
+
+def _sample(logits: Tensor, noise: Tensor, temperature: float, choice: Choice) -> Tensor:
+    """Logits [..., V], noise [...] in 0..1 -> codes [...]."""
+    scores, codes = logits.float() / temperature, None
     if 0 < choice.top_k < scores.shape[-1]:
         scores, codes = scores.topk(choice.top_k, dim=-1)
-    cumulative = scores.softmax(-1).cumsum(-1)
-    uniform = torch.rand(scores.shape[:-1], generator=generator, device=scores.device)[..., None]
+    elif choice.top_p < 1:
+        scores, codes = scores.sort(dim=-1, descending=True)
+    shares = scores.softmax(-1)
+    cumulative = shares.cumsum(-1)
+    if choice.top_p < 1:
+        # The likeliest codes that together reach top_p: those before which less than that has been summed up.
+        shares = shares * (cumulative - shares < choice.top_p)
+        cumulative = shares.cumsum(-1)
     # Scaled by the last sum, which rounding may leave a little off 1.
-    index = torch.searchsorted(cumulative, uniform * cumulative[..., -1:]).clamp_(max=scores.shape[-1] - 1)
+    index = torch.searchsorted(cumulative, (noise[..., None] * cumulative[..., -1:]).contiguous())
+    index = index.clamp_(max=scores.shape[-1] - 1)
     if codes is not None:
         index = codes.gather(-1, index)
     return index[..., 0]
+
+
+@torch.no_grad()
+def decide(model: WorldModel, prediction, choice: Choice, noise: Tensor | None = None) -> Tensor:
+    """A model's prediction -> the next frame's tokens [B, H, W], in `choice.passes` passes.
+
+    Each pass chooses all cells that are still open but keeps the surest of them only; after pass p of P,
+    cos(pi p / 2P) of the cells are open. A model without a light head (`revealed`) takes one pass.
+    """
+    passes = choice.passes if hasattr(model, "revealed") and not choice.greedy else 1
+    tokens = shown = None
+    for p in range(1, passes + 1):
+        now = prediction if shown is None else model.revealed(prediction, tokens, shown)
+        logits = model.logits(now)
+        found = choose_tokens(logits, choice, noise=noise, seen=prediction.seen)
+        if shown is not None:
+            found = torch.where(shown, tokens, found)
+        tokens = found
+        if p < passes:
+            sure = logits.log_softmax(1).gather(1, tokens[:, None])[:, 0].flatten(1)
+            if shown is not None:
+                sure = sure.masked_fill(shown.flatten(1), torch.inf)
+            count = sure.shape[1] - int(sure.shape[1] * math.cos(math.pi / 2 * p / passes))
+            least = sure.topk(count, 1).values[:, -1:]
+            shown = (sure >= least).view_as(tokens)
+    return tokens
 
 
 class Dream:
@@ -59,7 +130,7 @@ class Dream:
 
     def __init__(
         self,
-        model: ConvGRUWorldModel,
+        model: WorldModel,
         tokenizer: VQVAE,
         choice: Choice | None = None,
         seed: int = 0,
@@ -70,40 +141,70 @@ class Dream:
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device)
         self.seed = seed
-        self.state: Tensor | None = None  # [L, B, C, H, W]
+        self.state = None  # the model's
         self.tokens: Tensor | None = None  # [B, H, W]
+        self.observed = True  # whether they are a recording's
+        self._picture: Tensor | None = None  # the tokens decoded, once they have been
+        self._noise: Tensor | None = None  # [B, H, W]
 
     @torch.inference_mode()
-    def prime(self, tokens: Tensor, actions: Tensor) -> None:
-        """Starts anew and takes in tokens [B, T, H, W] and the actions [B, T-1, 5] between them."""
+    def prime(self, tokens: Tensor, actions: Tensor, pitch: Tensor | float = 0.0) -> None:
+        """Starts anew and takes in tokens [B, T, H, W] and the actions [B, T-1, 5] between them.
+
+        `pitch`: where the camera looked in the first of them, in degrees down (a number or [B]).
+        """
         if tokens.shape[1] != actions.shape[1] + 1:
             raise ValueError(
                 f"{tokens.shape[1]} frames need {tokens.shape[1] - 1} actions, got {actions.shape[1]}"
             )
         self.generator.manual_seed(self.seed)
         tokens, actions = tokens.to(self.device).long(), actions.to(self.device).float()
-        self.state = self.model.init_state(len(tokens), self.device)
+        self.state = self.model.init_state(len(tokens), self.device, pitch=pitch)
         with autocast(self.device, self.dtype):
-            embedded, film = self.model.compute_embeddings(tokens[:, :-1]), self.model.compute_film(actions)
             for t in range(actions.shape[1]):
-                _, self.state = self.model.recur(embedded[:, t], film[:, t], self.state)
-        self.tokens = tokens[:, -1]
+                _, self.state = self.model.predict(tokens[:, t], actions[:, t], self.state)
+        self.tokens, self.observed = tokens[:, -1], True
+        self._picture = self._noise = None
 
     @torch.inference_mode()
     def step(self, actions: Tensor) -> Tensor:
         """Actions [B, 5] -> the next frame's tokens [B, H, W]."""
+        prediction = self.foresee(actions)
+        self.take(prediction)
+        return self.tokens
+
+    @torch.inference_mode()
+    def foresee(self, actions: Tensor):
+        """The first half of `step`: the model's prediction; the state is then that after the step."""
         if self.tokens is None:
             raise RuntimeError("prime the dream with at least one frame before the first step")
+        actions = actions.to(self.device).float()
         with autocast(self.device, self.dtype):
-            logits, self.state = self.model.step(self.tokens, actions.to(self.device).float(), self.state)
-        self.tokens = choose_tokens(logits, self.choice, self.generator)
-        return self.tokens
+            prediction, self.state = self.model.predict(
+                self.tokens, actions, self.state, self.observed, self._picture
+            )
+        # While the camera rests, each cell keeps its uniform number, so that what is still does not shimmer.
+        fresh = torch.rand(self.tokens.shape, generator=self.generator, device=self.device)
+        if self._noise is not None and prediction.seen is not None:
+            rests = (actions == 0).all(1)[:, None, None]
+            fresh = torch.where(rests, self._noise, fresh)
+        self._noise = fresh
+        return prediction
+
+    @torch.inference_mode()
+    def take(self, prediction) -> None:
+        """The second half of `step`: chooses the next frame's tokens."""
+        with autocast(self.device, self.dtype):
+            self.tokens = decide(self.model, prediction, self.choice, self._noise)
+        self.observed, self._picture = False, None
 
     @torch.inference_mode()
     def pictures(self) -> Tensor:
         """The current tokens as pictures [B, Hp, Wp, 3] uint8 on the CPU."""
-        with autocast(self.device, self.dtype):
-            return to_uint8(self.tokenizer.decode_code(self.tokens))
+        if self._picture is None:
+            with autocast(self.device, self.dtype):
+                self._picture = self.tokenizer.decode_code(self.tokens).clamp(0, 1)
+        return to_uint8(self._picture)
 
     def rollout(self, actions: Tensor) -> Tensor:
         """Actions [B, N, 5] -> the N next frames' tokens [B, N, H, W]."""

@@ -21,7 +21,6 @@ from actions import ACTION_DIM, DEGREES_PER_UNIT, ActionError
 from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, CheckpointError, check_tokenizer
 from data import MANIFEST, SAMPLE_TOKENS, DataError, Manifest, read_token_file
 from device import amp_dtype, autocast, pick_device
-from model_convGru import ConvGRUWorldModel
 from recordings import (
     ClipError,
     gamefactory_actions,
@@ -29,8 +28,8 @@ from recordings import (
     pool_between,
     read_gamefactory_entries,
 )
-from sampling import PLAY_TEMPERATURE, Choice, Dream, to_float, to_uint8
-from settings import natural, positive
+from sampling import PLAY, Choice, Dream, to_float, to_uint8
+from settings import count, natural, positive
 from video import VideoError, read_frames, read_image, resize, video_fps
 from vq_vae.vq_vae import VQVAE
 
@@ -65,7 +64,7 @@ class World:
     """A tokenizer and a world model that go together, and the units of the data they learned from."""
 
     tokenizer: VQVAE
-    model: ConvGRUWorldModel
+    model: checkpoint.WorldModel
     device: torch.device
     dtype: torch.dtype
     fps: float  # frames a second
@@ -76,11 +75,12 @@ class World:
 @dataclass(frozen=True)
 class Recording:
     """Frames that were really seen and the actions between them: tokens [K, H, W] int64, actions [K-1, 5]
-    float32."""
+    float32; and by how many degrees the camera looked down in the first of them."""
 
     name: str
     tokens: Tensor
     actions: Tensor
+    pitch: float = 0.0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -88,7 +88,7 @@ class Recording:
     def first(self, frames: int) -> "Recording":
         """The first `frames` frames; all of them if it is 0 or there are no more."""
         frames = min(frames or len(self), len(self))
-        return Recording(self.name, self.tokens[:frames], self.actions[: frames - 1])
+        return Recording(self.name, self.tokens[:frames], self.actions[: frames - 1], self.pitch)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,17 +113,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prime the world on so many first frames of the start, 0: all of them (default: %(default)s). "
         "Both names mean the same",
     )
+    add_choice_arguments(parser)
+    add("--seed", type=natural, default=0, help="same seed, same dream (default: 0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="default: auto")
+
+
+def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags by which tokens are chosen."""
+    add = parser.add_argument
     add("--greedy", action="store_true", help="always take the likeliest token, instead of sampling")
     add(
         "--temperature",
         type=positive,
-        default=PLAY_TEMPERATURE,
-        help="lower: safer, higher: wilder (default: %(default)s)",
+        default=PLAY.temperature,
+        help="of what comes into view; lower: safer, higher: wilder (default: %(default)s)",
     )
     add("--topk", type=natural, default=0, help="sample among the k likeliest tokens, 0: all (default: 0)")
-    add("--seed", type=natural, default=0, help="same seed, same dream (default: 0)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="default: auto")
+    add(
+        "--topp",
+        type=float,
+        default=PLAY.top_p,
+        help="among the likeliest that make up this share (default: %(default)s)",
+    )
+    add(
+        "--passes",
+        type=count,
+        default=PLAY.passes,
+        help="of masked parallel decoding, 1: the plain head (default: %(default)s)",
+    )
+
+
+def choice_of(args: argparse.Namespace) -> Choice:
+    """How tokens are chosen by these flags. Raises ValueError where a number is out of its range."""
+    return Choice(args.greedy, args.temperature, args.topk, args.topp, passes=args.passes)
 
 
 def load_world(args: argparse.Namespace) -> World:
@@ -163,8 +186,12 @@ def load_recording(args: argparse.Namespace, world: World, frames: int | None = 
 
 def dream_of(world: World, args: argparse.Namespace) -> Dream:
     """A dream that chooses its tokens as the flags say; it has yet to be primed."""
-    choice = Choice(args.greedy, args.temperature, args.topk)
-    return Dream(world.model, world.tokenizer, choice, args.seed, world.dtype)
+    return Dream(world.model, world.tokenizer, choice_of(args), args.seed, world.dtype)
+
+
+def prime(dream: Dream, context: Recording) -> None:
+    """Shows a dream what was really seen."""
+    dream.prime(context.tokens[None], context.actions[None], context.pitch)
 
 
 def default_tokens() -> Path:
@@ -205,7 +232,8 @@ def read_tokens(path: Path, world: World) -> Recording:
             f"{world.tokenizer_path} has {list(config.latent_size)} and {config.codebook_size} codes; "
             "use the files that go together"
         )
-    return Recording(path.name, tokens, torch.from_numpy(content["actions"]))
+    pitch = float(np.nan_to_num(content["pose"][0, 4]))
+    return Recording(path.name, tokens, torch.from_numpy(content["actions"]), pitch)
 
 
 def read_clip(path: Path, world: World, frames: int | None = None) -> Recording:

@@ -6,7 +6,9 @@
 
 Each sample is a window of SEQ_LEN transitions within one clip. The loss is taken at every step of the window,
 as the recurrent state streams along it; in its last `ar_len` steps the model is fed its own samples instead
-of the truth, more often as training goes on (scheduled sampling, arXiv 1506.03099).
+of the truth (scheduled sampling, arXiv 1506.03099).
+
+MODEL is the world model that carries what was seen (model_geometry.py). RECIPE=v4.5.2 is the earlier system.
 
 Writes last.pt, step_N.pt, best.pt (by validation bits per token), pictures and log.jsonl into OUT_DIR. Ctrl-C
 saves; run the same command again to go on exactly where it stopped.
@@ -27,18 +29,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import camera
 import checkpoint
 import distributed
 import losses
 import settings
-from data import DataError, TokenClips, epoch_windows
+from actions import CLASS_NAMES, action_class
+from checkpoint import WorldModel
+from data import DataError, Manifest, TokenClips, class_shares, draw_by_class, epoch_windows
 from device import amp_dtype, autocast, pick_device
 from logs import RunLog, StopRequest
-from metrics import bits_per_token, unique_codes
+from metrics import bits_per_token, psnr, unique_codes
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
+from model_geometry import GeometryConfig, GeometryWorldModel
 from perceptual import perceptual_distance
-from sampling import Choice, to_uint8
-from training import Feeding, LossWeights, Terms, WindowResult, window_loss
+from sampling import PLAY, Choice, Dream, to_uint8
+from training import Feeding, LossWeights, Terms, WindowResult, geometry_window_loss, window_loss
 from video import grid, save_image
 from vq_vae.vq_vae import VQVAE
 
@@ -52,17 +58,32 @@ INIT_FROM = ""  # start from the weights of this world model, with a fresh optim
 # --- recipe: a named set of values (RECIPES below) put over this file's; "" takes the file as it stands ---
 RECIPE = ""
 
-# --- model (codebook and latent size come from the tokenizer) ---
+# --- model (codebook, picture and latent size come from the tokenizer, the field of view from the data) ---
+MODEL = "geometry"  # geometry (carries what was seen) or convgru (the earlier system's)
+CODEBOOK_INIT = True  # start on the tokenizer's codebook instead of at random
+
+# geometry: sizes, and each mechanism's switch
+CHANNELS = 64  # of the level at 18x32
+COARSE_CHANNELS = 96  # of those at 9x16 and 5x8
+ROTATE = True  # the camera's rotation carries the picture ...
+MOVE = True  # ... and so does its displacement
+DEPTH = True  # distances are learnt; False: a flat ground
+PRIOR = True  # the carried picture reaches the logits; False: the features only
+CARRY_STATE = True  # the recurrent state moves with the picture
+COARSE = True  # the levels at 9x16 and 5x8
+KEYFRAMES = 64  # places in the memory at play; 0 for none
+SOURCES = 2  # keyframes from which one view is drawn
+
+# convgru
 EMBED_DIM = 128
 HIDDEN_DIM = 128
 LAYERS = 3
 KERNEL_SIZE = 3
-CODEBOOK_INIT = True  # embedding and head start on the tokenizer's codebook instead of at random
 GRADIENT_CHECKPOINTING = False  # recompute each step in the backward pass: less memory, about a third slower
 
 # --- optimization ---
 STEPS = 30_000
-BATCH_SIZE = 16
+BATCH_SIZE = 8
 LR = 1e-3
 MIN_LR = 1e-5
 WARMUP_STEPS = 200
@@ -75,14 +96,20 @@ DEVICE = "auto"  # auto, cuda, mps or cpu
 SEED = 1
 
 # --- sequence: transitions in a window, and its growth (v3) ---
-SEQ_LEN = 16
-SEQ_LEN_MAX = 16  # above SEQ_LEN: the window grows by one ...
+SEQ_LEN = 12
+SEQ_LEN_MAX = 12  # above SEQ_LEN: the window grows by one ...
 SEQ_LEN_GROW_STEPS = 5000  # ... every so many steps
 
+BALANCE = 0.5  # windows of rare actions are drawn more often: by share^-BALANCE; 0 draws evenly
+
 # --- curriculum: how much of the window is self-fed, and how often ---
-AR_START_STEP = 2000  # no self-fed step before this one
-AR_RAMP_STEPS = 4000  # ar_len grows from 0 to AR_LEN_MAX over so many steps
-AR_LEN_MAX = 4  # capped at the window's length - 1: the first step always sees the truth
+AR_GROWTH = "rollout"  # ar_len grows by AR_STEP whenever the held-out rollouts have become better, or "ramp"
+AR_STEP = 2
+AR_START_STEP = 0  # no self-fed step before this one
+AR_RAMP_STEPS = 4000  # ramp: ar_len grows from 0 to AR_LEN_MAX over so many steps
+AR_LEN_MAX = 8  # capped at the window's length - 1: the first step always sees the truth
+# The two models spend it otherwise: in geometry, a sample is self-fed in its last 0..ar_len steps, or with
+# the probability SS_MIN_TEACHER_PROB not at all; in convgru, each of the last ar_len steps is drawn alone.
 SS_MIDPOINT_STEP = (
     6000  # within the self-fed part the truth is shown with probability 1/(1+exp((step-mid)/k)) ...
 )
@@ -90,15 +117,26 @@ SS_STEEPNESS = 1500.0
 SS_MAX_TEACHER_PROB = 0.95  # ... kept below this ...
 SS_MIN_TEACHER_PROB = 0.15  # ... and above this
 SELF_FED_GREEDY = False  # feed back the likeliest token instead of a sample
-SELF_FED_TEMPERATURE = 1.0
+SELF_FED_TEMPERATURE = 0.9
 
 # --- noise on the input (v2.1), so that the model learns to recover from its own errors ---
-TOKEN_NOISE = 0.1  # each sample replaces a share of its input tokens, drawn from 0..this, by random codes
-LATENT_NOISE = 0.0  # standard deviation of Gaussian noise on the embedded input
+TOKEN_NOISE = 0.15  # each sample replaces a share of its input tokens, drawn from 0..this, by other codes
+NEAR_CODES = 0.7  # geometry: of these, so many by codes like the true one; the model is told the share
+LATENT_NOISE = 0.0  # convgru: standard deviation of Gaussian noise on the embedded input
 
 # --- loss weights (each term is a function of losses.py) ---
 CE_WEIGHT = 1.0
 LABEL_SMOOTHING = 0.05
+PERCEPTUAL_WEIGHT = 0.0  # at every step or not at all: every n-th step makes every n-th frame flash
+PERCEPTUAL = "auto"  # auto, lpips-alex or effnet-lite0
+# geometry
+REVEALED_WEIGHT = 3.0  # of a cell that comes into view; one that was seen before counts 1
+LOSS_CELLS = 0.3  # share of the cells that is drawn, by their weight, for the cross entropy
+REVEAL = 0.5  # share of the samples to which part of the answer is shown, for masked parallel decoding
+REPROJECTION_WEIGHT = 5.0
+SMOOTHNESS_WEIGHT = 0.01
+MOTION_WEIGHT = 2.0
+# convgru
 NEIGHBOR_WEIGHT = 0.0
 NEIGHBOR_KERNEL = 3
 NEIGHBOR_EXACT_MIX = 0.3
@@ -107,13 +145,12 @@ ENTROPY_WEIGHT = 0.0
 ENTROPY_FLOOR = 4.5  # nats
 SHARPNESS_WEIGHT = 0.0
 TEMPORAL_WEIGHT = 0.0
-PERCEPTUAL_WEIGHT = 0.0  # at every step or not at all: every n-th step makes every n-th frame flash
-PERCEPTUAL = "auto"  # auto, lpips-alex or effnet-lite0
 
 # --- logging and saving ---
 LOG_STEPS = 20
 VAL_STEPS = 500
 VAL_WINDOWS = 48
+VAL_ROLLOUTS = 16  # dreams of ROLLOUT frames from CONTEXT seen ones; 0 for none
 PICTURE_STEPS = 500
 SENSITIVITY_STEPS = 500
 SPIKE_FACTOR = 3.0  # report a step whose loss or gradient norm is so many times the mean of the last 100
@@ -127,7 +164,7 @@ RECIPES: dict[str, dict] = {
     # The earlier system's last ConvGRU recipe: its schedule and its weights. Those of the entropy, sharpness
     # and temporal terms were never written down; with these each starts below a tenth of the whole.
     "v4.5.2": {
-        "EMBED_DIM": 256, "HIDDEN_DIM": 384, "LAYERS": 6, "CODEBOOK_INIT": False, "BATCH_SIZE": 16,
+        "MODEL": "convgru", "AR_GROWTH": "ramp", "SELF_FED_TEMPERATURE": 1.0, "BALANCE": 0.0, "EMBED_DIM": 256, "HIDDEN_DIM": 384, "LAYERS": 6, "CODEBOOK_INIT": False, "BATCH_SIZE": 16,
         "LR": 3e-5, "MIN_LR": 1e-6, "WARMUP_STEPS": 500, "GRAD_CLIP": 0.5, "SEQ_LEN": 20, "SEQ_LEN_MAX": 20,
         "AR_START_STEP": 0, "AR_RAMP_STEPS": 10_000, "AR_LEN_MAX": 18,
         "SS_MIDPOINT_STEP": 10_000, "SS_STEEPNESS": 4000.0, "SS_MAX_TEACHER_PROB": 0.95,
@@ -137,6 +174,9 @@ RECIPES: dict[str, dict] = {
         "SHARPNESS_WEIGHT": 0.05, "TEMPORAL_WEIGHT": 0.05, "PERCEPTUAL_WEIGHT": 0.0,
     },
 }  # fmt: skip
+
+
+CONTEXT, ROLLOUT = 6, 20  # frames
 
 
 # ---------------------------------------------------------------- from constants and schedules
@@ -168,19 +208,35 @@ def teacher_probability(step: int) -> float:
     return min(SS_MAX_TEACHER_PROB, max(SS_MIN_TEACHER_PROB, p))
 
 
-def feeding(step: int, seq_len: int) -> Feeding:
-    """What the model is shown at this step."""
+def feeding(step: int, seq_len: int, grown: int = 0) -> Feeding:
+    """What the model is shown at this step; `grown`: the `ar_len` that held-out rollouts have allowed."""
+    by_rollout = AR_GROWTH == "rollout"
     return Feeding(
-        ar_len=self_fed_length(step, seq_len),
-        teacher_prob=teacher_probability(step),
+        ar_len=min(grown, seq_len - 1) * (step >= AR_START_STEP)
+        if by_rollout
+        else self_fed_length(step, seq_len),
+        teacher_prob=SS_MIN_TEACHER_PROB if by_rollout else teacher_probability(step),
         choice=Choice(greedy=SELF_FED_GREEDY, temperature=SELF_FED_TEMPERATURE),
         token_noise=TOKEN_NOISE,
         latent_noise=LATENT_NOISE,
+        near_codes=NEAR_CODES,
+        reveal=REVEAL,
     )
 
 
 def loss_weights() -> LossWeights:
-    """The weights above."""
+    """The weights above; those of the other model stay 0."""
+    if MODEL == "geometry":
+        return LossWeights(
+            ce=CE_WEIGHT,
+            label_smoothing=LABEL_SMOOTHING,
+            perceptual=PERCEPTUAL_WEIGHT,
+            reprojection=REPROJECTION_WEIGHT,
+            smoothness=SMOOTHNESS_WEIGHT,
+            motion=MOTION_WEIGHT,
+            revealed=REVEALED_WEIGHT,
+            cells=LOSS_CELLS,
+        )
     return LossWeights(
         ce=CE_WEIGHT,
         label_smoothing=LABEL_SMOOTHING,
@@ -196,6 +252,28 @@ def loss_weights() -> LossWeights:
     )
 
 
+def build_model(tokenizer: VQVAE, manifest: Manifest) -> WorldModel:
+    """The untrained model that the constants describe, for these tokens."""
+    t, (rows, columns) = tokenizer.config, manifest.latent_size
+    if MODEL == "convgru":
+        config = WorldModelConfig(t.codebook_size, rows, columns, EMBED_DIM, HIDDEN_DIM, LAYERS, KERNEL_SIZE)
+        model = ConvGRUWorldModel(config)
+        model.gradient_checkpointing = GRADIENT_CHECKPOINTING
+    elif MODEL == "geometry":
+        config = GeometryConfig(
+            t.codebook_size, rows, columns, t.height, t.width,
+            manifest.vertical_fov_degrees, manifest.camera_degrees_per_unit,
+            channels=CHANNELS, coarse_channels=COARSE_CHANNELS, keyframes=KEYFRAMES, sources=SOURCES,
+            rotate=ROTATE, move=MOVE, depth=DEPTH, prior=PRIOR, carry_state=CARRY_STATE, coarse=COARSE,
+        )  # fmt: skip
+        model = GeometryWorldModel(config).attach(tokenizer)
+    else:
+        settings.fail(f"MODEL={MODEL}: must be geometry or convgru")
+    if MODEL == "geometry" or CODEBOOK_INIT:
+        model.init_from_codebook(tokenizer.quantizer.codebook)
+    return model
+
+
 # ---------------------------------------------------------------- data
 
 
@@ -203,11 +281,20 @@ class Batches:
     """An endless stream of batches, pass after pass; its `position` is all that is needed to go on.
 
     With several `processes`, the one of this `rank` takes its own slice of each batch, so that all together
-    see the windows that one alone would see. `batch_size` counts them all.
+    see the windows that one alone would see. `batch_size` counts them all. `balance`: see `draw_by_class`.
     """
 
-    def __init__(self, clips: TokenClips, batch_size: int, seed: int, rank: int = 0, processes: int = 1):
-        self.clips, self.batch_size, self.seed = clips, batch_size, seed
+    def __init__(
+        self,
+        clips: TokenClips,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        balance: float = 0.0,
+    ):
+        self.clips, self.batch_size, self.seed, self.balance = clips, batch_size, seed, balance
+        self.kinds = [action_class(actions) for actions in clips.actions]
         share = batch_size // processes
         self.own = slice(rank * share, (rank + 1) * share)
         self.lengths = [len(tokens) for tokens in clips.tokens]
@@ -219,8 +306,24 @@ class Batches:
         self.position = dict(position)
         self._windows = None
 
-    def next(self, seq_len: int) -> tuple[np.ndarray, Tensor, Tensor]:
-        """-> windows [B, 2], tokens [B, seq_len+1, H, W], actions [B, seq_len, 5], of its own slice.
+    def draw(self, seq_len: int, epoch: int) -> np.ndarray:
+        """The windows [N, 2] of a pass, in their order."""
+        windows = epoch_windows(self.lengths, seq_len, self.seed, epoch)
+        return draw_by_class(windows, self.kinds, seq_len, self.balance, self.seed, epoch)
+
+    def shares(self, seq_len: int) -> str:
+        """The share of each class of action in the data and among the windows that are drawn from it."""
+        data = epoch_windows(self.lengths, seq_len, self.seed, 0)
+        before, after = (
+            class_shares(w, self.kinds, seq_len, len(CLASS_NAMES)) for w in (data, self.draw(seq_len, 0))
+        )
+        return ", ".join(
+            f"{name} {a:.1%} -> {b:.1%}" for name, a, b in zip(CLASS_NAMES, before, after, strict=True)
+        )
+
+    def next(self, seq_len: int) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
+        """-> windows [B, 2], tokens [B, seq_len+1, H, W], actions [B, seq_len, 5], pose [B, seq_len+1, 5], of
+        its own slice.
 
         A pass ends when fewer than a batch of windows is left. When `seq_len` changes, a new pass begins.
         Raises DataError if no clip is long enough for one batch.
@@ -231,10 +334,10 @@ class Batches:
             p.update(epoch=p["epoch"] + new_pass, index=0, seq_len=seq_len)
             self._windows = None
         if self._windows is None:
-            self._windows = epoch_windows(self.lengths, seq_len, self.seed, p["epoch"])
+            self._windows = self.draw(seq_len, p["epoch"])
         if p["index"] + self.batch_size > len(self._windows):
             p.update(epoch=p["epoch"] + 1, index=0)
-            self._windows = epoch_windows(self.lengths, seq_len, self.seed, p["epoch"])
+            self._windows = self.draw(seq_len, p["epoch"])
             if len(self._windows) < self.batch_size:
                 raise DataError(
                     f"{self.clips.directory}: only {len(self._windows)} windows of {seq_len} steps for a "
@@ -243,7 +346,7 @@ class Batches:
         windows = self._windows[p["index"] : p["index"] + self.batch_size]
         p["index"] += self.batch_size
         windows = windows[self.own]
-        return windows, *self.clips.batch(windows, seq_len)
+        return windows, *self.clips.batch(windows, seq_len), self.clips.poses(windows, seq_len)
 
     @property
     def completion(self) -> float:
@@ -274,45 +377,90 @@ def diagnostics(result: WindowResult, target: Tensor, tokenizer: VQVAE) -> dict[
         "unique_codes": float(unique_codes(made).float().mean()),
         "unique_codes_target": float(unique_codes(target).float().mean()),
         "spatial_gradient": float(picture.diff(dim=1).abs().mean() + picture.diff(dim=2).abs().mean()),
-        "film_gamma": float(result.film[..., 0, :].abs().mean()),
-        "film_beta": float(result.film[..., 1, :].abs().mean()),
+        **film_strength(result.film),
     }
 
 
+def film_strength(film: Tensor | None) -> dict[str, float]:
+    """How far the action turns the plain model's features: mean |gamma| and |beta|."""
+    if film is None:
+        return {}
+    return {f"film_{name}": float(film[..., i, :].abs().mean()) for i, name in enumerate(("gamma", "beta"))}
+
+
+def start_pitch(pose: Tensor) -> Tensor:
+    """Degrees by which the camera looked down in the first of the frames of pose [B, K, 5]; 0 if unknown."""
+    return pose[:, 0, 4].nan_to_num(0.0)
+
+
 @torch.no_grad()
-def action_sensitivity(model: ConvGRUWorldModel, tokens: Tensor, actions: Tensor) -> float:
+def action_sensitivity(model: WorldModel, tokens: Tensor, actions: Tensor, pose: Tensor) -> float:
     """How much the next frame's probabilities change when the last action is another sample's: mean total
     variation distance over the cells, 0 (ignored) to 1. Seen frames and all earlier actions stay the same."""
-    logits, state = model(tokens[:, :-2], actions[:, :-1])
+    state = model.init_state(len(tokens), tokens.device, start_pitch(pose))
+    for t in range(actions.shape[1] - 1):
+        _, state = model.predict(tokens[:, t], actions[:, t], state)
     before = model.step(tokens[:, -2], actions[:, -1], state)[0]
     after = model.step(tokens[:, -2], actions[:, -1].roll(1, 0), state)[0]
     return float((before.float().softmax(1) - after.float().softmax(1)).abs().sum(1).mean() / 2)
 
 
 @torch.no_grad()
-def validate(model: ConvGRUWorldModel, clips: TokenClips, seq_len: int, tokenizer: VQVAE, dtype: torch.dtype):
-    """Teacher-forced bits per token and accuracy over fixed held-out windows, and a picture.
-
-    Touches no random state, so that a run is the same with more or fewer validations.
-    """
+def validate(model: WorldModel, clips: TokenClips, seq_len: int, tokenizer: VQVAE, dtype: torch.dtype):
+    """Over fixed held-out windows, teacher-forced: bits per token, accuracy, accuracy of the cells that come
+    into view (where poses are known), and a picture. Touches no random state, so that a run is the same with
+    more or fewer validations."""
     device = next(model.parameters()).device
     windows = epoch_windows([len(t) for t in clips.tokens], seq_len, SEED, 0)[:VAL_WINDOWS]
     nats, right, cells, picture = 0.0, 0, 0, None
+    revealed_right, revealed_cells = 0, 0
     model.eval()
     for i in range(0, len(windows), BATCH_SIZE):
-        tokens, actions = (x.to(device) for x in clips.batch(windows[i : i + BATCH_SIZE], seq_len))
-        state = model.init_state(len(tokens), device)
+        part = windows[i : i + BATCH_SIZE]
+        tokens, actions = (x.to(device) for x in clips.batch(part, seq_len))
+        pose = clips.poses(part, seq_len).to(device)
+        state = model.init_state(len(tokens), device, start_pitch(pose))
         with autocast(device, dtype):
             for t in range(seq_len):
                 logits, state = model.step(tokens[:, t], actions[:, t], state)
                 log_probs, target = losses.log_probabilities(logits), tokens[:, t + 1]
                 nats += float(losses.cross_entropy(log_probs, target).sum()) * target[0].numel()
-                right += int((log_probs.argmax(-1) == target).sum())
+                good = log_probs.argmax(-1) == target
+                right += int(good.sum())
                 cells += target.numel()
+                new = camera.comes_into_view(
+                    pose[:, t], pose[:, t + 1], *target.shape[1:], clips.manifest.vertical_fov_degrees
+                )
+                revealed_right += int((good & new).sum())
+                revealed_cells += int(new.sum())
         if picture is None:
             picture = truth_and_prediction(tokenizer, tokens[:4, -1], log_probs[:4].argmax(-1))
+    found = {"val_bits_per_token": bits_per_token(nats, cells), "val_accuracy": right / cells}
+    if revealed_cells:
+        found["val_revealed_accuracy"] = revealed_right / revealed_cells
+    if VAL_ROLLOUTS:
+        found["val_rollout_psnr"] = rollout_psnr(model, clips, tokenizer, dtype)
     model.train()
-    return {"val_bits_per_token": bits_per_token(nats, cells), "val_accuracy": right / cells}, picture
+    return found, picture
+
+
+@torch.no_grad()
+def rollout_psnr(model: WorldModel, clips: TokenClips, tokenizer: VQVAE, dtype: torch.dtype) -> float:
+    """PSNR in dB of ROLLOUT dreamt frames after CONTEXT seen ones against the decoded truth, mean over all
+    frames of VAL_ROLLOUTS fixed held-out windows; NaN where no clip is long enough."""
+    span = CONTEXT + ROLLOUT - 1
+    windows = epoch_windows([len(t) for t in clips.tokens], span, SEED, 0)[:VAL_ROLLOUTS]
+    if not len(windows):
+        return math.nan
+    tokens, actions = clips.batch(windows, span)
+    dream = Dream(model, tokenizer, PLAY, SEED, dtype)
+    dream.prime(tokens[:, :CONTEXT], actions[:, : CONTEXT - 1], start_pitch(clips.poses(windows, span)))
+    found = []
+    for t in range(CONTEXT, CONTEXT + ROLLOUT):
+        made = dream.step(actions[:, t - 1])
+        pictures = (tokenizer.decode_code(x.to(made.device)) for x in (made, tokens[:, t]))
+        found.append(psnr(*(p.clamp(0, 1).cpu() for p in pictures)).mean())
+    return float(torch.stack(found).mean())
 
 
 @torch.no_grad()
@@ -388,19 +536,18 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         f"data: {clips.frames} train frames in {len(clips.entries)} clips, {held_out.frames} held out in "
         f"{len(held_out.entries)}; {sum(t.nbytes for t in clips.tokens) / 1e6:.0f} MB of tokens in RAM"
     )
-    rows, columns = manifest.latent_size
-    config = WorldModelConfig(
-        tokenizer.config.codebook_size, rows, columns, EMBED_DIM, HIDDEN_DIM, LAYERS, KERNEL_SIZE
-    )
-    model = ConvGRUWorldModel(config).to(device)
-    model.gradient_checkpointing = GRADIENT_CHECKPOINTING
+    model = build_model(tokenizer, manifest).to(device)
+    config = model.config
     print(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {config}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     distance = perceptual_distance(PERCEPTUAL).to(device) if PERCEPTUAL_WEIGHT else None
     terms = Terms(tokenizer, distance, loss_weights())
-    batches = Batches(clips, BATCH_SIZE, SEED, distributed.rank(), distributed.size())
+    batches = Batches(clips, BATCH_SIZE, SEED, distributed.rank(), distributed.size(), BALANCE)
+    if BALANCE:
+        print(f"windows by action: {batches.shares(sequence_length(0))}")
     step, best, seconds = 0, math.inf, 0.0
+    best_rollout, grown = -math.inf, 0
     metrics: dict[str, float] = {}  # of the last validation
 
     last = out / "last.pt"
@@ -414,6 +561,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         batches.restore(content["position"])
         checkpoint.restore_rng(content["rng"], device)
         step, best, seconds = content["step"], content["best"], content["seconds"]
+        best_rollout, grown = content["best_rollout"], content["grown"]
         metrics = content["metrics"]
         print(f"resumed {last} at step {step}")
     elif INIT_FROM:
@@ -421,8 +569,6 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         checkpoint.check_config(content, config, INIT_FROM)
         model.load_state_dict(source.state_dict())
         print(f"weights from {INIT_FROM}")
-    elif CODEBOOK_INIT:
-        model.init_from_codebook(tokenizer.quantizer.codebook)
     distributed.share_weights(model)
 
     log = RunLog(out, WANDB, WANDB_PROJECT, constants) if first else None
@@ -439,6 +585,8 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
             data=data,
             step=step,
             best=best,
+            best_rollout=best_rollout,
+            grown=grown,
             seconds=seconds,
             metrics=metrics,
             position=dict(batches.position),
@@ -457,16 +605,19 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     # A signal to one process ends all of them after the same step.
     while step < STEPS and not distributed.any_process(bool(stop), device):
         seq_len = sequence_length(step)
-        fed = feeding(step, seq_len)
+        fed = feeding(step, seq_len, grown)
         distributed.reseed(SEED, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
-        windows, tokens, actions = batches.next(seq_len)
-        tokens, actions = tokens.to(device, non_blocking=True), actions.to(device, non_blocking=True)
+        windows, *batch = batches.next(seq_len)
+        tokens, actions, pose = (x.to(device, non_blocking=True) for x in batch)
 
         # forward, backward, clip, step
         with autocast(device, dtype):
-            result = window_loss(model, terms, tokens, actions, fed)
+            if MODEL == "geometry":
+                result = geometry_window_loss(model, terms, tokens, actions, pose, fed)
+            else:
+                result = window_loss(model, terms, tokens, actions, fed)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(result.loss).backward()
         distributed.average_gradients(model)
@@ -501,7 +652,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
             row |= {"epoch": batches.position["epoch"], "epoch_completion": batches.completion}
             if step % SENSITIVITY_STEPS < LOG_STEPS:
                 with autocast(device, dtype):
-                    row["action_sensitivity"] = action_sensitivity(model, tokens, actions)
+                    row["action_sensitivity"] = action_sensitivity(model, tokens, actions, pose)
             log.write(step, row)
             bar.set_postfix(loss=f"{row['loss']:.3f}", fps=f"{row['frames_per_s']:.0f}")
             sums.clear()
@@ -516,6 +667,9 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
             save_image(out / f"val_{step:06d}.png", picture)
             log.picture(step, "val truth | prediction", picture)
             tqdm.write(f"step {step}: " + json.dumps({k: round(v, 4) for k, v in metrics.items()}))
+            rollout = metrics.get("val_rollout_psnr", math.nan)
+            if rollout > best_rollout:
+                best_rollout, grown = rollout, min(grown + AR_STEP, AR_LEN_MAX)
             if metrics["val_bits_per_token"] < best:
                 best = metrics["val_bits_per_token"]
                 save("best.pt")

@@ -18,9 +18,8 @@ from tqdm import tqdm
 from actions import ACTION_DIM
 from benchmarking.measure import Metrics, Task, in_turn, name_of, random_batch, run_python, synchronize, table
 from data import Manifest
-from device import autocast
 from provenance import ROOT
-from sampling import PLAY_TEMPERATURE, Choice, Dream, choose_tokens
+from sampling import PLAY, Dream
 from start import World
 
 PARTS = ("model", "choice", "decode", "draw")  # of a step
@@ -32,7 +31,7 @@ STARTS = 3  # of live_inference.py
 
 def primed(world: World, dtype: torch.dtype, batch: int = 1) -> Dream:
     """A running dream of `batch` worlds that were shown random frames."""
-    dream = Dream(world.model, world.tokenizer, Choice(temperature=PLAY_TEMPERATURE), dtype=dtype)
+    dream = Dream(world.model, world.tokenizer, PLAY, dtype=dtype)
     dream.prime(*random_batch(Task(world.model.config, batch, CONTEXT - 1), world.device))
     return dream
 
@@ -73,10 +72,9 @@ def step_parts(dream: Dream, action: Tensor, draw: Callable[[np.ndarray], None])
         synchronize(dream.device)
         clock.append(time.perf_counter())
 
-    with autocast(dream.device, dream.dtype):
-        logits, dream.state = dream.model.step(dream.tokens, action, dream.state)
+    prediction = dream.foresee(action)
     lap()
-    dream.tokens = choose_tokens(logits, dream.choice, dream.generator)
+    dream.take(prediction)
     lap()
     picture = dream.pictures()[0].numpy()
     lap()

@@ -105,7 +105,8 @@ def heading(meta: dict) -> str:
     how = (
         "greedy"
         if sampling["greedy"]
-        else f"temperature {sampling['temperature']:g}, top-k {sampling['top_k'] or 'off'}"
+        else f"temperature {sampling['temperature']:g}, top-k {sampling['top_k'] or 'off'}, "
+        f"top-p {sampling['top_p']:g}, passes {sampling['passes']}"
     )
     return (
         f"{meta['checkpoint']}, step {meta['step']}, {meta['parameters']:,} parameters\n"

@@ -163,7 +163,10 @@ def measure(
         begin = seen - context + 1
         name = f"ctx{context}"
         dreams[name] = subject.dream(
-            recorded.tokens[:, begin : seen + 1], recorded.actions[:, begin:], f"{context} seen"
+            recorded.tokens[:, begin : seen + 1],
+            recorded.actions[:, begin:],
+            held.pitch(recorded.windows + [0, begin]),
+            f"{context} seen",
         )
         made = dreams[name][:, recorded.frames - 1]
         rows[name] = Row(made, held.decode(made))
@@ -295,7 +298,7 @@ def report_delta(
     # The window half the list away is of another clip wherever there are two.
     others = np.roll(np.arange(len(actions)), len(actions) // 2)
     actions[:, plan.main - 1 :] = actions[others, plan.main - 1 :]
-    dreamt = subject.dream(seen, actions, "random actions")
+    dreamt = subject.dream(seen, actions, held.pitch(recorded.windows + [0, begin]), "random actions")
     for horizon in (h for h in plan.horizons if h <= steps):
         at = np.flatnonzero(recorded.frames == horizon)[0]
         wrong = metrics.psnr(held.decode(dreamt[:, horizon - 1]), recorded.rows["truth"].pictures[:, at])

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import camera
 from actions import CLASS_NAMES, action_class
 from device import autocast
 from evaluation.held_out import BATCH, HeldOut, Plan, Subject
@@ -41,12 +42,13 @@ def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]
     """One pass over the stretches; the state runs on along each.
 
     -> of each foretold frame: `clip`, `kind` (number in CLASSES), `nats` (summed cross entropy), `right` and
-    `copied` (cells foretold by the model, and by repeating the frame before), `tokens` (cells in all).
+    `copied` (cells foretold by the model, and by repeating the frame before), `tokens` (cells in all), `new`
+    (cells that come into view, where poses are known) and `new_right` (those of them foretold).
     """
     model, device = subject.model, held.device
     fine = {name: i for i, names in enumerate(CLASSES.values()) for name in names}
     kind_of = np.array([fine[name] for name in CLASS_NAMES])
-    rows = {name: [] for name in ("clip", "kind", "nats", "right", "copied", "tokens")}
+    rows = {name: [] for name in ("clip", "kind", "nats", "right", "copied", "tokens", "new", "new_right")}
     # Longest first: those that have ended are then always at the end of the batch, and are dropped from it.
     order = sorted(chosen, key=lambda stretch: -stretch[2])
     total = sum(count for _, _, count in chosen)
@@ -55,20 +57,27 @@ def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]
             windows = [held.clips.window(clip, start, count) for clip, start, count in part]
             grids = [torch.from_numpy(tokens.astype(np.int64)).to(device) for tokens, _ in windows]
             kinds = [kind_of[action_class(actions)] for _, actions in windows]
+            poses = [held.pose(np.array([(c, s)]), count + 1)[0] for c, s, count in part]
             vectors = [torch.from_numpy(actions).to(device) for _, actions in windows]
-            state = model.init_state(len(part), device)
+            pitch = held.pitch(np.array([(clip, start) for clip, start, _ in part]))
+            state = model.init_state(len(part), device, pitch.to(device))
             for t in range(part[0][2]):
                 n = sum(t < count for _, _, count in part)
                 now = torch.stack([g[t] for g in grids[:n]])  # [n, H, W]
                 following = torch.stack([g[t + 1] for g in grids[:n]])
                 action = torch.stack([v[t] for v in vectors[:n]])  # [n, A]
                 with autocast(device, subject.dtype):
-                    logits, state = model.step(now, action, state[:, :n])
+                    logits, state = model.step(now, action, model.first_worlds(state, n))
                 logits = logits.float()
                 rows["clip"] += [clip for clip, _, _ in part[:n]]
                 rows["kind"] += [k[t] for k in kinds[:n]]
                 rows["nats"] += F.cross_entropy(logits, following, reduction="none").sum((1, 2)).tolist()
-                rows["right"] += (logits.argmax(1) == following).sum((1, 2)).tolist()
+                right = logits.argmax(1) == following
+                rows["right"] += right.sum((1, 2)).tolist()
+                pose = torch.stack([p[t : t + 2] for p in poses[:n]]).to(device)
+                new = camera.comes_into_view(pose[:, 0], pose[:, 1], *now.shape[1:], held.fov)
+                rows["new"] += new.sum((1, 2)).tolist()
+                rows["new_right"] += (right & new).sum((1, 2)).tolist()
                 rows["copied"] += (now == following).sum((1, 2)).tolist()
                 rows["tokens"] += [now[0].numel()] * n
                 bar.update(n)
@@ -76,7 +85,8 @@ def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]
 
 
 def measure(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> None:
-    """`tf.bits_per_token`, `tf.accuracy`, `copy.tf.accuracy`, and the same for each of CLASSES."""
+    """`tf.bits_per_token`, `tf.accuracy`, `copy.tf.accuracy`, and the same for each of CLASSES;
+    `tf.revealed_accuracy`: of the cells that come into view alone, where poses are known."""
     rows = foretell(held, subject, stretches(held.lengths, plan.teacher_forced))
     bits = bits_per_token(1.0, 1)  # of one nat
     everything = np.ones(len(rows["clip"]), bool)
@@ -87,3 +97,5 @@ def measure(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> None
         scores.mean(f"{prefix}.accuracy", rows["right"][chosen], clips, tokens)
         scores.mean(f"copy.{prefix}.accuracy", rows["copied"][chosen], clips, tokens)
         scores.add(f"{prefix}.frames", chosen.sum())
+    if rows["new"].any():
+        scores.mean("tf.revealed_accuracy", rows["new_right"], rows["clip"], rows["new"])

@@ -23,8 +23,8 @@ from evaluation import held_out, inverse_dynamics, rollouts, teacher_forced
 from evaluation.held_out import HeldOut, Judges, Plan, Subject, spread_windows
 from evaluation.score import Scores
 from metrics import PSNR_CEILING, psnr
-from model_convGru import ConvGRUWorldModel
-from sampling import PLAY_TEMPERATURE, Choice, Dream
+from model_convGru import ConvGRUWorldModel, Prediction
+from sampling import PLAY, Choice, Dream
 from video import read_frames, write_video
 
 CODES = TINY_WORLD.codebook_size
@@ -109,9 +109,12 @@ class Counter(ConvGRUWorldModel):
 
     stride = 1
 
-    def step(self, tokens, actions, state=None):
-        wanted = (tokens + self.stride) % CODES
-        return 50.0 * F.one_hot(wanted, CODES).movedim(-1, 1).float(), state
+    def predict(self, tokens, actions, state, observed=True, picture=None):
+        return Prediction(tokens), state
+
+    def logits(self, prediction):
+        wanted = (prediction.features + self.stride) % CODES
+        return 50.0 * F.one_hot(wanted, CODES).movedim(-1, 1).float()
 
 
 def subject(model: ConvGRUWorldModel, tokenizer, choice: Choice | None = None) -> Subject:
@@ -217,14 +220,14 @@ def test_horizons_count_from_the_last_frame_seen(files, tokenizer, monkeypatch):
     """A world that counts wrongly after 3 frames is right at horizon 1 and wrong at 4, from any context."""
 
     class Tires(Counter):
-        def init_state(self, batch, device=None):
+        def init_state(self, batch, device=None, pitch=0.0):
             self.steps = 0
-            return super().init_state(batch, device)
+            return super().init_state(batch, device, pitch)
 
-        def step(self, tokens, actions, state=None):
+        def logits(self, prediction):
             self.steps += 1
             self.stride = 1 if self.steps <= 3 else 2
-            return super().step(tokens, actions, state)
+            return super().logits(prediction)
 
     held = held_clips(files, tokenizer, "train")
     found = run_free(subject(Tires(TINY_WORLD), tokenizer), held, [(0, 0)], monkeypatch)
@@ -365,7 +368,7 @@ def test_meta_says_where_the_numbers_come_from(run, files):
     assert meta["checkpoint"] == "world.pt" and meta["step"] == 12
     assert meta["parameters"] == sum(p.numel() for p in ConvGRUWorldModel(TINY_WORLD).parameters())
     assert meta["split"] == "val" and meta["clips"] == ["counting", "random", "still"]
-    assert meta["sampling"] == {"greedy": False, "temperature": PLAY_TEMPERATURE, "top_k": 8}
+    assert meta["sampling"] == {**vars(PLAY), "top_k": 8}
     assert meta["plan"]["windows"] == 4 and meta["seed"] == 0
     assert {"data", "command", "commit", "machine"} <= meta.keys()
     text = json.dumps(run[0])
@@ -464,8 +467,8 @@ def refused(files: Files, capsys, *more: object) -> str:
     [
         (("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
         (("--data_dir", "nowhere"), "nowhere/manifest.json: no manifest"),
-        (("--temperature", 0), "temperature 0"),
-        (("--topk", -1), "top_k -1"),
+        (("--topp", 0), "top_p 0"),
+        (("--topp", 2), "top_p 2"),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(files, capsys, more, told):

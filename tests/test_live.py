@@ -41,13 +41,13 @@ def session(tiny):
     context = load_recording(args, world).first(args.context_frames)
     session = live.Session(dream_of(world, args), context)
     session.seen = []
-    step = world.model.step
+    step = session.dream.step
 
-    def spy(tokens, actions, state=None):
+    def spy(actions):
         session.seen.append(actions[0].tolist())
-        return step(tokens, actions, state)
+        return step(actions)
 
-    world.model.step = spy
+    session.dream.step = spy
     return session
 
 

@@ -19,7 +19,7 @@ import checkpoint
 import distributed
 import losses
 import train
-from data import ClipEntry, DataError, Manifest, TokenClips, write_token_file
+from data import ClipEntry, DataError, Manifest, TokenClips, class_shares, draw_by_class, write_token_file
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from training import Feeding, LossWeights, Terms, add_noise, window_loss
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
@@ -27,6 +27,9 @@ from vq_vae.vq_vae import VQVAE, VQVAEConfig
 ROOT = Path(__file__).resolve().parents[1]
 CODES, ROWS, COLUMNS = 16, 3, 4
 TINY = {
+    "MODEL": "convgru",
+    "AR_GROWTH": "ramp",
+    "BALANCE": 0.0,
     "EMBED_DIM": 8,
     "HIDDEN_DIM": 16,
     "LAYERS": 1,
@@ -48,6 +51,8 @@ TINY = {
     "DEVICE": "cpu",
     "WANDB": "disabled",
 }
+GEOMETRY = {"MODEL": "geometry", "AR_GROWTH": "rollout", "BALANCE": 0.5}
+GEOMETRY |= {"CHANNELS": 8, "COARSE_CHANNELS": 8, "KEYFRAMES": 3}
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +120,9 @@ def assert_same_run(a: dict, b: dict) -> None:
     assert torch.equal(a["rng"]["cpu"], b["rng"]["cpu"])
 
 
-def test_a_run_killed_and_resumed_ends_as_an_unbroken_one(tiny, tmp_path, monkeypatch, one_thread):
-    tiny = {**tiny, "STEPS": 60, "TOKEN_NOISE": 0.2}
+@pytest.mark.parametrize("model", [{}, GEOMETRY], ids=["convgru", "geometry"])
+def test_a_run_killed_and_resumed_ends_as_an_unbroken_one(tiny, tmp_path, monkeypatch, one_thread, model):
+    tiny = {**tiny, "STEPS": 60, "TOKEN_NOISE": 0.2, **model}
     broken = {**tiny, "OUT_DIR": str(tmp_path / "broken")}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -133,7 +139,7 @@ def test_a_run_killed_and_resumed_ends_as_an_unbroken_one(tiny, tmp_path, monkey
     resumed = subprocess.run(command(broken), env=environment, capture_output=True, text=True)
     assert resumed.returncode == 0 and f"at step {reached}" in resumed.stdout, resumed.stderr
     monkeypatch.setattr(train, "TOKEN_NOISE", 0.2)
-    unbroken = run_here(tiny, monkeypatch, STEPS=60)
+    unbroken = run_here(tiny, monkeypatch, STEPS=60, **model)
     assert_same_run(unbroken, checkpoint.load(Path(broken["OUT_DIR"]) / "last.pt"))
 
 
@@ -159,6 +165,38 @@ def test_validating_and_logging_more_often_changes_nothing(tiny, tmp_path, monke
     )
     seldom = run_here(tiny, monkeypatch, OUT_DIR=str(tmp_path / "seldom"), VAL_STEPS=99, LOG_STEPS=9)
     assert_same_run(often, seldom)
+
+
+def test_the_geometry_model_learns_its_world_and_logs_what_is_promised(tiny, monkeypatch):
+    last = run_here(tiny, monkeypatch, **GEOMETRY, STEPS=60, LR=1e-2, VAL_STEPS=20, VAL_ROLLOUTS=2)
+    rows = rows_of(tiny["OUT_DIR"])
+    bits = [row["val_bits_per_token"] for row in rows if "val_bits_per_token" in row]
+    assert bits[-1] < bits[0]
+    promised = {
+        "loss_ce",
+        "loss_reprojection",
+        "loss_smoothness",
+        "loss_motion",
+        "val_rollout_psnr",
+        "ar_len",
+    }
+    assert promised <= set().union(*rows)
+    found = [row["val_rollout_psnr"] for row in rows if "val_rollout_psnr" in row]
+    improved = sum(psnr > max(found[:i], default=-1) for i, psnr in enumerate(found))
+    assert last["grown"] == min(train.AR_LEN_MAX, train.AR_STEP * improved), (
+        "grows with the held-out rollouts"
+    )
+
+
+def test_balance_draws_windows_of_rare_actions_more_often():
+    kinds = [np.zeros(90, int), np.full(10, 1)]
+    windows = np.array([(0, i) for i in range(0, 90, 5)] + [(1, 0), (1, 5)])
+    assert draw_by_class(windows, kinds, 5, 0.0, 1, 0) is windows
+    even = draw_by_class(np.repeat(windows, 50, 0), kinds, 5, 1.0, 1, 0)
+    assert np.array_equal(even, draw_by_class(np.repeat(windows, 50, 0), kinds, 5, 1.0, 1, 0))
+    assert not np.array_equal(even, draw_by_class(np.repeat(windows, 50, 0), kinds, 5, 1.0, 1, 1))
+    before, after = (class_shares(w, kinds, 5, 2) for w in (windows, even))
+    assert before == pytest.approx([0.9, 0.1]) and after == pytest.approx([0.5, 0.5], abs=0.05)
 
 
 def test_the_second_pass_trains_as_the_first_and_the_world_is_learnt(tiny, monkeypatch):
@@ -267,9 +305,10 @@ def test_batches_go_on_from_a_saved_position(world_dir):
 def test_action_sensitivity_is_zero_for_a_model_that_ignores_actions():
     model = small_model()
     tokens, actions = torch.randint(CODES, (4, 6, ROWS, COLUMNS)), torch.rand(4, 5, 5) * 2 - 1
-    assert train.action_sensitivity(model, tokens, actions) > 1e-4
+    pose = torch.zeros(4, 6, 5)
+    assert train.action_sensitivity(model, tokens, actions, pose) > 1e-4
     torch.nn.init.zeros_(model.film[0].weight)
-    assert train.action_sensitivity(model, tokens, actions) == 0
+    assert train.action_sensitivity(model, tokens, actions, pose) == 0
 
 
 def test_the_log_holds_what_is_promised(tiny, monkeypatch):

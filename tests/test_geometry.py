@@ -1,0 +1,231 @@
+"""The world model that carries what was seen: on the clips that ship, with the tokenizer that ships."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import camera
+import checkpoint
+from checkpoint import SHIPPED_TOKENIZER
+from data import SAMPLE_TOKENS, TokenClips
+from metrics import psnr, token_accuracy
+from model_geometry import GeometryConfig, GeometryWorldModel
+from sampling import Choice, Dream
+from training import Feeding, LossWeights, Terms, corrupt, geometry_window_loss
+
+CONFIG = GeometryConfig(1024, channels=16, coarse_channels=16, motion_dim=8, keyframes=4)
+GREEDY = Choice(greedy=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return checkpoint.load_tokenizer(SHIPPED_TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def recording():
+    """Windows of 9 frames of the clips that ship: tokens [N, 9, H, W], actions [N, 8, 5], pose [N, 9, 5]."""
+    clips = TokenClips(SAMPLE_TOKENS, "all")
+    windows = np.array([(c, s) for c in range(len(clips.tokens)) for s in (10, 30)])[:6]
+    return *clips.batch(windows, 8), clips.poses(windows, 8)
+
+
+def untrained(tokenizer, **changes) -> GeometryWorldModel:
+    torch.manual_seed(0)
+    model = GeometryWorldModel(replace(CONFIG, **changes)).attach(tokenizer).eval()
+    model.init_from_codebook(tokenizer.quantizer.codebook)
+    return model
+
+
+@torch.inference_mode()
+def test_untrained_it_is_the_geometry_warped_copy(tokenizer, recording):
+    tokens, actions, pose = recording
+    model = untrained(tokenizer)
+    state = model.init_state(len(tokens))
+    state.pose = pose[:, 0]
+    prediction, _ = model.predict(tokens[:, 0], actions[:, 0], state, next_pose=pose[:, 1])
+    made = model.logits(prediction).argmax(1)
+    before, truth = (tokenizer.decode_code(tokens[:, t]).clamp(0, 1) for t in (0, 1))
+    ground = camera.ground_plane(pose[:, 1], 72, 128, 70.0, camera.EYE_HEIGHT, camera.FAR)
+    grid, _ = camera.reproject(pose[:, 0], pose[:, 1], ground, 72, 128, 70.0)
+    warped = camera.warp(before, grid)
+    copied = tokenizer.encode(warped)
+    moving = prediction.z[0].isfinite().all() and (actions[:, 0] != 0).any(1)
+    assert moving.any()
+    assert token_accuracy(made, copied)[moving].mean() > 0.6
+    # What is drawn, through the tokenizer, is as near to the truth as the warped copy through the tokenizer.
+    ours, copy = (psnr(tokenizer.decode_code(t).clamp(0, 1), truth) for t in (made, copied))
+    assert (ours - copy).mean() > -0.3
+    assert (token_accuracy(made, tokens[:, 1]) - token_accuracy(copied, tokens[:, 1])).mean() > -0.01
+
+
+@torch.inference_mode()
+def test_untrained_it_stands_still_and_finds_what_it_left(tokenizer, recording):
+    tokens, _, _ = recording
+    dream = Dream(untrained(tokenizer, keyframes=32), tokenizer, GREEDY)
+    dream.prime(tokens[:2, :1], torch.zeros(2, 0, 5))
+    for _ in range(3):
+        assert torch.equal(dream.step(torch.zeros(2, 5)), tokens[:2, 0])
+    turn = torch.zeros(2, 5)
+    turn[:, 0] = torch.tensor([0.4, -0.4])  # 6 degrees
+    for _ in range(15):
+        dream.step(turn)
+    assert token_accuracy(dream.tokens, tokens[:2, 0]).max() < 0.5
+    for _ in range(15):
+        dream.step(-turn)
+    assert token_accuracy(dream.tokens, tokens[:2, 0]).min() > 0.95
+    forgetful = Dream(untrained(tokenizer, keyframes=0), tokenizer, GREEDY)
+    forgetful.prime(tokens[:2, :1], torch.zeros(2, 0, 5))
+    forgetful.rollout(torch.stack([turn] * 15 + [-turn] * 15, 1))
+    assert token_accuracy(forgetful.tokens, tokens[:2, 0]).max() < 0.5, "without keyframes it is gone"
+
+
+def test_poses_add_up_as_minecraft_counts_them(tokenizer):
+    model = untrained(tokenizer)
+    pose = torch.tensor([[0.0, 0.0, 0.0, 0.0, 80.0]])
+    turn = torch.tensor([[6.0 / 15, 1.0, 0.0, 1.0, 0.0]])
+    moved = torch.tensor([[1.0, 0.5, 2.0]])
+    after = model.go(pose, turn, moved)
+    yaw = np.radians(6.0)
+    right, forward = np.array([-np.cos(yaw), -np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
+    np.testing.assert_allclose(after[0, [0, 2]], right + 2 * forward, rtol=1e-5)
+    assert after[0, 1] == 0.5 and after[0, 3].item() == pytest.approx(6.0) and after[0, 4] == 90.0
+    torch.testing.assert_close(model.moved_between(pose, after), moved)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("switch", ["rotate", "move", "depth", "prior", "carry_state", "coarse", "keyframes"])
+def test_each_switch_takes_its_mechanism_away(tokenizer, recording, switch):
+    tokens, actions, pose = recording
+
+    def made(**changes) -> torch.Tensor:
+        model = untrained(tokenizer, **changes)
+        for part in (model.out, model.far[-1], model.mix[-1]):  # so that all of it has a say
+            torch.nn.init.normal_(part.weight, std=0.05)
+        state = model.init_state(len(tokens), pitch=pose[:, 0, 4])
+        for t in range(3):
+            logits, state = model.step(tokens[:, t], actions[:, t], state, observed=t < 2)
+        return logits
+
+    assert not torch.allclose(made(), made(**{switch: 0 if switch == "keyframes" else False}), atol=1e-3)
+
+
+@torch.inference_mode()
+def test_logits_of_some_cells_are_those_of_all(tokenizer, recording):
+    tokens, actions, _ = recording
+    model = untrained(tokenizer)
+    prediction, _ = model.predict(tokens[:, 0], actions[:, 0], model.init_state(len(tokens)))
+    cells = torch.randint(18 * 32, (len(tokens), 7))
+    some = model.logits(prediction, cells)
+    every = model.logits(prediction).flatten(2).mT
+    torch.testing.assert_close(
+        some, every.gather(1, cells[..., None].expand(-1, -1, 1024)), atol=1e-3, rtol=0
+    )
+    with torch.enable_grad():
+        torch.testing.assert_close(model.logits(prediction), model.logits(prediction).detach())
+    with_grad = model.logits(prediction)
+    torch.testing.assert_close(with_grad.flatten(2).mT, every, atol=1e-3, rtol=0)
+
+
+@torch.inference_mode()
+def test_masked_decoding_with_one_pass_is_the_plain_head(tokenizer, recording):
+    tokens, actions, _ = recording
+    model = untrained(tokenizer)
+    torch.nn.init.normal_(model.reveal[-1].weight, std=0.3)
+    torch.nn.init.normal_(model.out.weight, std=0.1)
+    prediction, _ = model.predict(tokens[:, 0], actions[:, 0], model.init_state(len(tokens)))
+    hidden = torch.zeros_like(tokens[:, 1], dtype=torch.bool)
+    torch.testing.assert_close(
+        model.logits(model.revealed(prediction, tokens[:, 1], hidden)), model.logits(prediction)
+    )
+    some = hidden.clone()
+    some[:, ::2] = True
+    changed = model.logits(model.revealed(prediction, tokens[:, 1], some)) - model.logits(prediction)
+    assert changed.abs().amax() > 0.1
+
+    def dreamt(passes: int, seed: int = 0) -> torch.Tensor:
+        dream = Dream(model, tokenizer, Choice(passes=passes, top_p=0.9), seed)
+        dream.prime(tokens[:, :2], actions[:, :1])
+        return dream.step(torch.tensor([[0.8, 0.0, 0.0, 0.0, 0.0]]).expand(len(tokens), -1))
+
+    assert torch.equal(dreamt(3), dreamt(3)) and not torch.equal(dreamt(1), dreamt(3))
+
+
+def test_it_comes_back_from_a_checkpoint(tokenizer, recording, tmp_path):
+    tokens, actions, _ = recording
+    model = untrained(tokenizer)
+    torch.nn.init.normal_(model.out.weight, std=0.1)
+    checkpoint.save(tmp_path / "world.pt", checkpoint.world_content(model, tokenizer.fingerprint))
+    again, content = checkpoint.load_world_model(tmp_path / "world.pt", tokenizer)
+    assert content["architecture"] == "geometry"
+    with torch.inference_mode():
+        a, b = (m.step(tokens[:, 0], actions[:, 0])[0] for m in (model, again))
+    assert torch.equal(a, b)
+    content["architecture"] = "other"
+    checkpoint.save(tmp_path / "world.pt", content)
+    with pytest.raises(checkpoint.CheckpointError, match="architecture 'other', this version knows"):
+        checkpoint.load_world_model(tmp_path / "world.pt", tokenizer)
+
+
+# ---------------------------------------------------------------- training
+
+
+def loss_of(model, tokenizer, recording, weights: LossWeights, feeding: Feeding, seed: int = 0):
+    torch.manual_seed(seed)
+    return geometry_window_loss(model, Terms(tokenizer, None, weights), *recording, feeding)
+
+
+def test_every_part_is_trained(tokenizer, recording):
+    model = untrained(tokenizer).train()
+    for part in (model.out, model.far[-1], model.reveal[-1], model.stride):
+        torch.nn.init.normal_(part.weight, std=0.05)
+    weights = LossWeights(reprojection=1.0, smoothness=0.1, motion=1.0, revealed=3.0, cells=0.5)
+    result = loss_of(model, tokenizer, recording, weights, Feeding(4, 0.0, GREEDY, 0.2, reveal=0.5))
+    assert set(result.terms) == {"ce", "reprojection", "smoothness", "motion"}
+    assert result.loss.item() == pytest.approx(sum(result.terms.values()).item(), rel=1e-4)
+    assert result.self_fed.any() and not result.self_fed[:4].any()
+    result.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    assert all(p.grad is None for p in tokenizer.parameters())
+
+
+def test_depth_is_learnt_from_the_next_picture_alone(tokenizer, recording):
+    """Descending on the reprojection term makes it smaller, and changes distances only."""
+    model = untrained(tokenizer).train()
+    weights = LossWeights(ce=1e-9, reprojection=1.0)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    errors = []
+    for _ in range(12):
+        result = loss_of(model, tokenizer, recording, weights, Feeding())
+        errors.append(result.terms["reprojection"].item())
+        optimizer.zero_grad()
+        result.loss.backward()
+        optimizer.step()
+    assert errors[-1] < 0.97 * errors[0]
+
+
+def test_the_displacement_is_learnt_from_poses_and_missing_ones_are_left_out(tokenizer, recording):
+    tokens, actions, pose = recording
+    weights = LossWeights(ce=0.0, motion=1.0)
+    whole = loss_of(untrained(tokenizer), tokenizer, recording, weights, Feeding())
+    assert whole.terms["motion"] > 0
+    unknown = tokens, actions, torch.full_like(pose, torch.nan)
+    none = loss_of(untrained(tokenizer), tokenizer, unknown, weights, Feeding())
+    assert none.terms["motion"] == 0 and none.loss.isfinite()
+
+
+def test_corruption_stays_below_its_level_and_tells_it(tokenizer):
+    torch.manual_seed(0)
+    codes = untrained(tokenizer).codes
+    tokens = torch.full((64, 3, 18, 32), 5)
+    alike = torch.cdist(codes, codes).topk(17, largest=False).indices[:, 1:]
+    shown, level = corrupt(tokens, codes, 0.4, 1.0, alike)
+    share = (shown != tokens).float().mean((1, 2, 3))
+    torch.testing.assert_close(share, level, atol=0.05, rtol=0)
+    assert 0.3 < (level == 0).float().mean() < 0.7 and level.max() <= 0.4
+    assert set(shown.unique().tolist()) <= {5, *alike[5].tolist()}
+    untouched, none = corrupt(tokens, codes, 0.0, 1.0, alike)
+    assert untouched is tokens and none.max() == 0
