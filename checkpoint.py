@@ -142,7 +142,8 @@ def load_world_model(
 ) -> tuple[WorldModel, dict]:
     """The world model in `path` in eval mode on `device`, and the checkpoint's whole content.
 
-    Raises CheckpointError if it was trained on the tokens of another tokenizer, or is of no known architecture.
+    Raises CheckpointError if it was trained on the tokens of another tokenizer, or is of an architecture that
+    this version does not know.
     """
     content = load(path, WORLD_KIND)
     check_tokenizer(

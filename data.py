@@ -240,8 +240,9 @@ def draw_by_class(
 ) -> np.ndarray:
     """As many windows as given, drawn from them with replacement, those of rare actions more often.
 
-    A transition of a class with the share s counts s^-power (0 draws evenly, 1 evens the classes out as far as
-    windows are of one class); a window is drawn by the sum over its transitions. A function of (seed, epoch).
+    A transition of a class with the share s counts s^-power (0 draws evenly, 1 evens the classes out as far
+    as windows are of one class); a window is drawn by the sum over its transitions. A function of
+    (seed, epoch) alone.
     """
     if power == 0 or not len(windows):
         return windows

@@ -1,8 +1,8 @@
 """What the player has seen and may see again: keyframes, and what of them shows in the view that comes next.
 
-A keyframe is a whole frame (its picture, codes and inverse distances) with the pose from which it was seen. It
-is written once and never changed, so that nothing fades by being looked at: each new view is drawn straight
-from the keyframes that show it best, not from a copy of a copy.
+A keyframe is a whole frame (its picture, codes and inverse distances) with the pose from which it was seen.
+It is written once and never changed, so that nothing fades by being looked at: each new view is drawn
+straight from the keyframes that show it best, not from a copy of a copy.
 """
 
 from dataclasses import dataclass, fields, replace

@@ -36,9 +36,9 @@ HEAD_SCALE = 0.3  # of a head's weights when it starts on the codebook; states l
 
 @torch.no_grad()
 def head_start(weight: Tensor, codebook: Tensor, scale: float = HEAD_SCALE) -> None:
-    """Fills the first columns of a weight [V, C] (or [V, C, 1, 1]) with the principal components of a codebook
-    [V, D], in place; they are weighted by the square root of their singular values (half whitened) and scaled
-    to a mean square of `scale` squared. The other columns stay as they are."""
+    """Fills the first columns of a weight [V, C] (or [V, C, 1, 1]) with a codebook's principal components, in
+    place; codebook [V, D]. They are weighted by the square root of their singular values (half whitened) and
+    scaled to a mean square of `scale` squared. The other columns stay as they are."""
     codebook = codebook.float()
     left, singular, _ = torch.linalg.svd(codebook - codebook.mean(0), full_matrices=False)
     parts = left * singular.sqrt()  # [V, min(V, D)], the most telling first
@@ -69,9 +69,7 @@ class Prediction:
     """What is foretold of the next frame, before codes are chosen."""
 
     features: Tensor  # [B, C, H, W]
-    seen: Tensor | None = (
-        None  # [B, H, W] how much of each cell is carried from what was seen; None: nothing is
-    )
+    seen: Tensor | None = None  # [B, H, W] how much of a cell is carried from what was seen; None: nothing
 
 
 class ConvGRUWorldModel(nn.Module):
@@ -115,11 +113,8 @@ class ConvGRUWorldModel(nn.Module):
         film = self.film(actions)
         return film.view(*actions.shape[:-1], self.config.layers, 2, self.config.hidden_dim)
 
-    def init_state(
-        self, batch: int, device: torch.device | None = None, pitch: Tensor | float = 0.0
-    ) -> Tensor:
-        """A state that has seen nothing: zeros [L, B, C, H, W]. Where the camera looks (`pitch`) is nothing to
-        this model."""
+    def init_state(self, batch: int, device: torch.device | None = None) -> Tensor:
+        """A state that has seen nothing: zeros [L, B, C, H, W]."""
         g = self.config
         return torch.zeros(g.layers, batch, g.hidden_dim, g.latent_height, g.latent_width, device=device)
 
@@ -153,9 +148,10 @@ class ConvGRUWorldModel(nn.Module):
         state: Tensor,
         observed: bool = True,
         picture: Tensor | None = None,
+        pose: Tensor | None = None,
     ) -> tuple[Prediction, Tensor]:
-        """One frame: tokens [B, H, W], actions [B, A], state -> what comes next, new state. Whether the tokens
-        were observed or dreamt, and how they look, is nothing to this model."""
+        """One frame: tokens [B, H, W], actions [B, A], state -> what comes next, new state. This model does
+        not care whether the tokens were observed or dreamt, how they look, nor from where they were seen."""
         features, state = self.recur(self.compute_embeddings(tokens), self.compute_film(actions), state)
         return Prediction(features), state
 

@@ -5,10 +5,11 @@
     [z_last, z_kept, masks, depths] --1x1--> ConvGRU 18x32 <-> 9x16 <-> 5x8 (FiLM of the action) --> features
     logits[t+1] = sum over both of -gate * log(1 + |z + correction - code|^2 / scale)  + head(features)
 
-The camera's rotation is the action's, its displacement is foretold by a small network (supervised by recorded
-poses, summed up at play). The depth of each frame is learnt from how well the next one is drawn from it. The
-recurrent state is carried by the same motion. Gates and corrections start at nought, so that an untrained model
-already is the geometry-warped copy. Distances are taken in the plane of the codebook's principal components.
+The camera's rotation is the action's, its displacement is foretold by a small network (supervised by
+recorded poses, summed up at play). The depth of each frame is learnt from how well later ones are drawn from
+it. The recurrent state is carried by the same motion. Corrections start at nought, so that an untrained model
+already is the geometry-warped copy. z and the codes are compared in the space of the codebook's principal
+components: 24 of them tell the shipped tokenizer's codes apart as well as all 384 dimensions do.
 
 FiLM: Perez et al., arXiv 1709.07871. ConvGRU: Ballas et al., arXiv 1511.06432. Masked parallel decoding:
 Chang et al., MaskGIT, arXiv 2202.04200.
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import camera
 import memory
-from actions import PITCH, YAW
+from actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
 from memory import Carried, Keyframes, Source
 from model_convGru import ConvGRUCell, head_start
 from vq_vae.vq_vae import VQVAE
@@ -62,6 +63,7 @@ class WorldState:
 
     hidden: list[Tensor]  # of each level [B, C, h, w]
     pose: Tensor  # [B, 5] x, y, z (metres), yaw, pitch (degrees); where the dream began is the origin
+    came_from: Tensor  # [B, 5] the pose of the frame before; NaN at the start
     moved: Tensor  # [B, 3] metres to the right, up and forward in the last step
     motion: Tensor  # [B, motion_dim] state of the network that foretells the displacement
     keyframes: Keyframes
@@ -72,9 +74,22 @@ class WorldState:
         """Some of the worlds."""
         return WorldState(
             [h[index] for h in self.hidden],
-            *(x[index] for x in (self.pose, self.moved, self.motion, self.keyframes)),
+            *(x[index] for x in (self.pose, self.came_from, self.moved, self.motion, self.keyframes)),
             *(x[index] for x in (self.uncovered, self.generation)),
         )
+
+
+@dataclass
+class Motion:
+    """A displacement as it is foretold."""
+
+    moved: Tensor  # [B, 3] metres to the right, up and forward, if the player moves
+    rest: Tensor  # [B] logit that the player does not
+
+    @property
+    def likeliest(self) -> Tensor:
+        """[B, 3] metres; exactly 0 where rest is likelier, so that the picture rests too."""
+        return self.moved.masked_fill(self.rest[:, None] > 0, 0.0)
 
 
 @dataclass
@@ -88,7 +103,7 @@ class Prediction:
     known: Tensor  # [B, H, W] 0..1: how much of it was so in an observed frame still kept
     cells: Tensor  # [B, H, W, 2] where each cell lay in the last frame
     inverse: Tensor  # [B, 2H, 2W] inverse distances of the *last* frame, with their gradient
-    moved: Tensor  # [B, 3] the displacement as it was foretold
+    motion: Motion  # the displacement as it was foretold
     pose: Tensor  # [B, 5] of the next frame
 
 
@@ -100,8 +115,11 @@ class GeometryWorldModel(nn.Module):
 
     GATES = (2.5, -2.0, -0.5)  # before softplus: of what is trusted, of the other, of both in revealed cells
     WALK = 0.25  # metres a frame at an action of 1 before anything is learnt: 4 m/s at 16 frames/s
+    REST = 0.01  # metres a frame: who moved less was at rest
     DEPTH_RANGE = (-5.0, 3.0)  # of the logarithm by which learnt inverse distances differ from the ground's
     UNDECIDED = 0.5
+    # masks and exactness of both sources, distance and generation of the keyframe, inverse distance, ground
+    CHANNELS_OF_GEOMETRY = 8
 
     def __init__(self, config: GeometryConfig):
         super().__init__()
@@ -143,17 +161,15 @@ class GeometryWorldModel(nn.Module):
             nn.Conv2d(c, 4, 3, padding=1),
         )
         self.scene = nn.Conv2d(self.levels[-1], 8, 1)
-        self.pace = nn.GRUCell(config.action_dim + 3 + 8 * 5 * 8, config.motion_dim)
-        self.stride = nn.Linear(config.motion_dim, 3)
-        for last in (self.out, self.reveal[-1], self.far[-1], self.stride):
+        self.hold = nn.Sequential(nn.Linear(config.action_dim + 8 * 5 * 8, 64), nn.SiLU(), nn.Linear(64, 3))
+        self.pace = nn.GRUCell(config.action_dim + 3, config.motion_dim)
+        self.stride = nn.Linear(config.motion_dim, 4)  # displacement, logit of rest
+        for last in (self.out, self.reveal[-1], self.far[-1], self.stride, self.hold[-1]):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         nn.init.zeros_(self.head.bias)
         self.tokenizer: VQVAE | None = None
         self.to(memory_format=torch.channels_last)
-
-    # masks and exactness of both sources, distance and generation of the keyframe, inverse distance and ground
-    CHANNELS_OF_GEOMETRY = 8
 
     # ------------------------------------------------------------ the tokenizer
 
@@ -164,8 +180,8 @@ class GeometryWorldModel(nn.Module):
 
     @torch.no_grad()
     def init_from_codebook(self, codebook: Tensor) -> None:
-        """Finds the principal components [d, E] of a codebook [V, E] and starts the head on them, so that what
-        is learnt of one code serves those that look like it."""
+        """Finds the principal components [d, E] of a codebook [V, E] and starts the head on them, so that
+        what is learnt of one code serves those that look like it."""
         d = self.config.code_dim
         codebook = codebook.float()
         self.code_mean = codebook.mean(0)
@@ -185,7 +201,7 @@ class GeometryWorldModel(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def look(self, pictures: Tensor) -> Tensor:
-        """Pictures [N, 3, Hp, Wp] -> where they lie in the space of codes, [N, d, H, W] float32; no gradient."""
+        """Pictures [N, 3, Hp, Wp] -> their places in the space of codes [N, d, H, W] float32; no gradient."""
         with torch.no_grad():
             z = self.tokenizer.encoder(pictures.contiguous(memory_format=torch.channels_last))
             with torch.autocast(z.device.type, enabled=False):
@@ -204,23 +220,22 @@ class GeometryWorldModel(nn.Module):
         self,
         batch: int,
         device: torch.device | None = None,
-        pitch: Tensor | float = 0.0,
         keyframes: int | None = None,
     ) -> WorldState:
-        """A state that has seen nothing: the camera at the origin, yaw 0, at an absolute `pitch` in degrees
-        (a number or [B]); `keyframes` places in the memory if other than the config's."""
+        """A state that has seen nothing, the camera at the origin and level; `keyframes` places in the memory
+        if other than the config's."""
         g = self.config
         sizes = [(g.latent_height, g.latent_width)]
         for _ in self.levels[1:]:
             sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
         pose = torch.zeros(batch, 5, device=device)
-        pose[:, 4] = torch.as_tensor(pitch, device=device)
         return WorldState(
             hidden=[
                 torch.zeros(batch, c, *size, device=device)
                 for c, size in zip(self.levels, sizes, strict=True)
             ],
             pose=pose,
+            came_from=torch.full_like(pose, torch.nan),
             moved=torch.zeros(batch, 3, device=device),
             motion=torch.zeros(batch, g.motion_dim, device=device),
             keyframes=Keyframes.empty(
@@ -257,15 +272,28 @@ class GeometryWorldModel(nn.Module):
         change = F.pixel_shuffle(self.far(x), 2)[:, 0].float().clamp(*self.DEPTH_RANGE)
         return ground * change.exp()
 
-    def foretell_motion(self, actions: Tensor, state: WorldState) -> tuple[Tensor, Tensor]:
-        """-> displacement [B, 3] to the right, up and forward in metres, and the new motion state."""
-        scene = F.adaptive_avg_pool2d(self.scene(state.hidden[-1]), (5, 8)).flatten(1)
-        motion = self.pace(torch.cat([actions, state.moved / self.WALK, scene], 1), state.motion)
-        keys = actions[:, [2, 4, 3]] * actions.new_tensor([1.0, 0.0, 1.0])
-        return self.WALK * (keys + self.stride(motion)).float(), motion
+    def foretell_motion(
+        self, actions: Tensor, moved: Tensor, motion: Tensor, scene: Tensor | None = None
+    ) -> tuple[Motion, Tensor]:
+        """actions [B, A], the displacement before [B, 3], the motion state [B, motion_dim] and what the scene
+        is like (the coarsest recurrent state; None: unknown) -> the displacement and the new motion state.
+
+        Actions and displacements alone are learnt beforehand (`training.teach_motion`); the scene then tells
+        where one is held up, and leaves the rest as it is.
+        """
+        # Pictures come in small batches, which would undo what was learnt of motion from many.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and scene is None):
+            motion = self.pace(torch.cat([actions, moved / self.WALK], 1), motion)
+            stride, rest = self.stride(motion).split([3, 1], 1)
+        keys = actions[:, [MOVE_X, JUMP, MOVE_Z]] * actions.new_tensor([1.0, 0.0, 1.0])
+        free, held = self.WALK * (keys + stride).float(), 1.0
+        if scene is not None:
+            around = F.adaptive_avg_pool2d(self.scene(scene), (5, 8)).flatten(1)
+            held = 2 * torch.sigmoid(self.hold(torch.cat([actions, around], 1)).float())
+        return Motion(free * held, rest[:, 0].float()), motion
 
     def go(self, pose: Tensor, actions: Tensor, moved: Tensor) -> Tensor:
-        """The pose after an action: pose [B, 5], actions [B, A], moved [B, 3] -> [B, 5]. Pitch ends at +-90."""
+        """Pose [B, 5], actions [B, A], displacement [B, 3] -> the next pose [B, 5]; pitch ends at +-90."""
         turn = actions[:, [YAW, PITCH]] * self.config.degrees_per_unit
         yaw = pose[:, 3] + turn[:, 0]
         pitch = (pose[:, 4] + turn[:, 1]).clamp(-90, 90)
@@ -297,14 +325,16 @@ class GeometryWorldModel(nn.Module):
         state: WorldState,
         observed: bool | Tensor = True,
         picture: Tensor | None = None,
+        pose: Tensor | None = None,
         next_pose: Tensor | None = None,
         level: Tensor | float = 0.0,
     ) -> tuple[Prediction, WorldState]:
         """One frame: tokens [B, H, W] and actions [B, A] -> what comes next, and the state after it.
 
         `observed` (or [B]): the tokens are a recording's, not dreamt. `picture` [B, 3, Hp, Wp]: the tokens,
-        decoded, where that is at hand. `next_pose` [B, 5]: where the camera truly went, in training; NaN
-        where unknown. `level` (or [B]): the share of the tokens that were corrupted.
+        decoded, where that is at hand. `pose` [B, 5]: from where they were seen, NaN where unknown;
+        without it that is what was foretold. `next_pose` [B, 5]: where the camera truly went from there, in training.
+        `level` (or [B]): the share of the tokens that were corrupted.
         """
         B = len(tokens)
         actions = actions.float()
@@ -312,10 +342,11 @@ class GeometryWorldModel(nn.Module):
         if picture is None:
             with torch.no_grad():
                 picture = self.tokenizer.decode_code(tokens).clamp(0, 1)
-        moved, motion = self.foretell_motion(actions, state)
+        state = self.correct(state, pose)
+        moved, motion = self.foretell_motion(actions, state.moved, state.motion, state.hidden[-1])
         inverse = self.inverse_distance(tokens, state.pose, state.hidden[0])
         with torch.autocast(tokens.device.type, enabled=False), torch.no_grad():
-            pose = self.go(state.pose, actions, moved)
+            pose = self.go(state.pose, actions, moved.likeliest)
             if next_pose is not None:
                 pose = torch.where(next_pose.isfinite(), next_pose, pose)
             went = self.moved_between(state.pose, pose)
@@ -347,12 +378,13 @@ class GeometryWorldModel(nn.Module):
             known=kept.mask * (kept.generation < self.UNDECIDED),
             cells=last.cells,
             inverse=inverse,
-            moved=moved,
+            motion=moved,
             pose=pose,
         )
         after = WorldState(
             hidden=hidden,
             pose=pose,
+            came_from=state.pose,
             moved=went,
             motion=motion,
             keyframes=keyframes,
@@ -362,6 +394,14 @@ class GeometryWorldModel(nn.Module):
             ),
         )
         return prediction, after
+
+    def correct(self, state: WorldState, pose: Tensor | None) -> WorldState:
+        """The state with the frame's true pose [B, 5] and displacement, where they are known."""
+        if pose is None:
+            return state
+        pose = torch.where(pose.isfinite(), pose, state.pose)
+        moved = self.moved_between(state.came_from, pose)
+        return replace(state, pose=pose, moved=torch.where(moved.isfinite(), moved, state.moved))
 
     def remember(self, frame: Source, generation: Tensor, observed: Tensor, state: WorldState) -> Keyframes:
         """The keyframes with this frame, where it is worth keeping (constants of memory.py)."""
@@ -488,9 +528,11 @@ class GeometryWorldModel(nn.Module):
         return logits if cells is not None else logits.mT.reshape(B, -1, H, W)
 
     def attract(self, logits: Tensor, place: Tensor, gate: Tensor, log_scale: Tensor) -> Tensor:
-        """logits [B, n, V] - gate [B, n, 1] * log(1 + d^2 / scale), where d is the distance of a place [B, n, d]
-        to each code. The most costly line of a step, so d^2 is one product and the rest is done in place
-        where no gradient is asked for."""
+        """logits [B, n, V] - gate [B, n, 1] * log(1 + d^2 / scale); d: from a place [B, n, d] to each code.
+
+        The most costly line of a step, so d^2 is one product, and the rest is done in place where no gradient
+        is asked for.
+        """
         scale = (-log_scale).exp()
         one = torch.ones_like(place[..., :1])
         # d^2 = |z|^2 - 2 z.c + |c|^2

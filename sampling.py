@@ -56,9 +56,9 @@ def choose_tokens(
 ) -> Tensor:
     """Logits [B, V, H, W] -> tokens [B, H, W] int64.
 
-    Sampling inverts the cumulative distribution at one uniform number a cell: `noise` [B, H, W], or drawn from
-    `generator` (on the logits' device; the global one if None). `seen` [B, H, W]: how much of each cell is
-    carried; None where nothing is.
+    Sampling inverts the cumulative distribution at one uniform number a cell: `noise` [B, H, W], or drawn
+    from `generator` (on the logits' device; the global one if None). `seen` [B, H, W]: how much of each cell
+    is carried; None where nothing is.
     """
     if choice.greedy:
         return logits.argmax(1)
@@ -122,6 +122,11 @@ def decide(model: WorldModel, prediction, choice: Choice, noise: Tensor | None =
     return tokens
 
 
+def from_origin(pose: Tensor) -> Tensor:
+    """Poses [B, T, 5] with x, y, z from each sequence's first on; float32 would lose centimetres far out."""
+    return torch.cat([pose[..., :3] - pose[:, :1, :3], pose[..., 3:]], -1)
+
+
 class Dream:
     """A running world: the model's state, the current tokens, and how the next ones are chosen.
 
@@ -144,14 +149,16 @@ class Dream:
         self.state = None  # the model's
         self.tokens: Tensor | None = None  # [B, H, W]
         self.observed = True  # whether they are a recording's
+        self._pose: Tensor | None = None  # [B, 5] of the last frame that was shown, where known
         self._picture: Tensor | None = None  # the tokens decoded, once they have been
         self._noise: Tensor | None = None  # [B, H, W]
 
     @torch.inference_mode()
-    def prime(self, tokens: Tensor, actions: Tensor, pitch: Tensor | float = 0.0) -> None:
+    def prime(self, tokens: Tensor, actions: Tensor, pose: Tensor | None = None) -> None:
         """Starts anew and takes in tokens [B, T, H, W] and the actions [B, T-1, 5] between them.
 
-        `pitch`: where the camera looked in the first of them, in degrees down (a number or [B]).
+        `pose` [B, T, 5] x, y, z, yaw, pitch of each (metres, degrees), NaN where unknown: the camera is then
+        taken to have looked level at first.
         """
         if tokens.shape[1] != actions.shape[1] + 1:
             raise ValueError(
@@ -159,11 +166,14 @@ class Dream:
             )
         self.generator.manual_seed(self.seed)
         tokens, actions = tokens.to(self.device).long(), actions.to(self.device).float()
-        self.state = self.model.init_state(len(tokens), self.device, pitch=pitch)
+        if pose is None:
+            pose = torch.full((*tokens.shape[:2], 5), torch.nan)
+        pose = from_origin(pose).to(self.device)
+        self.state = self.model.init_state(len(tokens), self.device)
         with autocast(self.device, self.dtype):
             for t in range(actions.shape[1]):
-                _, self.state = self.model.predict(tokens[:, t], actions[:, t], self.state)
-        self.tokens, self.observed = tokens[:, -1], True
+                _, self.state = self.model.predict(tokens[:, t], actions[:, t], self.state, pose=pose[:, t])
+        self.tokens, self.observed, self._pose = tokens[:, -1], True, pose[:, -1]
         self._picture = self._noise = None
 
     @torch.inference_mode()
@@ -181,7 +191,7 @@ class Dream:
         actions = actions.to(self.device).float()
         with autocast(self.device, self.dtype):
             prediction, self.state = self.model.predict(
-                self.tokens, actions, self.state, self.observed, self._picture
+                self.tokens, actions, self.state, self.observed, self._picture, self._pose
             )
         # While the camera rests, each cell keeps its uniform number, so that what is still does not shimmer.
         fresh = torch.rand(self.tokens.shape, generator=self.generator, device=self.device)
@@ -196,7 +206,7 @@ class Dream:
         """The second half of `step`: chooses the next frame's tokens."""
         with autocast(self.device, self.dtype):
             self.tokens = decide(self.model, prediction, self.choice, self._noise)
-        self.observed, self._picture = False, None
+        self.observed, self._pose, self._picture = False, None, None
 
     @torch.inference_mode()
     def pictures(self) -> Tensor:

@@ -75,12 +75,12 @@ class World:
 @dataclass(frozen=True)
 class Recording:
     """Frames that were really seen and the actions between them: tokens [K, H, W] int64, actions [K-1, 5]
-    float32; and by how many degrees the camera looked down in the first of them."""
+    float32; and from where they were seen [K, 5], NaN where unknown."""
 
     name: str
     tokens: Tensor
     actions: Tensor
-    pitch: float = 0.0
+    pose: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -88,7 +88,8 @@ class Recording:
     def first(self, frames: int) -> "Recording":
         """The first `frames` frames; all of them if it is 0 or there are no more."""
         frames = min(frames or len(self), len(self))
-        return Recording(self.name, self.tokens[:frames], self.actions[: frames - 1], self.pitch)
+        pose = None if self.pose is None else self.pose[:frames]
+        return Recording(self.name, self.tokens[:frames], self.actions[: frames - 1], pose)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +192,8 @@ def dream_of(world: World, args: argparse.Namespace) -> Dream:
 
 def prime(dream: Dream, context: Recording) -> None:
     """Shows a dream what was really seen."""
-    dream.prime(context.tokens[None], context.actions[None], context.pitch)
+    pose = None if context.pose is None else context.pose[None]
+    dream.prime(context.tokens[None], context.actions[None], pose)
 
 
 def default_tokens() -> Path:
@@ -232,8 +234,8 @@ def read_tokens(path: Path, world: World) -> Recording:
             f"{world.tokenizer_path} has {list(config.latent_size)} and {config.codebook_size} codes; "
             "use the files that go together"
         )
-    pitch = float(np.nan_to_num(content["pose"][0, 4]))
-    return Recording(path.name, tokens, torch.from_numpy(content["actions"]), pitch)
+    actions, pose = (torch.from_numpy(content[name]) for name in ("actions", "pose"))
+    return Recording(path.name, tokens, actions, pose)
 
 
 def read_clip(path: Path, world: World, frames: int | None = None) -> Recording:

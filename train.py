@@ -44,7 +44,15 @@ from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from model_geometry import GeometryConfig, GeometryWorldModel
 from perceptual import perceptual_distance
 from sampling import PLAY, Choice, Dream, to_uint8
-from training import Feeding, LossWeights, Terms, WindowResult, geometry_window_loss, window_loss
+from training import (
+    Feeding,
+    LossWeights,
+    Terms,
+    WindowResult,
+    geometry_window_loss,
+    teach_motion,
+    window_loss,
+)
 from video import grid, save_image
 from vq_vae.vq_vae import VQVAE
 
@@ -136,6 +144,7 @@ REVEAL = 0.5  # share of the samples to which part of the answer is shown, for m
 REPROJECTION_WEIGHT = 5.0
 SMOOTHNESS_WEIGHT = 0.01
 MOTION_WEIGHT = 2.0
+MOTION_STEPS = 3000  # on actions and poses alone before the first step: the displacement is learnt in seconds
 # convgru
 NEIGHBOR_WEIGHT = 0.0
 NEIGHBOR_KERNEL = 3
@@ -164,7 +173,8 @@ RECIPES: dict[str, dict] = {
     # The earlier system's last ConvGRU recipe: its schedule and its weights. Those of the entropy, sharpness
     # and temporal terms were never written down; with these each starts below a tenth of the whole.
     "v4.5.2": {
-        "MODEL": "convgru", "AR_GROWTH": "ramp", "SELF_FED_TEMPERATURE": 1.0, "BALANCE": 0.0, "EMBED_DIM": 256, "HIDDEN_DIM": 384, "LAYERS": 6, "CODEBOOK_INIT": False, "BATCH_SIZE": 16,
+        "MODEL": "convgru", "AR_GROWTH": "ramp", "SELF_FED_TEMPERATURE": 1.0, "BALANCE": 0.0,
+        "EMBED_DIM": 256, "HIDDEN_DIM": 384, "LAYERS": 6, "CODEBOOK_INIT": False, "BATCH_SIZE": 16,
         "LR": 3e-5, "MIN_LR": 1e-6, "WARMUP_STEPS": 500, "GRAD_CLIP": 0.5, "SEQ_LEN": 20, "SEQ_LEN_MAX": 20,
         "AR_START_STEP": 0, "AR_RAMP_STEPS": 10_000, "AR_LEN_MAX": 18,
         "SS_MIDPOINT_STEP": 10_000, "SS_STEEPNESS": 4000.0, "SS_MAX_TEACHER_PROB": 0.95,
@@ -210,12 +220,13 @@ def teacher_probability(step: int) -> float:
 
 def feeding(step: int, seq_len: int, grown: int = 0) -> Feeding:
     """What the model is shown at this step; `grown`: the `ar_len` that held-out rollouts have allowed."""
-    by_rollout = AR_GROWTH == "rollout"
+    if AR_GROWTH == "rollout":
+        ar_len, teacher_prob = min(grown, seq_len - 1), SS_MIN_TEACHER_PROB
+    else:
+        ar_len, teacher_prob = self_fed_length(step, seq_len), teacher_probability(step)
     return Feeding(
-        ar_len=min(grown, seq_len - 1) * (step >= AR_START_STEP)
-        if by_rollout
-        else self_fed_length(step, seq_len),
-        teacher_prob=SS_MIN_TEACHER_PROB if by_rollout else teacher_probability(step),
+        ar_len=ar_len,
+        teacher_prob=teacher_prob,
         choice=Choice(greedy=SELF_FED_GREEDY, temperature=SELF_FED_TEMPERATURE),
         token_noise=TOKEN_NOISE,
         latent_noise=LATENT_NOISE,
@@ -388,21 +399,20 @@ def film_strength(film: Tensor | None) -> dict[str, float]:
     return {f"film_{name}": float(film[..., i, :].abs().mean()) for i, name in enumerate(("gamma", "beta"))}
 
 
-def start_pitch(pose: Tensor) -> Tensor:
-    """Degrees by which the camera looked down in the first of the frames of pose [B, K, 5]; 0 if unknown."""
-    return pose[:, 0, 4].nan_to_num(0.0)
-
-
 @torch.no_grad()
 def action_sensitivity(model: WorldModel, tokens: Tensor, actions: Tensor, pose: Tensor) -> float:
     """How much the next frame's probabilities change when the last action is another sample's: mean total
     variation distance over the cells, 0 (ignored) to 1. Seen frames and all earlier actions stay the same."""
-    state = model.init_state(len(tokens), tokens.device, start_pitch(pose))
+    state = model.init_state(len(tokens), tokens.device)
     for t in range(actions.shape[1] - 1):
-        _, state = model.predict(tokens[:, t], actions[:, t], state)
-    before = model.step(tokens[:, -2], actions[:, -1], state)[0]
-    after = model.step(tokens[:, -2], actions[:, -1].roll(1, 0), state)[0]
-    return float((before.float().softmax(1) - after.float().softmax(1)).abs().sum(1).mean() / 2)
+        _, state = model.predict(tokens[:, t], actions[:, t], state, pose=pose[:, t])
+
+    def probabilities(last: Tensor) -> Tensor:
+        prediction, _ = model.predict(tokens[:, -2], last, state, pose=pose[:, -2])
+        return model.logits(prediction).float().softmax(1)
+
+    before, after = probabilities(actions[:, -1]), probabilities(actions[:, -1].roll(1, 0))
+    return float((before - after).abs().sum(1).mean() / 2)
 
 
 @torch.no_grad()
@@ -419,11 +429,11 @@ def validate(model: WorldModel, clips: TokenClips, seq_len: int, tokenizer: VQVA
         part = windows[i : i + BATCH_SIZE]
         tokens, actions = (x.to(device) for x in clips.batch(part, seq_len))
         pose = clips.poses(part, seq_len).to(device)
-        state = model.init_state(len(tokens), device, start_pitch(pose))
+        state = model.init_state(len(tokens), device)
         with autocast(device, dtype):
             for t in range(seq_len):
-                logits, state = model.step(tokens[:, t], actions[:, t], state)
-                log_probs, target = losses.log_probabilities(logits), tokens[:, t + 1]
+                prediction, state = model.predict(tokens[:, t], actions[:, t], state, pose=pose[:, t])
+                log_probs, target = losses.log_probabilities(model.logits(prediction)), tokens[:, t + 1]
                 nats += float(losses.cross_entropy(log_probs, target).sum()) * target[0].numel()
                 good = log_probs.argmax(-1) == target
                 right += int(good.sum())
@@ -454,7 +464,7 @@ def rollout_psnr(model: WorldModel, clips: TokenClips, tokenizer: VQVAE, dtype: 
         return math.nan
     tokens, actions = clips.batch(windows, span)
     dream = Dream(model, tokenizer, PLAY, SEED, dtype)
-    dream.prime(tokens[:, :CONTEXT], actions[:, : CONTEXT - 1], start_pitch(clips.poses(windows, span)))
+    dream.prime(tokens[:, :CONTEXT], actions[:, : CONTEXT - 1], clips.poses(windows, CONTEXT - 1))
     found = []
     for t in range(CONTEXT, CONTEXT + ROLLOUT):
         made = dream.step(actions[:, t - 1])
@@ -547,7 +557,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     if BALANCE:
         print(f"windows by action: {batches.shares(sequence_length(0))}")
     step, best, seconds = 0, math.inf, 0.0
-    best_rollout, grown = -math.inf, 0
+    best_rollout, grown = -math.inf, AR_STEP
     metrics: dict[str, float] = {}  # of the last validation
 
     last = out / "last.pt"
@@ -569,6 +579,9 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         checkpoint.check_config(content, config, INIT_FROM)
         model.load_state_dict(source.state_dict())
         print(f"weights from {INIT_FROM}")
+    if MODEL == "geometry" and not step and not INIT_FROM:
+        error = teach_motion(model, clips, MOTION_STEPS, SEED)
+        print(f"displacement foretold from actions alone: mean error {error:.3f} m a frame")
     distributed.share_weights(model)
 
     log = RunLog(out, WANDB, WANDB_PROJECT, constants) if first else None

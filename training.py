@@ -1,14 +1,18 @@
 """One training window: what the model is fed and what it is charged."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import camera
 import losses
+from data import TokenClips
 from model_convGru import ConvGRUWorldModel
-from model_geometry import GeometryWorldModel, Prediction
+from model_geometry import GeometryWorldModel, Motion, Prediction
 from sampling import CARRIED, Choice, choose_tokens
 from vq_vae.vq_vae import VQVAE
 
@@ -159,9 +163,65 @@ def window_loss(
 
 # ---------------------------------------------------------------- the geometry model
 
+MOTION_BATCH, MOTION_FRAMES, MOTION_SEEN = (
+    64,
+    32,
+    6,
+)  # windows, their frames, and those of them before free running
+
+
+def teach_motion(model: GeometryWorldModel, clips: TokenClips, steps: int, seed: int) -> float:
+    """Trains what foretells the displacement, on actions and poses alone -> the last step's mean error in
+    metres; NaN where no clip has poses.
+
+    Frames without pictures cost next to nothing, and every other mechanism leans on this one. Every second
+    batch runs free after MOTION_SEEN frames: it goes on from its own displacements, as at play.
+    """
+    rng, device = np.random.default_rng([seed, 2]), next(model.parameters()).device
+    usable = [c for c, pose in enumerate(clips.pose) if len(pose) > MOTION_FRAMES and np.isfinite(pose).all()]
+    if not usable or not steps:
+        return math.nan
+    optimizer = torch.optim.Adam([*model.pace.parameters(), *model.stride.parameters()], 2e-3)
+    for step in tqdm(range(steps), desc="motion", unit="step", leave=False, mininterval=2):
+        actions, moved = [], []
+        for clip in rng.choice(usable, MOTION_BATCH):
+            start = rng.integers(len(clips.pose[clip]) - MOTION_FRAMES)
+            pose = torch.from_numpy(clips.pose[clip][start : start + MOTION_FRAMES + 1]).double()
+            moved.append(model.moved_between(pose[:-1], pose[1:]).float())
+            actions.append(torch.from_numpy(clips.actions[clip][start : start + MOTION_FRAMES]))
+        actions, moved = torch.stack(actions, 1).to(device), torch.stack(moved, 1).to(device)  # [T, B, ...]
+        before, motion = (
+            torch.zeros_like(moved[0]),
+            model.init_state(MOTION_BATCH, device, keyframes=0).motion,
+        )
+        made, errors = [], []
+        for t in range(MOTION_FRAMES):
+            foretold, motion = model.foretell_motion(actions[t], before, motion)
+            made.append(foretold.likeliest.detach())
+            errors.append(motion_error(foretold, moved[t], model.REST))
+            before = made[-1] if step % 2 and t >= MOTION_SEEN else moved[t]
+        error = torch.stack(errors).mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    return float((torch.stack(made) - moved).norm(dim=-1).mean())
+
+
+def motion_error(foretold: Motion, moved: Tensor, rest: float) -> Tensor:
+    """What a foretold displacement is charged, [B], against the true one [B, 3]: where the player moved
+    (by `rest` metres or more), how far it is off; everywhere, whether rest was foretold."""
+    rests = moved.norm(dim=1) < rest
+    off = torch.nn.functional.smooth_l1_loss(foretold.moved, moved, reduction="none", beta=METRES).sum(1)
+    whether = torch.nn.functional.binary_cross_entropy_with_logits(
+        foretold.rest, rests.float(), reduction="none"
+    )
+    return off * ~rests + REST_WEIGHT * whether
+
+
 BASELINE = 8  # frames at most between the two of a reprojection
 ALIKE = 16  # codes that count as like another
 METRES = 0.05  # error of a displacement beyond which it is charged linearly
+REST_WEIGHT = 0.05  # of whether the player rests, against metres
 
 
 def corrupt(tokens: Tensor, codes: Tensor, most: float, near: float, alike: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,11 +249,12 @@ def geometry_window_loss(
     pose: Tensor,
     feeding: Feeding,
 ) -> WindowResult:
-    """Streams a window through the geometry model: tokens [B, T+1, H, W], actions [B, T, 5], pose [B, T+1, 5].
+    """Streams a window through the geometry model: tokens [B, T+1, H, W], actions [B, T, 5] and pose
+    [B, T+1, 5].
 
-    Each sample is self-fed in its last 0..`ar_len` steps (drawn for each), on tokens that it chose itself; the
-    camera goes where the recorded one went, so what was really seen stays comparable. Where a self-fed cell
-    shows what the dream itself invented, nothing is charged: the recording shows something else there.
+    Each sample is self-fed in its last 0..`ar_len` steps (drawn for each), on tokens that it chose itself;
+    the camera goes where the recorded one went, so what was really seen stays comparable. Where a self-fed
+    cell shows what the dream itself invented, nothing is charged: the recording shows something else there.
     """
     B, T = actions.shape[:2]
     w, device = terms.weights, tokens.device
@@ -248,9 +309,7 @@ def geometry_window_loss(
             found |= depth_terms(model, w, frames, pictures[:, t + 1], state.pose)
         if w.motion:
             true = model.moved_between(before, state.pose)
-            error = torch.nn.functional.smooth_l1_loss(
-                prediction.moved, true, reduction="none", beta=METRES
-            ).sum(1)
+            error = motion_error(prediction.motion, true, model.REST)
             found["motion"] = w.motion * error * pose[:, t + 1].isfinite().all(1)
         step_losses.append(torch.stack(list(found.values())).sum(0))
         fed.append(own)
@@ -272,13 +331,15 @@ def geometry_window_loss(
 @torch.no_grad()
 def choose_own(model: GeometryWorldModel, prediction: Prediction, own: Tensor, choice: Choice) -> Tensor:
     """What the model itself chooses in the samples `own` [B] bool: [n, H, W]."""
-    part = Prediction(
-        **{
-            name: tuple(z[own] for z in value) if name == "z" else value[own]
-            for name, value in vars(prediction).items()
-        }
+    logits = model.logits(
+        replace(
+            prediction,
+            features=prediction.features[own],
+            z=tuple(z[own] for z in prediction.z),
+            trusted=prediction.trusted[own],
+        )
     )
-    return choose_tokens(model.logits(part), choice, seen=part.seen)
+    return choose_tokens(logits, choice, seen=prediction.seen[own])
 
 
 def token_terms(

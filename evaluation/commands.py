@@ -94,7 +94,7 @@ def obey(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> dict[st
     real = recorded_commands(held, plan)
     for name, command in COMMANDS.items():
         constant = command.action(held.degrees_per_unit).expand(len(windows), FRAMES, -1)
-        dreamt = subject.dream(seen, torch.cat([before, constant], 1), held.pitch(windows), name)
+        dreamt = subject.dream(seen, torch.cat([before, constant], 1), held.pose(windows, plan.main), name)
         pictures = torch.cat([last, held.decode(dreamt)], 1)
         shown[name] = pictures[:: max(1, len(windows) // 4), :: metrics.FLOW_EVERY]
         if name == "nothing":
@@ -160,7 +160,7 @@ def turn(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> dict[st
         action = torch.zeros(len(windows), 1, 5)
         action[:, 0, :2] = torch.from_numpy(asked / held.degrees_per_unit)
         actions = torch.cat([before, action.expand(-1, FRAMES_TURNING, -1)], 1)
-        made = held.decode(subject.dream(seen, actions, held.pitch(windows), name))
+        made = held.decode(subject.dream(seen, actions, held.pose(windows, plan.main), name))
         pitch = level[:, None] + asked[:, 1:] * np.arange(FRAMES_TURNING)
         found = rotations(torch.cat([last, made], 1), pitch, held.fov)  # [N, FRAMES_TURNING, 2]
         error = np.hypot(*np.moveaxis(found - asked[:, None], -1, 0))
@@ -246,7 +246,7 @@ def stand(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> None:
         return
     long = FRAMES // 2
     tokens, actions = held.batch(windows, plan.main + long)
-    dreamt = subject.dream(tokens[:, : plan.main], actions, held.pitch(windows), "standing still")
+    dreamt = subject.dream(tokens[:, : plan.main], actions, held.pose(windows, plan.main), "standing still")
     # The first dreamt frame is left out: how it differs from the last true one is another matter.
     made, truth = held.decode(dreamt), held.decode(tokens[:, plan.main :])
     real = dict(held.true_pictures(windows, plan.main + np.arange(long)))

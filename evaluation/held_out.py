@@ -112,10 +112,6 @@ class HeldOut:
         summed = torch.cat([torch.zeros_like(pose[:, :1]), actions.cumsum(1)], 1)
         return torch.where(pose.isfinite(), pose, summed)
 
-    def pitch(self, windows: np.ndarray) -> Tensor:
-        """[N] degrees by which the camera looks down in the first frame of each window; 0 where unknown."""
-        return self.pose(windows, 1)[:, 0, 4].nan_to_num(0.0)
-
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens [..., H, W] -> pictures [..., 3, Hp, Wp] float32 in [0, 1] on the CPU."""
@@ -168,17 +164,17 @@ class Subject:
     seed: int
     dtype: torch.dtype
 
-    def dream(self, seen: Tensor, actions: Tensor, pitch: Tensor, what: str) -> Tensor:
+    def dream(self, seen: Tensor, actions: Tensor, pose: Tensor, what: str) -> Tensor:
         """Dreams on: seen [N, C, H, W], actions [N, C-1+K, 5] (those between the seen frames come first),
-        pitch [N] of the first seen frame in degrees -> the K frames that follow, [N, K, H, W] int64 on the
-        CPU. `what` names it in the progress bar."""
+        pose [N, C, 5] of the seen frames, NaN where unknown -> the K frames that follow, [N, K, H, W] int64
+        on the CPU. `what` names it in the progress bar."""
         context, made = seen.shape[1], []
         steps = actions.shape[1] - context + 1
         with tqdm(total=len(seen) * steps, desc=f"{self.name}: {what}", unit="frame", leave=False) as bar:
             for first in range(0, len(seen), BATCH):
                 now = slice(first, first + BATCH)
                 dream = Dream(self.model, self.tokenizer, self.choice, self.seed + first, self.dtype)
-                dream.prime(seen[now], actions[now, : context - 1], pitch[now])
+                dream.prime(seen[now], actions[now, : context - 1], pose[now])
                 frames = []
                 for t in range(context - 1, actions.shape[1]):
                     frames.append(dream.step(actions[now, t]).cpu())

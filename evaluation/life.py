@@ -53,8 +53,8 @@ def measure(
     """
     clips, seen, actions = streams(held, plan)
     codes = held.manifest.codebook_size
-    pitch = held.pitch(np.stack([clips, np.zeros_like(clips)], 1))
-    dreamt = subject.dream(seen, actions, pitch, f"{plan.life} frames")
+    pose = held.pose(np.stack([clips, np.zeros_like(clips)], 1), plan.main)
+    dreamt = subject.dream(seen, actions, pose, f"{plan.life} frames")
     recordings = [
         torch.from_numpy(held.clips.tokens[c][: plan.main + plan.life].astype(np.int64)) for c in clips
     ]

@@ -29,19 +29,19 @@ def measure(held: HeldOut, subject: Subject, plan: Plan, judges: Judges, scores:
     """
     windows = thin(places(held, plan), plan.memory)
     seen, before = held.batch(windows, plan.main)
-    left, pitch = seen[:, -1], held.pitch(windows)
+    left, known = seen[:, -1], held.pose(windows, plan.main)
     pose = torch.cat([torch.zeros(len(windows), 3), held.turned(windows, plan.main)[:, -1]], 1)
     side = torch.where(torch.arange(len(windows)) % 2 == 0, 1.0, -1.0)
     most = 2 * round(max(ANGLES) / SPEED)
     nothing = torch.zeros(len(windows), most, 5)
-    stood = subject.dream(seen, torch.cat([before, nothing], 1), pitch, "without turning")
+    stood = subject.dream(seen, torch.cat([before, nothing], 1), known, "without turning")
     shown = {}
     for angle in ANGLES:
         away = round(angle / SPEED)
         turn = torch.zeros(len(windows), 2 * away, 5)
         turn[:, :away, 0] = side[:, None] * SPEED / held.degrees_per_unit
         turn[:, away:, 0] = -turn[:, :away, 0]
-        made = subject.dream(seen, torch.cat([before, turn], 1), pitch, f"{angle} degrees and back")
+        made = subject.dream(seen, torch.cat([before, turn], 1), known, f"{angle} degrees and back")
         shown[angle] = torch.cat([left[:, None], made], 1)
         far = pose.clone()
         far[:, 3] += side * angle
@@ -128,8 +128,8 @@ def recorded(held: HeldOut, subject: Subject, plan: Plan, judges: Judges, scores
             actions[n, : len(done)] = torch.from_numpy(done)
         tokens = torch.stack(tokens)
         seen, truth = tokens[:, :-1], tokens[:, -1]
-        pitch = held.pitch(np.stack([clips, chosen[:, 1] - plan.main + 1], 1))
-        dreamt = subject.dream(seen, actions, pitch, f"recorded, about {angle} degrees")
+        pose = held.pose(np.stack([clips, chosen[:, 1] - plan.main + 1], 1), plan.main)
+        dreamt = subject.dream(seen, actions, pose, f"recorded, about {angle} degrees")
         made = dreamt[torch.arange(len(chosen)), torch.from_numpy(length) - 1]
         key, painted = f"memory.recorded.deg{angle}", held.decode(truth)
         for prefix, prediction in ((f"{key}.", made), (f"{key}.copy_", seen[:, -1])):

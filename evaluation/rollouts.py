@@ -165,7 +165,7 @@ def measure(
         dreams[name] = subject.dream(
             recorded.tokens[:, begin : seen + 1],
             recorded.actions[:, begin:],
-            held.pitch(recorded.windows + [0, begin]),
+            held.pose(recorded.windows + [0, begin], context),
             f"{context} seen",
         )
         made = dreams[name][:, recorded.frames - 1]
@@ -298,7 +298,9 @@ def report_delta(
     # The window half the list away is of another clip wherever there are two.
     others = np.roll(np.arange(len(actions)), len(actions) // 2)
     actions[:, plan.main - 1 :] = actions[others, plan.main - 1 :]
-    dreamt = subject.dream(seen, actions, held.pitch(recorded.windows + [0, begin]), "random actions")
+    dreamt = subject.dream(
+        seen, actions, held.pose(recorded.windows + [0, begin], plan.main), "random actions"
+    )
     for horizon in (h for h in plan.horizons if h <= steps):
         at = np.flatnonzero(recorded.frames == horizon)[0]
         wrong = metrics.psnr(held.decode(dreamt[:, horizon - 1]), recorded.rows["truth"].pictures[:, at])

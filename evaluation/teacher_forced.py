@@ -11,6 +11,7 @@ from device import autocast
 from evaluation.held_out import BATCH, HeldOut, Plan, Subject
 from evaluation.score import Scores
 from metrics import bits_per_token
+from sampling import from_origin
 
 # What the player does in a frame, coarser than actions.CLASS_NAMES.
 CLASSES = {
@@ -57,24 +58,25 @@ def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]
             windows = [held.clips.window(clip, start, count) for clip, start, count in part]
             grids = [torch.from_numpy(tokens.astype(np.int64)).to(device) for tokens, _ in windows]
             kinds = [kind_of[action_class(actions)] for _, actions in windows]
-            poses = [held.pose(np.array([(c, s)]), count + 1)[0] for c, s, count in part]
+            poses = [from_origin(held.pose(np.array([(c, s)]), count + 1))[0] for c, s, count in part]
             vectors = [torch.from_numpy(actions).to(device) for _, actions in windows]
-            pitch = held.pitch(np.array([(clip, start) for clip, start, _ in part]))
-            state = model.init_state(len(part), device, pitch.to(device))
+            state = model.init_state(len(part), device)
             for t in range(part[0][2]):
                 n = sum(t < count for _, _, count in part)
                 now = torch.stack([g[t] for g in grids[:n]])  # [n, H, W]
                 following = torch.stack([g[t + 1] for g in grids[:n]])
                 action = torch.stack([v[t] for v in vectors[:n]])  # [n, A]
+                pose = torch.stack([p[t : t + 2] for p in poses[:n]]).to(device)
                 with autocast(device, subject.dtype):
-                    logits, state = model.step(now, action, model.first_worlds(state, n))
+                    state = model.first_worlds(state, n)
+                    prediction, state = model.predict(now, action, state, pose=pose[:, 0])
+                    logits = model.logits(prediction)
                 logits = logits.float()
                 rows["clip"] += [clip for clip, _, _ in part[:n]]
                 rows["kind"] += [k[t] for k in kinds[:n]]
                 rows["nats"] += F.cross_entropy(logits, following, reduction="none").sum((1, 2)).tolist()
                 right = logits.argmax(1) == following
                 rows["right"] += right.sum((1, 2)).tolist()
-                pose = torch.stack([p[t : t + 2] for p in poses[:n]]).to(device)
                 new = camera.comes_into_view(pose[:, 0], pose[:, 1], *now.shape[1:], held.fov)
                 rows["new"] += new.sum((1, 2)).tolist()
                 rows["new_right"] += (right & new).sum((1, 2)).tolist()

@@ -109,7 +109,7 @@ class Counter(ConvGRUWorldModel):
 
     stride = 1
 
-    def predict(self, tokens, actions, state, observed=True, picture=None):
+    def predict(self, tokens, actions, state, observed=True, picture=None, pose=None):
         return Prediction(tokens), state
 
     def logits(self, prediction):
@@ -220,9 +220,9 @@ def test_horizons_count_from_the_last_frame_seen(files, tokenizer, monkeypatch):
     """A world that counts wrongly after 3 frames is right at horizon 1 and wrong at 4, from any context."""
 
     class Tires(Counter):
-        def init_state(self, batch, device=None, pitch=0.0):
+        def init_state(self, batch, device=None):
             self.steps = 0
-            return super().init_state(batch, device, pitch)
+            return super().init_state(batch, device)
 
         def logits(self, prediction):
             self.steps += 1

@@ -90,7 +90,7 @@ class Walker:
     forgets: bool = False  # anything but the last seen place is elsewhere
     name: str = "walker"
 
-    def dream(self, seen: Tensor, actions: Tensor, pitch: Tensor, what: str) -> Tensor:
+    def dream(self, seen: Tensor, actions: Tensor, pose: Tensor, what: str) -> Tensor:
         path = walk(pose_of(seen[:, -1]), self.obeys * actions[:, seen.shape[1] - 1 :])
         if self.forgets:
             path[..., 3] += 40.0
@@ -152,8 +152,8 @@ def test_pairs_of_opposite_commands(held, obeys, pairs):
 
 def test_one_right_command_of_two_is_no_pair(held):
     class TurnsRight(Walker):
-        def dream(self, seen, actions, pitch, what):
-            return super().dream(seen, actions.abs(), pitch, what)
+        def dream(self, seen, actions, pose, what):
+            return super().dream(seen, actions.abs(), pose, what)
 
     found = measured(commands.obey, held, TurnsRight())
     assert found["obey.command.turn_right"] == 1.0 and found["obey.command.turn_left"] == 0.0
@@ -248,8 +248,8 @@ def test_recorded_actions_ask_only_where_they_are_clear():
 
 def test_standing_still(held):
     class Shimmers(Walker):
-        def dream(self, seen, actions, pitch, what):
-            shaken = super().dream(seen, actions, pitch, what)
+        def dream(self, seen, actions, pose, what):
+            shaken = super().dream(seen, actions, pose, what)
             shaken[:, ::2, 3] += 50  # a degree
             return shaken
 

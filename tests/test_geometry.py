@@ -1,6 +1,7 @@
 """The world model that carries what was seen: on the clips that ship, with the tokenizer that ships."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from data import SAMPLE_TOKENS, TokenClips
 from metrics import psnr, token_accuracy
 from model_geometry import GeometryConfig, GeometryWorldModel
 from sampling import Choice, Dream
-from training import Feeding, LossWeights, Terms, corrupt, geometry_window_loss
+from training import Feeding, LossWeights, Terms, corrupt, geometry_window_loss, teach_motion
 
 CONFIG = GeometryConfig(1024, channels=16, coarse_channels=16, motion_dim=8, keyframes=4)
 GREEDY = Choice(greedy=True)
@@ -104,9 +105,10 @@ def test_each_switch_takes_its_mechanism_away(tokenizer, recording, switch):
         model = untrained(tokenizer, **changes)
         for part in (model.out, model.far[-1], model.mix[-1]):  # so that all of it has a say
             torch.nn.init.normal_(part.weight, std=0.05)
-        state = model.init_state(len(tokens), pitch=pose[:, 0, 4])
+        state = model.init_state(len(tokens))
         for t in range(3):
-            logits, state = model.step(tokens[:, t], actions[:, t], state, observed=t < 2)
+            known = pose[:, t] if t < 2 else None
+            logits, state = model.step(tokens[:, t], actions[:, t], state, observed=t < 2, pose=known)
         return logits
 
     assert not torch.allclose(made(), made(**{switch: 0 if switch == "keyframes" else False}), atol=1e-3)
@@ -179,7 +181,7 @@ def loss_of(model, tokenizer, recording, weights: LossWeights, feeding: Feeding,
 
 def test_every_part_is_trained(tokenizer, recording):
     model = untrained(tokenizer).train()
-    for part in (model.out, model.far[-1], model.reveal[-1], model.stride):
+    for part in (model.out, model.far[-1], model.reveal[-1], model.hold[-1]):
         torch.nn.init.normal_(part.weight, std=0.05)
     weights = LossWeights(reprojection=1.0, smoothness=0.1, motion=1.0, revealed=3.0, cells=0.5)
     result = loss_of(model, tokenizer, recording, weights, Feeding(4, 0.0, GREEDY, 0.2, reveal=0.5))
@@ -188,6 +190,9 @@ def test_every_part_is_trained(tokenizer, recording):
     assert result.self_fed.any() and not result.self_fed[:4].any()
     result.loss.backward()
     for name, parameter in model.named_parameters():
+        if name.startswith(("pace", "stride")):  # learnt beforehand
+            assert parameter.grad is None, name
+            continue
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
     assert all(p.grad is None for p in tokenizer.parameters())
 
@@ -215,6 +220,32 @@ def test_the_displacement_is_learnt_from_poses_and_missing_ones_are_left_out(tok
     unknown = tokens, actions, torch.full_like(pose, torch.nan)
     none = loss_of(untrained(tokenizer), tokenizer, unknown, weights, Feeding())
     assert none.terms["motion"] == 0 and none.loss.isfinite()
+
+
+def test_displacement_is_taught_by_actions_and_poses_alone(tokenizer):
+    """A player who walks 0.1 m a frame, half as fast backwards, and not at all into a wall on the left."""
+    model, rng = untrained(tokenizer), np.random.default_rng(0)
+    poses, actions = [], []
+    for _ in range(4):
+        keys = np.repeat(rng.integers(-1, 2, (20, 2)), 5, 0)
+        action = np.zeros((100, 5), np.float32)
+        action[:, 2:4] = keys
+        action[:, 0] = rng.uniform(-0.5, 0.5, 100)
+        pose = [torch.zeros(1, 5)]
+        for now in torch.from_numpy(action):
+            right, forward = 0.1 * max(now[2], 0), 0.1 * now[3] * (0.5 if now[3] < 0 else 1)
+            moved = torch.tensor([[float(right), 0.0, float(forward)]])
+            pose.append(model.go(pose[-1], now[None], moved))
+        poses.append(torch.cat(pose).numpy())
+        actions.append(action)
+    clips = SimpleNamespace(pose=poses, actions=actions)
+    before = teach_motion(model, clips, 1, seed=0)
+    after = teach_motion(model, clips, 250, seed=0)
+    assert before > 0.1 and after < 0.03
+    assert np.isnan(
+        teach_motion(model, SimpleNamespace(pose=[poses[0] * np.nan], actions=actions), 5, seed=0)
+    )
+    assert np.isnan(teach_motion(model, clips, 0, seed=0))
 
 
 def test_corruption_stays_below_its_level_and_tells_it(tokenizer):
