@@ -5,8 +5,8 @@
     python benchmark.py train --model v4.5.2    # one part: train, data or play
     python benchmark.py --quick
 
-train: our training step against a plain implementation of the same step (`reference_step`), against the
-device's own speed at multiplying matrices, and with its sizes and number of processes.
+train: the earlier system's training step, ours against a plain implementation (`reference_step`), against the
+device's own speed at multiplying matrices, and with its sizes and number of processes; the geometry model's.
 data: the loader against opening a file for each sample; the stages of preprocessing.
 play: one whole step, action to picture on the screen, and its parts; the time to the first frame.
 
@@ -38,15 +38,16 @@ from tqdm import tqdm
 from benchmarking.loading import bench_data
 from benchmarking.measure import Metrics, Task, in_turn, name_of, random_batch, run_python, table
 from benchmarking.play import bench_play
-from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, load_tokenizer
+from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, architecture_of, load_tokenizer
 from data import SAMPLE_TOKENS, ClipEntry, Manifest, write_token_file
 from device import autocast
-from model_convGru import ConvGRUWorldModel
+from model_convGru import ConvGRUWorldModel, WorldModelConfig
+from model_geometry import GeometryConfig, GeometryWorldModel
 from provenance import ROOT, command_line, commit, machine, shown, versions, write_json
 from sampling import Choice
 from settings import count, fail
 from start import USER_ERRORS, World, load_world, one_line
-from training import Feeding, LossWeights, Terms, window_loss
+from training import Feeding, LossWeights, Terms, geometry_window_loss, window_loss
 from vq_vae.vq_vae import VQVAE
 
 REPEATS, QUICK_REPEATS = 5, 2
@@ -56,6 +57,12 @@ WEIGHTS = LossWeights(
     entropy_floor=4.5, sharpness=0.05, temporal=0.05,
 )  # fmt: skip
 AR_LEN, TEACHER_PROB, LR, GRAD_CLIP = 18, 0.5, 3e-5, 0.5
+# Sizes of the first world that shipped; train.py's default step.
+SMALL_SIZE = {"embed_dim": 96, "hidden_dim": 96, "layers": 3}
+GEOMETRY_STEP = (8, 12)  # windows, transitions
+GEOMETRY_WEIGHTS = LossWeights(
+    label_smoothing=0.05, reprojection=5.0, smoothness=0.01, motion=2.0, revealed=3.0, cells=0.3
+)
 FULL_SIZE = {"embed_dim": 256, "hidden_dim": 384, "layers": 6}  # of that recipe
 WINDOWS, QUICK_WINDOWS = 16, 2  # in a batch: the earlier system's
 VARIED = 4  # windows on a CPU where one size is changed at a time, for time and memory
@@ -202,17 +209,60 @@ def peak_memory(which: str, task: Task, world: World, vqvae_ckpt: Path) -> float
 
 
 def bench_train(args: argparse.Namespace, world: World, notes: list[str]) -> Metrics:
-    """The training step: against the plain one and the hardware; the shipped one over sizes and processes."""
-    configs = {"shipped": world.model.config, "v4.5.2": replace(world.model.config, **FULL_SIZE)}
+    """The training step: against the plain one and the hardware; over sizes and processes; geometry's."""
+    plain = plain_config(world)
+    configs = {"plain": plain, "v4.5.2": replace(plain, **FULL_SIZE)}
     tasks = {name: Task(config, args.windows, args.transitions) for name, config in configs.items()}
     found: Metrics = {}
-    both = world.device.type == "cuda" and args.model == "shipped"
+    both = world.device.type == "cuda" and args.model == "plain"
     for name in tasks if both else [args.model]:
         found |= against_reference(args, world, name, tasks[name])
-    if args.model == "shipped":
-        found |= scaling(args, world, tasks["shipped"], found.get("train.shipped.ours.peak_mb", 0.0), notes)
+    if args.model == "plain":
+        found |= geometry(args, world)
+        found |= scaling(args, world, tasks["plain"], found.get("train.plain.ours.peak_mb", 0.0), notes)
         found |= with_processes(args, world, notes)
     return found
+
+
+def plain_config(world: World) -> WorldModelConfig:
+    """The size of the earlier system's model that is timed: the world's own if it is one, else SMALL_SIZE."""
+    config = world.model.config
+    if isinstance(config, WorldModelConfig):
+        return config
+    grid = config.latent_height, config.latent_width
+    return WorldModelConfig(config.codebook_size, *grid, **SMALL_SIZE)
+
+
+def geometry(args: argparse.Namespace, world: World) -> Metrics:
+    """The training step of train.py's default, the model that carries what was seen, in GEOMETRY_STEP's size:
+    all steps shown the truth, and all but the first self-fed."""
+    tokenizer, device = world.tokenizer, world.device
+    size = tokenizer.config
+    config = GeometryConfig(size.codebook_size, *size.latent_size, size.height, size.width)
+    windows, transitions = GEOMETRY_STEP
+    tokens, actions = random_batch(Task(config, windows, transitions), device)
+    pose = torch.zeros(windows, transitions + 1, 5, device=device)
+    model = GeometryWorldModel(config).to(device).attach(tokenizer)
+    model.init_from_codebook(tokenizer.quantizer.codebook)
+    terms = Terms(tokenizer, None, GEOMETRY_WEIGHTS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+
+    def step(ar_len: int) -> None:
+        with autocast(device, world.dtype):
+            feeding = Feeding(ar_len, 0.0, token_noise=0.1, reveal=0.5)
+            loss = geometry_window_loss(model, terms, tokens, actions, pose, feeding).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    calls = {"shown": lambda: step(0), "self_fed": lambda: step(transitions - 1)}
+    taken = in_turn(calls, max(1, args.repeats // 2), device, "train geometry")
+    found = {kind: windows * transitions / np.median(seconds) for kind, seconds in taken.items()}
+    rows = [[kind, rate] for kind, rate in found.items()]
+    table(
+        [f"train, geometry ({config.channels} channels, {windows} windows x {transitions})", "frames/s"], rows
+    )
+    return {f"train.geometry.{kind}.frames_per_s": rate for kind, rate in found.items()}
 
 
 def against_reference(args: argparse.Namespace, world: World, name: str, task: Task) -> Metrics:
@@ -291,7 +341,7 @@ def with_processes(args: argparse.Namespace, world: World, notes: list[str]) -> 
         notes += [f"train.processes{n}: left out, there are fewer GPUs here" for n in left_out]
     elif torch.get_num_threads() < max(numbers):
         notes.append(f"train.processes: {torch.get_num_threads()} thread in one process, one each in several")
-    config, rates = world.model.config, {n: [] for n in numbers}
+    config, rates = plain_config(world), {n: [] for n in numbers}
     windows = varied(args.windows, world) // max(PROCESSES) * max(PROCESSES) or max(PROCESSES)
     with tempfile.TemporaryDirectory() as folder:
         random_tokens(Path(folder), world, windows)
@@ -300,7 +350,8 @@ def with_processes(args: argparse.Namespace, world: World, notes: list[str]) -> 
             "EMBED_DIM": config.embed_dim, "HIDDEN_DIM": config.hidden_dim, "LAYERS": config.layers,
             "KERNEL_SIZE": config.kernel_size, "BATCH_SIZE": windows, "SEQ_LEN": RUN_TRANSITIONS,
             "SEQ_LEN_MAX": RUN_TRANSITIONS, "STEPS": RUN_STEPS // (2 if args.quick else 1),
-            "LOG_STEPS": 1, "VAL_WINDOWS": 1, "WANDB": "disabled",
+            "LOG_STEPS": 1, "VAL_WINDOWS": 1, "VAL_ROLLOUTS": 0, "WANDB": "disabled",
+            "MODEL": "convgru", "AR_GROWTH": "ramp", "BALANCE": 0.0,
         }  # fmt: skip
         turns = [n for _ in range(1 if args.quick else 2) for n in numbers]
         for i, n in enumerate(tqdm(turns, desc="train, processes", unit="run", leave=False)):
@@ -318,7 +369,7 @@ def with_processes(args: argparse.Namespace, world: World, notes: list[str]) -> 
 
 def random_tokens(folder: Path, world: World, windows: int) -> None:
     """Token files of random codes: enough for a batch, and one that is held out."""
-    config, size = world.model.config, world.tokenizer.config
+    config, size = plain_config(world), world.tokenizer.config
     grid, tokenizer = [config.latent_height, config.latent_width], world.tokenizer.fingerprint
     manifest = Manifest(world.fps, [size.height, size.width], grid, config.codebook_size, tokenizer, 70.0)
     for name, length in (("train", (windows + 1) * RUN_TRANSITIONS), ("val", 2 * RUN_TRANSITIONS)):
@@ -351,7 +402,7 @@ def benchmark(args: argparse.Namespace, arguments: list[str]) -> dict:
         if args.section in ("all", name):
             metrics |= section(args, world, notes)
     print("".join(f"\nnote: {note}" for note in notes))
-    config = world.model.config
+    config = plain_config(world)
     return {
         "metrics": {name: float(value) for name, value in metrics.items()},
         "meta": {
@@ -363,7 +414,8 @@ def benchmark(args: argparse.Namespace, arguments: list[str]) -> dict:
             "threads": torch.get_num_threads(),
             "precision": name_of(world.dtype),
             "checkpoint": shown(args.checkpoint),
-            "model": f"{config.layers} x {config.hidden_dim}",
+            "architecture": architecture_of(world.model),
+            "plain_model": f"{config.layers} x {config.hidden_dim}",
             "parameters": sum(p.numel() for p in world.model.parameters()),
             "windows": args.windows,
             "transitions": args.transitions,
@@ -387,8 +439,10 @@ def main(arguments: list[str] | None = None) -> None:
     add("--quick", action="store_true", help="fewer repeats and smaller sizes")
     add("--repeats", type=count, help=f"measured rounds (default: {REPEATS}; {QUICK_REPEATS} with --quick)")
     add("--windows", type=count, help="in a training batch (default: 16; 4 where memory is short)")
-    model_help = "size of the trained model (default: shipped; on CUDA then the other, too)"
-    add("--model", choices=("shipped", "v4.5.2"), default="shipped", help=model_help)
+    model_help = (
+        "size of the earlier system's model (default: plain, a small one; on CUDA then the other, too)"
+    )
+    add("--model", choices=("plain", "v4.5.2"), default="plain", help=model_help)
     add("--checkpoint", type=Path, default=SHIPPED_WORLD, help="world model (default: the one that ships)")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="its tokenizer (default: ships)")
     add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="token files to load (default: the samples)")

@@ -332,8 +332,9 @@ class GeometryWorldModel(nn.Module):
         """One frame: tokens [B, H, W] and actions [B, A] -> what comes next, and the state after it.
 
         `observed` (or [B]): the tokens are a recording's, not dreamt. `picture` [B, 3, Hp, Wp]: the tokens,
-        decoded, where that is at hand. `pose` [B, 5]: from where they were seen, NaN where unknown;
-        without it that is what was foretold. `next_pose` [B, 5]: where the camera truly went from there, in training.
+        decoded, where that is at hand. `pose` [B, 5]: from where they were seen, NaN where
+        unknown; else it is what was foretold. `next_pose` [B, 5]: where the camera truly went from there, in
+        training.
         `level` (or [B]): the share of the tokens that were corrupted.
         """
         B = len(tokens)
