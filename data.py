@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from actions import ACTION_DIM, ACTION_NAMES, DEGREES_PER_UNIT
+from actions import ACTION_DIM, ACTION_NAMES, DEGREES_PER_UNIT, PITCH, YAW
 
 MANIFEST = "manifest.json"
 SAMPLES = Path(__file__).resolve().parent / "samples"  # clips that come with the repo
@@ -146,6 +146,16 @@ def read_token_file(path: str | Path) -> dict[str, np.ndarray]:
     return content
 
 
+def with_first_pose(pose: np.ndarray, actions: np.ndarray, degrees_per_unit: float) -> np.ndarray:
+    """pose [K, 5] with the first frame's, where only that one is unknown (GF-Minecraft counts from frame 1):
+    turned back from the second's by the action between them, and in its place."""
+    if len(pose) < 2 or np.isfinite(pose[0]).all() or not np.isfinite(pose[1]).all():
+        return pose
+    first = pose[1].copy()
+    first[3:] -= actions[0, [YAW, PITCH]] * degrees_per_unit
+    return np.concatenate([first[None], pose[1:]])
+
+
 def write_token_file(path: str | Path, tokens: np.ndarray, actions: np.ndarray, pose: np.ndarray) -> None:
     """Writes one token file atomically, so that a half-written file never counts."""
     path = Path(path)
@@ -203,7 +213,8 @@ class TokenClips:
                 )
             self.tokens.append(content["tokens"])
             self.actions.append(content["actions"])
-            self.pose.append(content["pose"])
+            scale = self.manifest.camera_degrees_per_unit
+            self.pose.append(with_first_pose(content["pose"], content["actions"], scale))
 
     @property
     def frames(self) -> int:

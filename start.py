@@ -19,7 +19,7 @@ import checkpoint
 from action_script import ScriptError
 from actions import ACTION_DIM, DEGREES_PER_UNIT, ActionError
 from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, CheckpointError, check_tokenizer
-from data import MANIFEST, SAMPLE_TOKENS, DataError, Manifest, read_token_file
+from data import MANIFEST, SAMPLE_TOKENS, DataError, Manifest, read_token_file, with_first_pose
 from device import amp_dtype, autocast, pick_device
 from recordings import (
     ClipError,
@@ -27,6 +27,7 @@ from recordings import (
     kept_steps,
     pool_between,
     read_gamefactory_entries,
+    read_pose,
 )
 from sampling import PLAY, Choice, Dream, to_float, to_uint8
 from settings import count, natural, positive
@@ -234,8 +235,9 @@ def read_tokens(path: Path, world: World) -> Recording:
             f"{world.tokenizer_path} has {list(config.latent_size)} and {config.codebook_size} codes; "
             "use the files that go together"
         )
-    actions, pose = (torch.from_numpy(content[name]) for name in ("actions", "pose"))
-    return Recording(path.name, tokens, actions, pose)
+    actions = content["actions"]
+    pose = with_first_pose(content["pose"], actions, world.degrees_per_unit)
+    return Recording(path.name, tokens, torch.from_numpy(actions), torch.from_numpy(pose))
 
 
 def read_clip(path: Path, world: World, frames: int | None = None) -> Recording:
@@ -244,21 +246,24 @@ def read_clip(path: Path, world: World, frames: int | None = None) -> Recording:
     At most `frames` frames; only the first one where no actions were recorded, since what led to the others
     is not known. Raises VideoError or ActionError.
     """
-    recorded = read_actions(path)
-    if recorded is None:
+    track = read_track(path)
+    if track is None:
         print(f"{path}: no actions beside it (NAME.json), so only its first frame is used")
-        recorded = np.zeros((0, ACTION_DIM), np.float32)
+        track = np.zeros((0, ACTION_DIM), np.float32), np.full((1, 5), np.nan, np.float32)
+    recorded, pose = track
     step = max(1, round(video_fps(path) / world.fps))
     kept = kept_steps(len(recorded) + 1, 0, step)[:frames]
     pictures = [to_size(frame, world) for frame in islice(read_frames(path), 0, kept[-1] + 1, step)]
     # A video may end before its actions do.
-    actions = pool_between(recorded, kept[: len(pictures)], world.degrees_per_unit)
-    return Recording(path.name, encode(pictures, world), torch.from_numpy(actions))
+    kept = kept[: len(pictures)]
+    actions = pool_between(recorded, kept, world.degrees_per_unit)
+    pose = with_first_pose(pose[kept], actions, world.degrees_per_unit)
+    return Recording(path.name, encode(pictures, world), torch.from_numpy(actions), torch.from_numpy(pose))
 
 
-def read_actions(clip: Path) -> np.ndarray | None:
-    """The actions recorded with a clip: [N, 5], row t leads from frame t to frame t+1; None if there are
-    none.
+def read_track(clip: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The actions recorded with a clip [N, 5], row t leads from frame t to frame t+1, and the poses of its
+    frames [N+1, 5], NaN where there are none; None if there are no actions.
 
     They lie in NAME.json beside NAME.mp4, or in ../metadata, in GF-Minecraft's layout. Raises ActionError if
     the file or an entry cannot be read.
@@ -271,7 +276,11 @@ def read_actions(clip: Path) -> np.ndarray | None:
         entries = read_gamefactory_entries(places[0])
     except ClipError as error:
         raise ActionError(f"{error.detail}; this is not a clip's metadata: repair or remove it") from None
-    return gamefactory_actions(entries, places[0])
+    actions = gamefactory_actions(entries, places[0])
+    numbers = range(1, len(actions) + 1)
+    # Entry 0 belongs to no frame.
+    pose = [np.full(5, np.nan, np.float32), *(read_pose(entries[str(k)]) for k in numbers)]
+    return actions, np.stack(pose)
 
 
 def to_size(picture: np.ndarray, world: World) -> np.ndarray:

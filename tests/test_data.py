@@ -19,6 +19,7 @@ from data import (
     read_token_file,
     split_of,
     unpack_indices,
+    with_first_pose,
     write_token_file,
 )
 
@@ -307,3 +308,15 @@ def test_every_transition_is_seen_in_some_epoch():
 def test_clips_shorter_than_a_window_give_none():
     assert epoch_windows([5, 3], WINDOW, seed=0, epoch=0).shape == (0, 2)
     assert epoch_windows([6], WINDOW, seed=0, epoch=0).tolist() == [[0, 0]]
+
+
+def test_the_first_pose_is_turned_back_from_the_second():
+    pose = np.array([[np.nan] * 5, [1, 2, 3, 50, 10], [2, 2, 3, 60, 10]], np.float32)
+    actions = np.array([[1.0, -0.5, 0, 0, 0], [2 / 3, 0, 0, 0, 0]], np.float32)
+    found = with_first_pose(pose, actions, 15.0)
+    np.testing.assert_allclose(found[0], [1, 2, 3, 35, 17.5])
+    assert np.array_equal(found[1:], pose[1:])
+    unknown = np.full((3, 5), np.nan)
+    assert with_first_pose(unknown, actions, 15.0) is unknown
+    whole = np.zeros((3, 5))
+    assert with_first_pose(whole, actions, 15.0) is whole

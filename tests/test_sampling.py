@@ -94,7 +94,45 @@ def test_cells_are_drawn_independently():
     assert abs((left * right).mean().item() / 0.25) < 0.05
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_k": -1}])
+def test_top_p_keeps_the_likeliest_that_make_up_the_share():
+    shares = torch.tensor([0.05, 0.5, 0.25, 0.2])
+    logits = shares.log()[None, :, None, None].expand(1, 4, 40, 40)
+    for top_p, kept in ((0.4, {1}), (0.6, {1, 2}), (0.9, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
+        tokens = choose_tokens(logits, Choice(top_p=top_p), generator())
+        assert set(tokens.unique().tolist()) == kept
+        share = (tokens == 1).float().mean().item()
+        assert share == pytest.approx(0.5 / shares[list(kept)].sum().item(), abs=0.05)
+
+
+def test_carried_cells_take_the_likeliest_and_the_others_are_drawn():
+    logits = torch.randn(1, 8, 30, 30)
+    seen = torch.zeros(1, 30, 30)
+    seen[..., :15] = 1
+    tokens = choose_tokens(logits, Choice(), generator(), seen=seen)
+    assert torch.equal(tokens[..., :15], logits.argmax(1)[..., :15])
+    assert (tokens[..., 15:] == logits.argmax(1)[..., 15:]).float().mean() < 0.6
+    warm = choose_tokens(logits, Choice(carried_temperature=1.0), generator(), seen=seen)
+    assert (warm[..., :15] == logits.argmax(1)[..., :15]).float().mean() < 0.6
+
+
+def test_the_same_noise_makes_the_same_choice():
+    logits, noise = torch.randn(2, 8, 5, 5), torch.rand(2, 5, 5)
+    first = choose_tokens(logits, Choice(), noise=noise)
+    assert torch.equal(first, choose_tokens(logits, Choice(), generator(), noise=noise))
+    assert not torch.equal(first, choose_tokens(logits, Choice(), noise=1 - noise))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"passes": 0},
+    ],
+)
 def test_choices_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Choice(**wrong)
