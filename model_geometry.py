@@ -526,7 +526,7 @@ class GeometryWorldModel(nn.Module):
                 for i, z in enumerate(prediction.z):
                     place = at(z) + corrections[i] * self.code_spread
                     logits = self.attract(logits, place, gates[..., i : i + 1], self.log_scale[i])
-        return logits if cells is not None else logits.mT.reshape(B, -1, H, W)
+        return logits if cells is not None else logits.mT.unflatten(2, (H, W))  # a view: it is large
 
     def attract(self, logits: Tensor, place: Tensor, gate: Tensor, log_scale: Tensor) -> Tensor:
         """logits [B, n, V] - gate [B, n, 1] * log(1 + d^2 / scale); d: from a place [B, n, d] to each code.

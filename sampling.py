@@ -12,6 +12,7 @@ from vq_vae.vq_vae import VQVAE
 
 # At play and in evaluation; found on training clips, see CHANGELOG.
 PLAY_TEMPERATURE = 0.85
+TOP_P_CODES = 256  # top-p looks no farther: sorting all codes would cost more than the model
 CARRIED = 0.5  # a cell of which so much was seen before is carried, not invented
 
 
@@ -81,7 +82,7 @@ def _sample(logits: Tensor, noise: Tensor, temperature: float, choice: Choice) -
     if 0 < choice.top_k < scores.shape[-1]:
         scores, codes = scores.topk(choice.top_k, dim=-1)
     elif choice.top_p < 1:
-        scores, codes = scores.sort(dim=-1, descending=True)
+        scores, codes = scores.topk(min(TOP_P_CODES, scores.shape[-1]), dim=-1)
     shares = scores.softmax(-1)
     cumulative = shares.cumsum(-1)
     if choice.top_p < 1:
@@ -97,29 +98,38 @@ def _sample(logits: Tensor, noise: Tensor, temperature: float, choice: Choice) -
 
 
 @torch.no_grad()
-def decide(model: WorldModel, prediction, choice: Choice, noise: Tensor | None = None) -> Tensor:
-    """A model's prediction -> the next frame's tokens [B, H, W], in `choice.passes` passes.
+def decide(model: WorldModel, prediction, choice: Choice, noise: Tensor) -> Tensor:
+    """A model's prediction -> the next frame's tokens [B, H, W], in `choice.passes` passes; noise [B, H, W].
 
-    Each pass chooses all cells that are still open but keeps the surest of them only; after pass p of P,
-    cos(pi p / 2P) of the cells are open. A model without a light head (`revealed`) takes one pass.
+    The first pass chooses all cells. Those that are carried are then settled; of those that come into view
+    each further pass opens again the least sure, which then see the others: after pass p of P the share
+    cos(pi p / 2P) of them is open. A model without a light head (`revealed`) takes one pass.
     """
-    passes = choice.passes if hasattr(model, "revealed") and not choice.greedy else 1
-    tokens = shown = None
-    for p in range(1, passes + 1):
-        now = prediction if shown is None else model.revealed(prediction, tokens, shown)
-        logits = model.logits(now)
-        found = choose_tokens(logits, choice, noise=noise, seen=prediction.seen)
-        if shown is not None:
-            found = torch.where(shown, tokens, found)
-        tokens = found
-        if p < passes:
-            sure = logits.log_softmax(1).gather(1, tokens[:, None])[:, 0].flatten(1)
-            if shown is not None:
-                sure = sure.masked_fill(shown.flatten(1), torch.inf)
-            count = sure.shape[1] - int(sure.shape[1] * math.cos(math.pi / 2 * p / passes))
-            least = sure.topk(count, 1).values[:, -1:]
-            shown = (sure >= least).view_as(tokens)
-    return tokens
+    logits = model.logits(prediction)
+    tokens = choose_tokens(logits, choice, noise=noise, seen=prediction.seen)
+    if choice.passes == 1 or choice.greedy or not hasattr(model, "revealed"):
+        return tokens
+    new = (prediction.seen <= CARRIED).flatten(1)  # [B, H*W]
+    count = new.sum(1)
+    most = int(count.max())
+    if not most:
+        return tokens
+    # The cells that come into view, in as many columns as the world with most of them needs.
+    cells = new.float().topk(most, 1).indices  # [B, most]
+    counted = torch.arange(most, device=new.device) < count[:, None]
+    logits = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT
+    noise, flat = noise.flatten(1).gather(1, cells), tokens.flatten(1).clone()
+    chosen = flat.gather(1, cells)
+    for p in range(1, choice.passes):
+        sure = logits.log_softmax(-1).gather(2, chosen[..., None])[..., 0].masked_fill(~counted, torch.inf)
+        left = (count * math.cos(math.pi / 2 * p / choice.passes)).long()
+        rank = sure.argsort(1).argsort(1)  # 0 is the least sure
+        again = rank < left[:, None]
+        shown = torch.ones_like(new).scatter(1, cells, ~again).view_as(tokens)
+        logits = model.logits(model.revealed(prediction, flat.view_as(tokens), shown), cells)
+        chosen = torch.where(again, _sample(logits, noise, choice.temperature, choice), chosen)
+        flat = flat.scatter(1, cells, chosen)
+    return flat.view_as(tokens)
 
 
 def from_origin(pose: Tensor) -> Tensor:

@@ -204,3 +204,42 @@ def test_on_recorded_clips_rotation_and_ground_beat_rotation_beats_copy():
     ground = psnr(camera.reproject(old, new, ground_plane(new), *SIZE)[0])
     print(f"{len(old)} pairs: copy {copy:.1f} dB, rotation {rotation:.1f}, rotation and ground {ground:.1f}")
     assert ground > rotation + 1 and rotation > copy + 2
+
+
+# ---------------------------------------------------------------- carrying
+
+
+def test_cells_that_come_into_view():
+    """Turning right uncovers columns on the right, walking back an edge all around; nothing where unknown."""
+    here = torch.zeros(3, 5)
+    to = torch.zeros(3, 5)
+    to[0, 3], to[1, 2], to[2, 3] = 20.0, -1.0, torch.nan
+    new = camera.comes_into_view(here, to, 18, 32, 70.0)
+    assert new[0, :, -4:].all() and not new[0, 4:14, :20].any()
+    assert new[1, -1].all() and not new[1, 8:10, 8:24].any()
+    assert not new[2].any()
+    assert not camera.comes_into_view(here, here, 18, 32, 70.0).any()
+
+
+def test_distances_are_carried_with_the_camera():
+    """A wall 5 m ahead, looked at straight on, after 2 m towards it and a turn."""
+    wall = torch.full((1, 24, 32), 0.2) * camera.rays(24, 32, 70.0)[..., 2]  # 1 / distance along each ray
+    here, to = torch.zeros(1, 5), torch.tensor([[0.0, 0.0, 2.0, 10.0, 5.0]])
+    guess = torch.full((1, 24, 32), 0.1)
+    found = camera.carry_inverse_distance(wall, here, to, guess, 70.0, rounds=8)
+    rays = camera.rays(24, 32, 70.0) @ camera.rotation(to[0, 3], to[0, 4]).T
+    expected = rays[..., 2] / 3.0
+    _, seen = camera.reproject(here, to, expected[None], 24, 32, 70.0)
+    inner = seen[0]
+    torch.testing.assert_close(found[0][inner], expected[inner], rtol=0.02, atol=0)
+    two = camera.carry_inverse_distance(wall, here, to, guess, 70.0)
+    assert ((two[0] - expected)[inner].abs() / expected[inner]).median() < 0.05
+    wall.requires_grad_()
+    camera.carry_inverse_distance(wall, here, to, guess, 70.0).sum().backward()
+    assert wall.grad.abs().sum() > 0
+
+
+def test_identity_grid_samples_every_pixel_itself():
+    picture = torch.rand(1, 3, 6, 10)
+    grid = camera.identity_grid(6, 10).movedim(0, -1)[None]
+    torch.testing.assert_close(camera.warp(picture, grid), picture)
