@@ -155,8 +155,8 @@ class ConvGRUWorldModel(nn.Module):
         features, state = self.recur(self.compute_embeddings(tokens), self.compute_film(actions), state)
         return Prediction(features), state
 
-    def logits(self, prediction: Prediction) -> Tensor:
-        """Logits over the next frame's codes [B, V, H, W]."""
+    def logits(self, prediction: Prediction, trust: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        """Logits over the next frame's codes [B, V, H, W]. Nothing is carried here that could be trusted."""
         return self.head(prediction.features)
 
     def step(self, tokens: Tensor, actions: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:

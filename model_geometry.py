@@ -499,9 +499,15 @@ class GeometryWorldModel(nn.Module):
         change = change * shown.flatten(1).any(1)[:, None, None, None]
         return replace(prediction, features=prediction.features + change)
 
-    def logits(self, prediction: Prediction, cells: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        prediction: Prediction,
+        cells: Tensor | None = None,
+        trust: tuple[float, float] = (0.0, 0.0),
+    ) -> Tensor:
         """Logits over the next frame's codes: [B, V, H, W] float32; with `cells` [B, n] (row * W + column) of
-        those alone: [B, n, V]."""
+        those alone: [B, n, V]. `trust`: how much farther than learnt the gates are opened (before softplus),
+        where a cell was seen, and where it was not and the picture's continued border stands for it."""
         g, d = self.config, self.config.code_dim
         B, C, H, W = prediction.features.shape
         out = self.out(prediction.features)
@@ -519,8 +525,9 @@ class GeometryWorldModel(nn.Module):
             logits = logits.float()
             if g.prior:
                 trusted = at(prediction.trusted)
-                start = torch.where(trusted, self.gate_bias[0], self.gate_bias[1])
-                start = torch.where(trusted.any(-1, keepdim=True), start, self.gate_bias[2])
+                chosen, other, border = self.gate_bias
+                start = torch.where(trusted, chosen + trust[0], other)
+                start = torch.where(trusted.any(-1, keepdim=True), start, border + trust[1])
                 gates = F.softplus(gates.float() + start)
                 corrections = corrections.float().chunk(2, -1)
                 for i, z in enumerate(prediction.z):

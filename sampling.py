@@ -10,8 +10,6 @@ from checkpoint import WorldModel
 from device import autocast
 from vq_vae.vq_vae import VQVAE
 
-# At play and in evaluation; found on training clips, see CHANGELOG.
-PLAY_TEMPERATURE = 0.85
 TOP_P_CODES = 256  # top-p looks no farther: sorting all codes would cost more than the model
 CARRIED = 0.5  # a cell of which so much was seen before is carried, not invented
 
@@ -24,6 +22,10 @@ class Choice:
     Cells that are carried from what was seen take the likeliest code (`carried_temperature` 0): noise there
     would be carried on, frame by frame. `passes` above 1 is masked parallel decoding: the surest cells are
     chosen first and the others see them (MaskGIT, arXiv 2202.04200); 1 is the plain head.
+
+    `trust` and `continuation` open the gates of what is carried and of the continued border farther than
+    was learnt (see `GeometryWorldModel.logits`): learnt where the frame before is true or nearly so, they
+    give way too easily in a long dream, which then drifts to what is likeliest anywhere.
     """
 
     greedy: bool = False
@@ -32,6 +34,8 @@ class Choice:
     top_p: float = 1.0
     carried_temperature: float = 0.0
     passes: int = 1
+    trust: float = 0.0
+    continuation: float = 0.0
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -44,7 +48,8 @@ class Choice:
             raise ValueError(f"passes {self.passes}: must be 1 (the plain head) or more")
 
 
-PLAY = Choice(temperature=PLAY_TEMPERATURE, top_p=0.9, passes=2)
+# At play and in evaluation; found on training clips, see CHANGELOG.
+PLAY = Choice(temperature=1.0, top_p=0.95, passes=2, trust=6.0, continuation=2.5)
 
 
 @torch.no_grad()
@@ -105,7 +110,8 @@ def decide(model: WorldModel, prediction, choice: Choice, noise: Tensor) -> Tens
     each further pass opens again the least sure, which then see the others: after pass p of P the share
     cos(pi p / 2P) of them is open. A model without a light head (`revealed`) takes one pass.
     """
-    logits = model.logits(prediction)
+    trust = choice.trust, choice.continuation
+    logits = model.logits(prediction, trust=trust)
     tokens = choose_tokens(logits, choice, noise=noise, seen=prediction.seen)
     if choice.passes == 1 or choice.greedy or not hasattr(model, "revealed"):
         return tokens
@@ -126,7 +132,7 @@ def decide(model: WorldModel, prediction, choice: Choice, noise: Tensor) -> Tens
         rank = sure.argsort(1).argsort(1)  # 0 is the least sure
         again = rank < left[:, None]
         shown = torch.ones_like(new).scatter(1, cells, ~again).view_as(tokens)
-        logits = model.logits(model.revealed(prediction, flat.view_as(tokens), shown), cells)
+        logits = model.logits(model.revealed(prediction, flat.view_as(tokens), shown), cells, trust)
         chosen = torch.where(again, _sample(logits, noise, choice.temperature, choice), chosen)
         flat = flat.scatter(1, cells, chosen)
     return flat.view_as(tokens)

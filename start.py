@@ -138,6 +138,15 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
         default=PLAY.top_p,
         help="among the likeliest that make up this share (default: %(default)s)",
     )
+    for name in ("trust", "continuation"):
+        what = "seen before" if name == "trust" else "come into view: the border of what was seen goes on"
+        add(
+            f"--{name}",
+            type=float,
+            default=getattr(PLAY, name),
+            help=f"more than learnt, in cells that {'were ' if name == 'trust' else ''}{what} "
+            "(default: %(default)s)",
+        )
     add(
         "--passes",
         type=count,
@@ -148,7 +157,10 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
 
 def choice_of(args: argparse.Namespace) -> Choice:
     """How tokens are chosen by these flags. Raises ValueError where a number is out of its range."""
-    return Choice(args.greedy, args.temperature, args.topk, args.topp, passes=args.passes)
+    return Choice(
+        args.greedy, args.temperature, args.topk, args.topp, passes=args.passes, trust=args.trust,
+        continuation=args.continuation,
+    )  # fmt: skip
 
 
 def load_world(args: argparse.Namespace) -> World:
