@@ -112,7 +112,7 @@ class Counter(ConvGRUWorldModel):
     def predict(self, tokens, actions, state, observed=True, picture=None, pose=None):
         return Prediction(tokens), state
 
-    def logits(self, prediction):
+    def logits(self, prediction, trust=None):
         wanted = (prediction.features + self.stride) % CODES
         return 50.0 * F.one_hot(wanted, CODES).movedim(-1, 1).float()
 
@@ -175,9 +175,9 @@ def test_frames_are_told_apart_by_what_is_done(files, tokenizer, model, monkeypa
     monkeypatch.setattr(held.clips, "actions", [actions])
 
     class WrongAtAWalk(Counter):
-        def step(self, tokens, actions, state=None):
+        def predict(self, tokens, actions, state, **seen):
             self.stride = 2 if actions[0, 3] else 1
-            return super().step(tokens, actions, state)
+            return super().predict(tokens, actions, state, **seen)
 
     scores = Scores(0)
     teacher_forced.measure(held, subject(WrongAtAWalk(TINY_WORLD), tokenizer), SMALL, scores)
@@ -224,7 +224,7 @@ def test_horizons_count_from_the_last_frame_seen(files, tokenizer, monkeypatch):
             self.steps = 0
             return super().init_state(batch, device)
 
-        def logits(self, prediction):
+        def logits(self, prediction, trust=None):
             self.steps += 1
             self.stride = 1 if self.steps <= 3 else 2
             return super().logits(prediction)
