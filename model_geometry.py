@@ -519,21 +519,30 @@ class GeometryWorldModel(nn.Module):
                 x = x.gather(2, cells[:, None].expand(-1, x.shape[1], -1))
             return x.mT
 
-        gates, corrections, query = at(out).split([2, 2 * d, C], -1)
+        opened, corrections, query = at(out).split([2, 2 * d, C], -1)
         logits = F.linear(query, self.head.weight[:, :, 0, 0], self.head.bias)
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
             if g.prior:
-                trusted = at(prediction.trusted)
-                chosen, other, border = self.gate_bias
-                start = torch.where(trusted, chosen + trust[0], other)
-                start = torch.where(trusted.any(-1, keepdim=True), start, border + trust[1])
-                gates = F.softplus(gates.float() + start)
+                gates = self.gates(opened, at(prediction.trusted), trust)
                 corrections = corrections.float().chunk(2, -1)
                 for i, z in enumerate(prediction.z):
                     place = at(z) + corrections[i] * self.code_spread
                     logits = self.attract(logits, place, gates[..., i : i + 1], self.log_scale[i])
         return logits if cells is not None else logits.mT.unflatten(2, (H, W))  # a view: it is large
+
+    def gates(self, opened: Tensor, trusted: Tensor, trust: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        """How strongly the two carried pictures pull at the codes, [B, n, 2] of 0 or more: from what the
+        network says of it and which of the two is trusted, [B, n, 2] both; `trust` as in `logits`."""
+        chosen, other, border = self.gate_bias
+        start = torch.where(trusted, chosen + trust[0], other)
+        start = torch.where(trusted.any(-1, keepdim=True), start, border + trust[1])
+        return F.softplus(opened.float() + start)
+
+    def gate_map(self, prediction: Prediction, trust: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        """`gates` of all cells, [B, 2, H, W]: from the last frame and from the keyframes."""
+        opened = self.out(prediction.features)[:, :2].movedim(1, -1)
+        return self.gates(opened, prediction.trusted.movedim(1, -1), trust).movedim(-1, 1)
 
     def attract(self, logits: Tensor, place: Tensor, gate: Tensor, log_scale: Tensor) -> Tensor:
         """logits [B, n, V] - gate [B, n, 1] * log(1 + d^2 / scale); d: from a place [B, n, d] to each code.

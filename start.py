@@ -1,13 +1,15 @@
 """What every rollout starts from: the tokenizer, the world model, and a recording to prime it on.
 
 The flags that set them are here too, so that inference.py and live_inference.py mean the same by them.
+`python start.py TOKENS OUT NAME=CLIP:FRAME ...` cuts start places like those that ship out of token files.
 """
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import checkpoint
 from action_script import ScriptError
 from actions import ACTION_DIM, DEGREES_PER_UNIT, ActionError
 from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, CheckpointError, check_tokenizer
-from data import MANIFEST, SAMPLE_TOKENS, DataError, Manifest, read_token_file, with_first_pose
+from data import MANIFEST, ClipEntry, DataError, Manifest, read_token_file, with_first_pose, write_token_file
 from device import amp_dtype, autocast, pick_device
 from recordings import (
     ClipError,
@@ -36,6 +38,8 @@ from vq_vae.vq_vae import VQVAE
 
 DEFAULT_FPS = 16.0
 CONTEXT_FRAMES = 16
+PLACES = checkpoint.SHIPPED / "starts"  # the start places that ship: token files with a manifest
+PLACE_FRAMES = 161  # of a start place: 16 to prime on, nine seconds to compare a dream with
 ENCODE_BATCH = 64
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -100,13 +104,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="its tokenizer (default: ships)")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument(
-        "--context_npz", type=Path, help="token file to start from (default: the first that ships)"
-    )
-    begin.add_argument(
         "--start",
-        type=Path,
-        help="picture or clip to start from; a clip's actions are in NAME.json beside it or in ../metadata",
+        nargs="+",
+        metavar="START",
+        help=f"a place that ships ({', '.join(places())} or all), a picture, a token file, or a clip, whose "
+        "actions are in NAME.json beside it or in ../metadata (default: the places that ship)",
     )
+    begin.add_argument("--context_npz", nargs="+", metavar="NPZ", help="token files to start from")
     add(
         "--context_frames",
         "--warmup",
@@ -183,13 +187,32 @@ def load_world(args: argparse.Namespace) -> World:
     )
 
 
-def load_recording(args: argparse.Namespace, world: World, frames: int | None = None) -> Recording:
-    """The recording that --start or --context_npz names, or the first one that ships.
+def places() -> dict[str, Path]:
+    """The start places that ship: name -> token file."""
+    manifest = Manifest.load(PLACES)
+    return {clip.name: PLACES / clip.file for clip in manifest.clips}
 
-    Of a clip no more than `frames` frames are decoded. Raises DataError, VideoError, ActionError or
-    CheckpointError.
+
+def starts(args: argparse.Namespace) -> list[Path]:
+    """The files that --start or --context_npz names; without either, the places that ship."""
+    known, found = places(), []
+    for word in args.start or args.context_npz or ["all"]:
+        if word == "all":
+            found += known.values()
+        elif word in known:
+            found.append(known[word])
+        elif not Path(word).suffix:
+            raise DataError(f"--start {word}: no such place; give a file, or one of {', '.join(known)}, all")
+        else:
+            found.append(Path(word))
+    return found
+
+
+def load_recording(path: Path, world: World, frames: int | None = None) -> Recording:
+    """The recording in a token file, a picture or a clip; of a clip no more than `frames` frames are decoded.
+
+    Raises DataError, VideoError, ActionError or CheckpointError.
     """
-    path = args.start or args.context_npz or default_tokens()
     if path.suffix == ".npz":
         return read_tokens(path, world)
     if path.suffix.lower() in PICTURE_ENDINGS:
@@ -207,14 +230,6 @@ def prime(dream: Dream, context: Recording) -> None:
     """Shows a dream what was really seen."""
     pose = None if context.pose is None else context.pose[None]
     dream.prime(context.tokens[None], context.actions[None], pose)
-
-
-def default_tokens() -> Path:
-    """The first token file that ships."""
-    manifest = Manifest.load(SAMPLE_TOKENS)
-    if not manifest.clips:
-        raise DataError(f"{SAMPLE_TOKENS / MANIFEST}: names no clip; give --context_npz or --start")
-    return SAMPLE_TOKENS / manifest.clips[0].file
 
 
 def read_tokens(path: Path, world: World) -> Recording:
@@ -319,3 +334,56 @@ def decode(tokens: Tensor, world: World) -> Tensor:
     batches = tokens.split(ENCODE_BATCH)
     with autocast(world.device, world.dtype):
         return torch.cat([to_uint8(world.tokenizer.decode_code(b.to(world.device))) for b in batches])
+
+
+def cut_places(source: Path, target: Path, wanted: dict[str, tuple[str, int]]) -> None:
+    """Cuts start places out of the token files of the folder `source`: name -> (clip, first frame).
+
+    Writes `PLACE_FRAMES` frames of each and a manifest. Raises DataError for a clip that is not there or too
+    short.
+    """
+    manifest = Manifest.load(source)
+    clips = {clip.name: clip for clip in manifest.clips}
+    entries = []
+    target.mkdir(parents=True, exist_ok=True)
+    for name, (clip, first) in wanted.items():
+        if clip not in clips or clips[clip].frames < first + PLACE_FRAMES:
+            raise DataError(
+                f"{source}: no clip {clip} of {first + PLACE_FRAMES} frames; give one that it has"
+            )
+        content = read_token_file(source / clips[clip].file)
+        last = first + PLACE_FRAMES - 1
+        file = f"{name}.npz"
+        write_token_file(
+            target / file,
+            content["tokens"][first : last + 1],
+            content["actions"][first:last],
+            content["pose"][first : last + 1],
+        )
+        entries.append(
+            ClipEntry(name, file, PLACE_FRAMES, clips[clip].split, f"{clip}.mp4", [first, last, 1])
+        )
+    replace(manifest, clips=entries, skipped=[]).save(target)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="cuts start places out of token files")
+    parser.add_argument("source", type=Path, help="folder of token files")
+    parser.add_argument("target", type=Path, help="folder to write")
+    parser.add_argument("places", nargs="+", metavar="NAME=CLIP:FRAME", help="name, clip, first frame")
+
+    def run(args: argparse.Namespace) -> None:
+        wanted = {}
+        for word in args.places:
+            match = re.fullmatch(r"(\w+)=(.+):(\d+)", word)
+            if match is None:
+                raise DataError(f"{word}: expected NAME=CLIP:FRAME")
+            wanted[match[1]] = match[2], int(match[3])
+        cut_places(args.source, args.target, wanted)
+
+    return exit_status(run, parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from Xlib import XK, X, display
-from Xlib.error import XError
+from Xlib.error import ConnectionClosedError, XError
 from Xlib.ext import xtest
 
 from actions import wrap
@@ -194,8 +194,14 @@ class Controls:
         return False
 
     def apply(self, keys: Collection[str], right: int = 0, down: int = 0) -> None:
-        """Holds exactly `keys` and moves the mouse by so many pixels."""
-        wanted = set(keys)
+        """Holds exactly `keys` and moves the mouse by so many pixels. Raises GameError if the display has
+        gone."""
+        try:
+            self._apply(set(keys), right, down)
+        except ConnectionClosedError as error:
+            raise GameError(f"the game's display has gone: {error}") from None
+
+    def _apply(self, wanted: set[str], right: int, down: int) -> None:
         for key in self.down - wanted:
             xtest.fake_input(self.display, X.KeyRelease, self.codes[key])
         for key in wanted - self.down:

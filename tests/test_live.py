@@ -1,6 +1,7 @@
 """live_inference.py: what reaches the model from keys and mouse, the clock, the window (SDL dummy driver),
 and play without a display."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -13,8 +14,13 @@ import torch
 import live_inference as live
 from action_script import WALK, parse
 from actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
-from start import dream_of, load_recording, load_world
-from video import read_frames, video_fps
+from data import Manifest
+from playing import overlay
+from playing.bindings import COMMANDS, CONTROLS, VIEW_COMMANDS
+from playing.overlay import beliefs
+from recordings import find_clips, plan_gamefactory
+from start import decode, dream_of, load_recording, load_world, read_track, starts
+from video import read_frames, read_image, video_fps
 
 FPS = 16.0
 SENS = 0.15
@@ -34,20 +40,25 @@ class FakeTime:
 
 
 @pytest.fixture
-def session(tiny):
+def session(tiny, tmp_path):
     """A session on the tiny world, whose model notes the actions that reach it in `session.seen`."""
-    args = live.build_parser().parse_args([*tiny.flags, "--context_npz", str(tiny.tokens)])
+    return make_session(tiny.flags, [tiny.tokens, tiny.tokens], tmp_path)
+
+
+def make_session(flags: list[str], tokens: list, out) -> live.Session:
+    """A session as live_inference.py makes it; `session.seen` notes the actions that reach the model."""
+    args = live.build_parser().parse_args([*flags, "--context_npz", *map(str, tokens)])
     world = load_world(args)
-    context = load_recording(args, world).first(args.context_frames)
-    session = live.Session(dream_of(world, args), context)
+    places = [load_recording(path, world) for path in starts(args)]
+    session = live.Session(world, dream_of(world, args), places, args.context_frames, out / "play")
     session.seen = []
-    step = session.dream.step
+    foresee = session.dream.foresee
 
     def spy(actions):
         session.seen.append(actions[0].tolist())
-        return step(actions)
+        return foresee(actions)
 
-    session.dream.step = spy
+    session.dream.foresee = spy
     return session
 
 
@@ -59,6 +70,7 @@ def window(session, monkeypatch):
     clock = live.StepClock(FPS, time.now, time.sleep)
     window = live.Window(session, live.Controls(FPS, 15.0, SENS), clock, scale=8)
     assert window.tick()
+    window.note_until = 0.0  # the message of the start
     yield window
     window.close()
 
@@ -221,6 +233,7 @@ def test_the_state_persists_from_step_to_step(window, session):
 
 def test_the_picture_has_sharp_pixels(window, session):
     """Away from what is written over it, each pixel of the world is a square of 8x8 equal pixels."""
+    window.tick()
     screen = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
     assert screen.shape == (16 * 8, 32 * 8, 3)
     large = session.picture.repeat(8, 0).repeat(8, 1)
@@ -249,6 +262,230 @@ def test_a_resized_window_keeps_whole_pixels(window, session):
     large = session.picture.repeat(6, 0).repeat(6, 1)
     assert np.array_equal(screen[top : top + 20, left : left + 60], large[:20, :60])
     assert not screen[:top].any()
+
+
+def tap(code: int) -> None:
+    key(pygame.KEYDOWN, code)
+    key(pygame.KEYUP, code)
+
+
+def press(window, code: int) -> None:
+    """A tap, and the step after it."""
+    tap(code)
+    assert window.tick()
+
+
+def test_every_binding_is_a_key_once():
+    bindings = (*CONTROLS, *COMMANDS, *VIEW_COMMANDS)
+    for names in ([b.key for b in bindings], [b.code for b in bindings], [b.does for b in bindings]):
+        assert len(set(names)) == len(names)
+    assert all(hasattr(pygame, f"K_{b.key}") for b in bindings)
+
+
+def test_places(window, session, tiny):
+    second = load_recording(tiny.tokens, session.world)
+    session.places[1] = second.first(20)  # its context ends elsewhere
+    session.places[1] = type(second)("other.npz", second.tokens[5:], second.actions[5:])
+    start = session.picture.copy()
+    session.reset()
+    assert np.array_equal(session.picture, start)
+    window.tick()
+    press(window, pygame.K_n)
+    assert session.place == 1 and session.steps == 0 and not np.array_equal(session.picture, start)
+    assert "place 2 of 2: other" in window.note
+    press(window, pygame.K_1)
+    assert session.place == 0 and np.array_equal(session.picture, start)
+    press(window, pygame.K_n)
+    press(window, pygame.K_n)
+    assert session.place == 0
+    press(window, pygame.K_7)
+    assert session.place == 0 and window.note == "there are 2 places"
+
+
+def test_pause_and_single_steps(window, session):
+    window.tick()
+    press(window, pygame.K_p)
+    window.tick()
+    assert len(session.seen) == 1 and session.paused
+    press(window, pygame.K_PERIOD)
+    assert len(session.seen) == 2
+    window.tick()
+    assert len(session.seen) == 2
+    press(window, pygame.K_p)
+    assert len(session.seen) == 3
+    press(window, pygame.K_PERIOD)  # pauses, and makes one step
+    window.tick()
+    assert len(session.seen) == 4 and session.paused
+
+
+def test_enter_dreams_another_dream_and_r_the_first_again(window, session):
+    def dream() -> torch.Tensor:
+        return torch.cat([(window.tick(), session.dream.tokens)[1] for _ in range(3)])
+
+    first = dream()
+    press(window, pygame.K_RETURN)
+    other = dream()
+    press(window, pygame.K_r)
+    again = dream()
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_choice_changes_while_playing(window, session):
+    def chosen():
+        return session.dream.choice
+
+    temperature, passes = chosen().temperature, chosen().passes
+    press(window, pygame.K_RIGHTBRACKET)
+    assert chosen().temperature == pytest.approx(temperature + 0.1)
+    for _ in range(30):
+        press(window, pygame.K_LEFTBRACKET)
+    assert chosen().temperature == pytest.approx(0.1)  # never 0
+    press(window, pygame.K_EQUALS)
+    assert chosen().passes == passes + 1
+    for _ in range(5):
+        press(window, pygame.K_MINUS)
+    assert chosen().passes == 1
+    press(window, pygame.K_g)
+    assert chosen().greedy and window.note == "greedy"
+    press(window, pygame.K_g)
+    assert not chosen().greedy and "1 passes" in window.note
+
+
+def test_compare_plays_the_recorded_actions_beside_the_truth(window, session):
+    press(window, pygame.K_c)
+    assert session.compare and session.steps == 0
+    recording = session.recording
+    session.seen.clear()
+    key(pygame.KEYDOWN, pygame.K_w)  # does not count
+    for step in range(24):  # all that was recorded after 16 frames
+        window.tick()
+        assert np.allclose(session.seen[-1], recording.actions[15 + step])
+        truth = decode(recording.tokens[16 + step : 17 + step], session.world)[0].numpy()
+        assert np.array_equal(session.truth, truth)
+    screen = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    both = np.concatenate([session.truth, session.picture], 1).repeat(4, 0).repeat(4, 1)
+    assert np.array_equal(screen[40:60, 60:200], both[8:28, 60:200])  # 32 rows of black above
+    window.tick()
+    assert session.steps == 0 and len(session.seen) == 24  # over: from the start
+    press(window, pygame.K_c)
+    window.tick()
+    assert session.truth is None and session.seen[-1][MOVE_Z] == 1
+
+
+def test_nothing_to_compare_with(session):
+    session.context_frames = 0
+    session.reset()
+    assert "nothing to compare" in session.command("compare") and not session.compare
+
+
+def test_facts_are_those_of_the_steps(session):
+    right = np.array([0.4, -0.2, 0, 1, 0], np.float32)
+    for _ in range(3):
+        session.step(right)
+    facts = session.facts()
+    assert facts["step"] == 3 and facts["place"] == "clip"
+    assert facts["yaw"] == pytest.approx(18) and facts["pitch"] == pytest.approx(-9)
+    assert facts["unique_codes"] == len(session.dream.tokens.unique())
+    assert facts["position"] == []  # this world keeps none
+    parts = sum(facts[f"{part}_ms"] for part in ("model", "choice", "decode"))
+    assert 0 < parts and facts["step_ms"] == pytest.approx(parts, rel=0.5)
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_what_is_written_over_the_picture(window, session):
+    def changed(code: int) -> int:
+        """Pixels that a key changes; nothing moves."""
+        before = pygame.surfarray.array3d(pygame.display.get_surface())
+        press(window, code)
+        window.note_until = 0.0
+        window.draw()
+        return int((pygame.surfarray.array3d(pygame.display.get_surface()) != before).any(-1).sum())
+
+    press(window, pygame.K_p)
+    window.note_until = 0.0
+    window.draw()
+    for code in (pygame.K_h, pygame.K_F3, pygame.K_F4):
+        assert changed(code) > 500 and changed(code) > 500, pygame.key.name(code)
+
+    def blocks() -> bool:
+        """Whether the middle of the screen is made of squares of 8x8 equal pixels."""
+        middle = pygame.surfarray.array3d(pygame.display.get_surface())[64:160, 16:48]
+        return np.array_equal(middle, middle[::8, ::8].repeat(8, 0).repeat(8, 1))
+
+    assert blocks()
+    assert changed(pygame.K_F5) > 1000 and not blocks()
+
+
+def test_full_screen_and_back(window):
+    size = pygame.display.get_surface().get_size()
+    press(window, pygame.K_F11)
+    assert pygame.display.get_surface().get_flags() & pygame.FULLSCREEN
+    press(window, pygame.K_F11)
+    assert not pygame.display.get_surface().get_flags() & pygame.FULLSCREEN
+    assert pygame.display.get_surface().get_size() == size
+
+
+def test_screenshot(window, session):
+    window.tick()
+    shown = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    tap(pygame.K_F12)
+    window.tick()
+    (path,) = session.out.glob("*.png")
+    assert np.array_equal(read_image(path), shown) and str(path) in window.note
+
+
+def test_a_recording_of_play_is_a_clip_that_plays_again(window, session, tiny):
+    press(window, pygame.K_v)
+    key(pygame.KEYDOWN, pygame.K_w)
+    click()
+    for right in (20, -7, 3):
+        move(right, 2)
+        window.tick()
+    press(window, pygame.K_v)
+    (video,) = (session.out / "video").glob("*.mp4")
+    assert str(video) in window.note and video_fps(video) == 16
+    actions, pose = read_track(video)
+    # The step that was begun with V is the first; the one that ended it is in no clip.
+    assert np.allclose(actions, session.seen[:4]) and len(list(read_frames(video))) == 5
+    assert np.allclose(pose[-1, 3:], session.turned - np.array(session.seen[4][:2]) * 15, atol=1e-4)
+    again = load_recording(video, session.world)
+    assert np.allclose(again.actions.numpy(), actions) and len(again) == 5
+    (clip,) = find_clips(session.out, "auto", session.out)[1]
+    assert len(plan_gamefactory(clip, Manifest.load(tiny.tokens.parent)).frames) == 5
+
+
+def test_starting_over_ends_a_recording_of_play(window, session):
+    press(window, pygame.K_v)
+    window.tick()
+    press(window, pygame.K_r)
+    assert session.take is None and len(list((session.out / "video").glob("*.mp4"))) == 1
+    assert not list((session.out / "video").glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """A session on the world and the places that ship."""
+    args = live.build_parser().parse_args(["--device", "cpu"])
+    world = load_world(args)
+    places = [load_recording(path, world) for path in starts(args)]
+    return live.Session(world, dream_of(world, args), places, 16, tmp_path_factory.mktemp("play"))
+
+
+def test_what_a_world_with_a_memory_believes(shipped):
+    shipped.command("place 1")
+    assert beliefs(shipped) is None  # no step yet
+    for _ in range(6):
+        shipped.step(np.array([0.8, 0, 0, 1, 0], np.float32))
+    picture = beliefs(shipped)
+    assert picture.dtype == np.uint8 and picture.ndim == 3
+    rows = slice(-18 * 4, None)  # the panel that says where cells come from
+    red = picture[rows, -32 * 4 :, 0] > picture[rows, -32 * 4 :, 1:].max(-1)
+    invented = shipped.prediction.trusted[0].any(0).logical_not().numpy().repeat(4, 0).repeat(4, 1)
+    assert np.array_equal(red, invented) and 0 < invented.sum() < invented.size
+    observed = (picture == np.array(overlay.OBSERVED)).all(-1).sum()
+    assert observed > 0
+    facts = shipped.facts()
+    assert len(facts["position"]) == 3 and facts["yaw"] != 0
 
 
 @pytest.mark.parametrize("work", [0.0, 0.01, 0.05, 0.0624, 0.07, 0.3])
@@ -289,7 +526,7 @@ def play(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(live.sys, "platform", "linux")
+    monkeypatch.setattr("sys.platform", "linux")
 
     def play(*flags) -> tuple[int, str, str]:
         start = [] if "--start" in flags else ["--context_npz", tiny.tokens]
