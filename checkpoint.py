@@ -1,7 +1,8 @@
 """Saving and loading, for every network: the only torch.save and torch.load in the repo.
 
 A checkpoint is a dict of tensors and plain values. `python checkpoint.py IN OUT` strips a training checkpoint
-to what play needs (no optimizer, no RNG state).
+to what play needs (no optimizer, no RNG state); `python checkpoint.py --sums` writes checkpoints/SHA256SUMS
+anew.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from vq_vae.vq_vae import VQVAE, VQVAEConfig
 SHIPPED = Path(__file__).resolve().parent / "checkpoints"
 SHIPPED_TOKENIZER, SHIPPED_WORLD = SHIPPED / "vqvae.pt", SHIPPED / "world.pt"
 SHIPPED_INVERSE_DYNAMICS = SHIPPED / "idm.pt"
+SUMS = SHIPPED / "SHA256SUMS"  # of the files that ship, as sha256sum writes and checks them
 WorldModel = ConvGRUWorldModel | GeometryWorldModel
 ARCHITECTURES = {
     "convgru": (ConvGRUWorldModel, WorldModelConfig),
@@ -58,11 +60,13 @@ def save(path: str | Path, content: dict) -> None:
 def load(path: str | Path, kind: str | None = None) -> dict:
     """Reads a checkpoint onto the CPU with weights_only=True.
 
-    Raises CheckpointError, naming the file and what to do, if it is missing, unreadable or not of `kind`.
+    Raises CheckpointError, naming the file and what to do, if it is missing, unreadable or not of `kind`, or
+    ships with another checksum.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; train one or give the path of one that exists")
+    check_sum(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
@@ -76,6 +80,31 @@ def load(path: str | Path, kind: str | None = None) -> dict:
             f"{path}: expected a checkpoint of kind {kind!r}, found {found!r}; give the right file"
         )
     return content
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hex digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_sum(path: Path) -> None:
+    """Raises CheckpointError if a file that ships is not the one that SUMS names."""
+    if path.resolve().parent != SUMS.parent or not SUMS.is_file():
+        return
+    sums = {name: digest for digest, name in (line.split("  ", 1) for line in SUMS.read_text().splitlines())}
+    found = sha256(path)
+    if sums.get(path.name, found) != found:
+        raise CheckpointError(
+            f"{path}: its sha256 begins with {found[:12]}, {SUMS.name} says {sums[path.name][:12]}: damaged or "
+            "fetched in part; get it again, or run python checkpoint.py --sums if you put it there yourself"
+        )
+
+
+def write_sums() -> None:
+    """Writes SUMS for the weights and start places in its folder."""
+    files = sorted([*SUMS.parent.glob("*.pt"), *SUMS.parent.glob("starts/*.npz")])
+    names = (file.relative_to(SUMS.parent).as_posix() for file in files)
+    SUMS.write_text("".join(f"{sha256(file)}  {name}\n" for file, name in zip(files, names, strict=True)))
 
 
 def content_of(kind: str, model: nn.Module, **extra) -> dict:
@@ -195,6 +224,9 @@ def strip(source: str | Path, target: str | Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--sums"]:
+        write_sums()
+        raise SystemExit(0)
     if len(sys.argv) != 3 or {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         raise SystemExit(0 if {"-h", "--help"} & set(sys.argv) else 2)

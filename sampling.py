@@ -1,6 +1,7 @@
 """Choosing tokens from logits and rolling the world model out: the one place for all scripts."""
 
 import math
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -191,6 +192,13 @@ class Dream:
                 _, self.state = self.model.predict(tokens[:, t], actions[:, t], self.state, pose=pose[:, t])
         self.tokens, self.observed, self._pose = tokens[:, -1], True, pose[:, -1]
         self._picture = self._noise = None
+
+    def copy(self) -> "Dream":
+        """This dream once more, to go on otherwise: what was seen need not be shown twice."""
+        other = copy(self)  # no step changes a state in place
+        other.generator = torch.Generator(self.device)
+        other.generator.set_state(self.generator.get_state())
+        return other
 
     @torch.inference_mode()
     def step(self, actions: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What worlds are judged on: held-out clips, windows of them, true pictures; and the world that is judged."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -163,6 +163,7 @@ class Subject:
     choice: Choice
     seed: int
     dtype: torch.dtype
+    kept: dict[int, tuple] = field(default_factory=dict)  # first of a batch -> (what it was shown, dream)
 
     def dream(self, seen: Tensor, actions: Tensor, pose: Tensor, what: str) -> Tensor:
         """Dreams on: seen [N, C, H, W], actions [N, C-1+K, 5] (those between the seen frames come first),
@@ -173,14 +174,29 @@ class Subject:
         with tqdm(total=len(seen) * steps, desc=f"{self.name}: {what}", unit="frame", leave=False) as bar:
             for first in range(0, len(seen), BATCH):
                 now = slice(first, first + BATCH)
-                dream = Dream(self.model, self.tokenizer, self.choice, self.seed + first, self.dtype)
-                dream.prime(seen[now], actions[now, : context - 1], pose[now])
+                dream = self.primed(first, seen[now], actions[now, : context - 1], pose[now])
                 frames = []
                 for t in range(context - 1, actions.shape[1]):
                     frames.append(dream.step(actions[now, t]).cpu())
                     bar.update(len(frames[-1]))
                 made.append(torch.stack(frames, 1))
         return torch.cat(made)
+
+    def primed(self, first: int, *shown: Tensor) -> Dream:
+        """A dream of the batch that begins at `first`, primed on what it is `shown` (see `Dream.prime`). The
+        last one of each batch is kept: sections dream on from the same frames under one command after
+        another."""
+        kept, dream = self.kept.get(first, ((), None))
+        if len(kept) != len(shown) or not all(map(same, kept, shown)):
+            dream = Dream(self.model, self.tokenizer, self.choice, self.seed + first, self.dtype)
+            dream.prime(*shown)
+            self.kept[first] = shown, dream
+        return dream.copy()
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, unknown (NaN) numbers too."""
+    return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 @dataclass

@@ -125,6 +125,23 @@ def held_clips(files: Files, tokenizer, split: str) -> HeldOut:
     return HeldOut(TokenClips(files.tokens, split), tokenizer, seed=0)
 
 
+def test_a_dream_is_the_same_whether_or_not_its_context_was_kept(files, tokenizer):
+    """`Subject.dream` primes once for several commands; another context, or another pose, primes anew."""
+    held = held_clips(files, tokenizer, "all")
+    torch.manual_seed(1)
+    world = subject(ConvGRUWorldModel(TINY_WORLD), tokenizer)
+    windows = held.windows(9, 20)  # more than one batch
+    seen, actions = held.batch(windows, 9)
+    pose = held.pose(windows, 5)
+    ways = [(seen[:, :5], actions, pose), (seen[:, :5], -actions, pose), (seen[:, 1:6], actions, pose)]
+    ways[1][1][:, :4] = actions[:, :4]  # the same until the dream begins
+    kept = [world.dream(*way, "dream") for way in (*ways, ways[0])]
+    for way, tokens in zip((*ways, ways[0]), kept, strict=True):
+        world.kept.clear()
+        assert torch.equal(world.dream(*way, "dream"), tokens)
+    assert not torch.equal(kept[0], kept[2])
+
+
 # ---------------------------------------------------------------- teacher-forced
 
 

@@ -204,6 +204,18 @@ def test_prime_starts_anew(model, recording):
     assert not torch.equal(other.rollout(actions), rollouts[0])
 
 
+def test_a_copy_dreams_on_as_the_dream_itself_would(model, recording):
+    tokens, actions = recording
+    dream = Dream(model, tiny_tokenizer(), Choice(temperature=2.0), seed=4)
+    dream.prime(tokens, actions)
+    ahead = torch.ones(len(tokens), 4, 5)
+    copies = [dream.copy(), dream.copy()]
+    first = copies[0].rollout(-ahead)
+    assert torch.equal(dream.rollout(ahead), copies[1].rollout(ahead))
+    dream.prime(tokens, actions)
+    assert torch.equal(first, dream.rollout(-ahead))
+
+
 def test_a_dream_that_saw_nothing_says_so(model, recording):
     with pytest.raises(RuntimeError, match="prime"):
         Dream(model, tiny_tokenizer()).step(recording[1][:, 0])

@@ -1,14 +1,17 @@
 """What comes with the repo: weights, sample clips and their tokens go together and do what they are for."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 
 import checkpoint
 import live_inference
-from data import SAMPLE_TOKENS, SAMPLES, TokenClips, unpack_indices
+from data import SAMPLE_TOKENS, SAMPLES, Manifest, TokenClips, read_token_file, unpack_indices
 from metrics import psnr, token_accuracy
 from sampling import PLAY, Dream, to_float
+from start import PLACE_FRAMES, PLACES
 from video import read_frames, resize
 
 
@@ -20,6 +23,40 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def clips(tokenizer) -> TokenClips:
     return TokenClips(SAMPLE_TOKENS, "all", tokenizer.fingerprint)
+
+
+def test_the_checksums_are_those_of_the_files():
+    listed = dict(reversed(line.split("  ")) for line in checkpoint.SUMS.read_text().splitlines())
+    files = [*checkpoint.SHIPPED.glob("*.pt"), *PLACES.glob("*.npz")]
+    assert {str(file.relative_to(checkpoint.SHIPPED)) for file in files} == set(listed)
+    for file in files:
+        assert (
+            hashlib.sha256(file.read_bytes()).hexdigest() == listed[str(file.relative_to(checkpoint.SHIPPED))]
+        )
+
+
+def test_a_damaged_file_that_ships_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "world.pt"
+    content = bytearray(checkpoint.SHIPPED_WORLD.read_bytes())
+    path.write_bytes(content)
+    (tmp_path / "SHA256SUMS").write_text(checkpoint.SUMS.read_text())
+    monkeypatch.setattr(checkpoint, "SUMS", tmp_path / "SHA256SUMS")
+    assert checkpoint.load(path)["kind"] == "world_model"
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match="world.pt: its sha256 begins with"):
+        checkpoint.load(path)
+    checkpoint.write_sums()  # somebody's own
+    assert checkpoint.load(path)["kind"] == "world_model"
+
+
+def test_every_start_place_is_of_a_held_out_world_and_can_be_compared_with(tokenizer):
+    manifest = Manifest.load(PLACES)
+    assert manifest.tokenizer == tokenizer.fingerprint and len(manifest.clips) >= 5
+    for clip in manifest.clips:
+        content = read_token_file(PLACES / clip.file)
+        assert clip.split == "val" and len(content["tokens"]) == clip.frames == PLACE_FRAMES
+        assert np.isfinite(content["pose"]).all() and len(np.unique(content["tokens"][15])) > 60
 
 
 def test_sample_tokens_paint_the_sample_clips(tokenizer, clips):
