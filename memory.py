@@ -45,6 +45,10 @@ class Carried:
     distance: Tensor  # [N, H, W] metres between the two poses
     generation: Tensor  # [N, H, W] 0 what was observed, 1 what was dreamt from it, ...
 
+    def __getitem__(self, index: slice) -> "Carried":
+        """Some of the views."""
+        return Carried(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
 
 def carry(source: Source, pose_to: Tensor, guess: Tensor, fov: float) -> Carried:
     """Draws the views at `pose_to` [N, 5] from N frames; `guess` [N, 2H, 2W] is where the search for the

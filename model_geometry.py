@@ -117,7 +117,7 @@ class GeometryWorldModel(nn.Module):
     WALK = 0.25  # metres a frame at an action of 1 before anything is learnt: 4 m/s at 16 frames/s
     REST = 0.01  # metres a frame: who moved less was at rest
     DEPTH_RANGE = (-5.0, 3.0)  # of the logarithm by which learnt inverse distances differ from the ground's
-    UNDECIDED = 0.5
+    OBSERVED = 0.5  # generations below it are of frames that were seen, not dreamt
     # masks and exactness of both sources, distance and generation of the keyframe, inverse distance, ground
     CHANNELS_OF_GEOMETRY = 8
 
@@ -376,7 +376,7 @@ class GeometryWorldModel(nn.Module):
             z=z,
             trusted=torch.stack([by_last, by_memory], 1),
             seen=seen,
-            known=kept.mask * (kept.generation < self.UNDECIDED),
+            known=kept.mask * (kept.generation < self.OBSERVED),
             cells=last.cells,
             inverse=inverse,
             motion=moved,
@@ -435,10 +435,9 @@ class GeometryWorldModel(nn.Module):
         to = torch.cat([pose, pose.repeat_interleave(K, 0)])
         guess = torch.cat([ground, ground.repeat_interleave(K, 0)])
         drawn = memory.carry(both, to, guess, fov)
-        last = Carried(**{name: value[:B] for name, value in vars(drawn).items()})
+        last = drawn[:B]
         last.generation = generation[:, None, None].expand_as(last.mask)
-        rest = Carried(**{name: value[B:] for name, value in vars(drawn).items()})
-        found = memory.compose(rest, worth, keyframes.generation.gather(1, places))
+        found = memory.compose(drawn[B:], worth, keyframes.generation.gather(1, places))
         # What no keyframe shows is taken from the last frame (whose border is continued).
         blank = (found.mask <= memory.UNSEEN)[:, None].float()
         large = F.interpolate(blank, size=found.picture.shape[-2:], mode="nearest").bool()

@@ -142,15 +142,18 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
         default=PLAY.top_p,
         help="among the likeliest that make up this share (default: %(default)s)",
     )
-    for name in ("trust", "continuation"):
-        what = "seen before" if name == "trust" else "come into view: the border of what was seen goes on"
-        add(
-            f"--{name}",
-            type=float,
-            default=getattr(PLAY, name),
-            help=f"more than learnt, in cells that {'were ' if name == 'trust' else ''}{what} "
-            "(default: %(default)s)",
-        )
+    add(
+        "--trust",
+        type=float,
+        default=PLAY.trust,
+        help="in what was seen before, more than learnt (default: %(default)s)",
+    )
+    add(
+        "--continuation",
+        type=float,
+        default=PLAY.continuation,
+        help="of what was seen into what comes into view, more than learnt (default: %(default)s)",
+    )
     add(
         "--passes",
         type=count,
