@@ -96,7 +96,7 @@ def check_sum(path: Path) -> None:
     if sums.get(path.name, found) != found:
         raise CheckpointError(
             f"{path}: its sha256 begins with {found[:12]}, {SUMS.name} says {sums[path.name][:12]}: damaged "
-            "or fetched in part; get it again, or run python checkpoint.py --sums if you put it there yourself"
+            "or fetched in part: get it again; or run python checkpoint.py --sums, if it is your own"
         )
 
 
