@@ -1,21 +1,24 @@
-"""A little language for what the player does, e.g. "w*32,w+yaw+0.5*16,idle*8".
+"""A little language for what the player does, e.g. "w*32,(yaw+0.5*8,yaw-0.5*8)*2,idle*8".
 
-    script  := segment ("," segment)*
-    segment := action ("+" action)* ["*" FRAMES]          FRAMES is a whole number, 1 if left out
+    script  := part ("," part)*
+    part    := segment | "(" script ")" ["*" TIMES]       TIMES and FRAMES are whole numbers, 1 if left out
+    segment := (action ("+" action)* | vector) ["*" FRAMES]
     action  := "w" | "s" | "a" | "d"                      walk forward, back, left, right
              | "jump" | "idle"
              | ("yaw" | "pitch") ("+" | "-") NUMBER       a share in 0..1 of the fastest turn
+    vector  := "[" yaw "," pitch "," move_x "," move_z "," jump "]"        numbers in -1..1, as in actions.py
 
 The actions of a segment are held together for its frames; opposite keys cancel as they do in play. yaw+1
 turns 15 degrees to the right in each frame of the source, pitch+1 looks 15 degrees further down. Spaces
-mean nothing.
+mean nothing. In a file, or from another program, each line is a script; what follows a # is a comment.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from actions import ACTION_DIM, JUMP, MOVE_X, MOVE_Z, PITCH, YAW, from_keys
+from actions import ACTION_DIM, ACTION_NAMES, JUMP, MOVE_X, MOVE_Z, PITCH, YAW, from_keys
 
 KEYS = {"w": "forward", "s": "back", "a": "left", "d": "right", "jump": "jump", "idle": None}
 TURNS = {"yaw": YAW, "pitch": PITCH}
@@ -30,7 +33,8 @@ WALK = (
 _SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"[^\W\d_]+")  # letters
 _TURN = re.compile(r"([+-])\s*(\d+\.?\d*|\.\d+)")
-_FRAMES = re.compile(r"\d+(?![.\w])")
+_NUMBER = re.compile(r"[+-]?\s*(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
+_COUNT = re.compile(r"\d+(?![.\w])")
 
 
 class ScriptError(ValueError):
@@ -42,6 +46,7 @@ class _Reader:
 
     def __init__(self, text: str):
         self.text, self.place = text, 0
+        self.might_follow = ""  # what could have stood here, after what was read last
         self.skip_spaces()
 
     def skip_spaces(self) -> None:
@@ -77,26 +82,71 @@ def parse(text: str) -> np.ndarray:
     Raises ScriptError, naming the character where reading stopped and what was expected there.
     """
     reader = _Reader(text)
-    segments, total = [], 0
+    actions = _script(reader)
+    if reader.place < len(text):
+        raise reader.error(f"expected {reader.might_follow}")
+    return actions
+
+
+def parse_lines(lines: Iterable[str], source: str) -> Iterator[np.ndarray]:
+    """Lines of script -> one action vector [5] float32 after the other, as soon as its line is there.
+
+    Raises ScriptError, naming `source` and the line too.
+    """
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        try:
+            yield from parse(text)
+        except ScriptError as error:
+            raise ScriptError(f"{source}, line {number}: {error}") from None
+
+
+def _script(reader: _Reader) -> np.ndarray:
+    """part ("," part)* -> action vectors [N, 5]."""
+    parts, total = [], 0
     while True:
-        action = _segment(reader)
-        frames, place = 1, reader.place
+        if reader.passes("("):
+            part, what = _script(reader), "times"
+            if not reader.passes(")"):
+                raise reader.error(f"expected {reader.might_follow}".replace("the end", '")"'))
+        else:
+            part, what = _segment(reader)[None], "frames"
+        times, place = 1, reader.place
         counted = reader.passes("*")
         if counted:
             place = reader.place
-            frames = int(reader.take(_FRAMES, "a whole number of frames").group())
-        total += frames
-        if not 0 < frames <= total <= MAX_FRAMES:
+            times = int(reader.take(_COUNT, f"a whole number of {what}").group())
+        total += times * len(part)
+        if not 0 < times <= total <= MAX_FRAMES:
             raise reader.error(f"expected 1 to {MAX_FRAMES} frames in all", place)
-        segments.append(np.tile(action, (frames, 1)))
-        if reader.place == len(text):
-            return np.concatenate(segments)
+        parts.append(np.tile(part, (times, 1)))
+        reader.might_follow = '"," or the end' if counted or what == "times" else '"+", "*", "," or the end'
         if not reader.passes(","):
-            raise reader.error('expected "," or the end' if counted else 'expected "+", "*", "," or the end')
+            return np.concatenate(parts)
+
+
+def _vector(reader: _Reader) -> np.ndarray:
+    """What follows a "[" -> one action vector [5]."""
+    numbers = []
+    for axis in ACTION_NAMES:
+        if numbers and not reader.passes(","):
+            raise reader.error(f'expected "," and a number for {axis}')
+        place = reader.place
+        number = float(reader.take(_NUMBER, f"a number for {axis}").group().replace(" ", ""))
+        if not -1 <= number <= 1:
+            raise reader.error(f"expected a number in -1..1 for {axis}", place)
+        numbers.append(number)
+    if not reader.passes("]"):
+        raise reader.error('expected "]"')
+    return np.array(numbers, np.float32)
 
 
 def _segment(reader: _Reader) -> np.ndarray:
-    """action ("+" action)* -> one action vector [5]."""
+    """action ("+" action)* | vector -> one action vector [5]."""
+    if reader.passes("["):
+        return _vector(reader)
     vector = np.zeros(ACTION_DIM, np.float32)
     held, given = set(), set()
     while True:
@@ -133,6 +183,21 @@ def describe(action: np.ndarray) -> str:
     words = [key for key, held in keys.items() if held]
     words += [f"{name}{action[axis]:+.2f}" for name, axis in TURNS.items() if abs(action[axis]) >= 0.005]
     return "+".join(words) or "idle"
+
+
+def write_script(actions: np.ndarray) -> str:
+    """Action vectors [N, 5] as lines of script, a segment each; `parse_lines` reads the very same numbers."""
+    lines, frames = [], 0
+    for t, action in enumerate(actions):
+        frames += 1
+        if t + 1 < len(actions) and np.array_equal(action, actions[t + 1]):
+            continue
+        words = describe(action)
+        if not np.array_equal(parse(words)[0], action):
+            words = "[" + ", ".join(str(np.float32(value)) for value in action) + "]"
+        lines.append(f"{words}*{frames}\n")
+        frames = 0
+    return "".join(lines)
 
 
 def fit(actions: np.ndarray, frames: int) -> np.ndarray:

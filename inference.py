@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Rolls the world model out into a video, from start places, token files, pictures or clips.
 
-    python inference.py                                    # the first place that ships, by its recorded actions
+    python inference.py                                    # the first place that ships, as it was played
     python inference.py --start desert forest snow --frames 64 --out outputs/three.gif
     python inference.py --start photo.jpg --script "w*32,(yaw+0.5*8,yaw-0.5*8)*2"
     some_program | python inference.py --script - --out - | other_program
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from action_script import WALK, captions, fit, parse, parse_lines, write_script
 from metrics import psnr, token_accuracy
-from sampling import Dream, to_float
+from sampling import to_float
 from settings import count, positive
 from start import (
     Recording,
@@ -44,6 +44,7 @@ from start import (
     exit_status,
     load_recording,
     load_world,
+    prime,
     starts,
 )
 from video import check_ending, contact_sheet, enlarge, grid, label, save_image, write_video
@@ -105,7 +106,9 @@ def align(recordings: list[Recording], frames: int) -> tuple[list[Recording], in
     shortest = min(lengths)
     if shortest < max(lengths):
         print(f"primed on the last {shortest} frames of each context: as many as the shortest one has")
-    return [r.last(len(r) - length + shortest) for r, length in zip(recordings, lengths, strict=True)], shortest
+    return [
+        r.last(len(r) - length + shortest) for r, length in zip(recordings, lengths, strict=True)
+    ], shortest
 
 
 def choose_actions(
@@ -152,16 +155,6 @@ def limit(actions: Iterable[Tensor], frames: int | None) -> Iterator[Tensor]:
 # ---------------------------------------------------------------- dreaming
 
 
-def prime(dream: Dream, recordings: list[Recording], context: int) -> None:
-    """Shows the dream the contexts of all recordings at once."""
-    poses = [r.unknown_pose() if r.pose is None else r.pose for r in recordings]
-    dream.prime(
-        torch.stack([r.tokens[:context] for r in recordings]),
-        torch.stack([r.actions[: context - 1] for r in recordings]),
-        torch.stack([pose[:context] for pose in poses]),
-    )
-
-
 def run(args: argparse.Namespace) -> None:
     """One rollout, as the flags say; raises one of USER_ERRORS where they cannot be followed."""
     piped = str(args.out) == PIPE
@@ -196,11 +189,10 @@ def roll_out(args: argparse.Namespace, pipe) -> None:
         print("nothing was recorded of these actions, so the dream alone is shown")
 
     dream = dream_of(world, args)
-    prime(dream, recordings, context)
+    prime(dream, [recording.first(context) for recording in recordings])
     first = dream.pictures().numpy()
     if pipe is not None:
-        shown = tile(first, names, args.scale)
-        height, width = shown.shape[:2]
+        height, width = tile(enlarged(first, args.scale), names).shape[:2]
         print(
             f"stdout: {width}x{height} RGB24 at {args.fps or world.fps:g} frames/s; to look at it: "
             f"| ffplay -f rawvideo -pixel_format rgb24 -video_size {width}x{height} -"
@@ -214,7 +206,7 @@ def roll_out(args: argparse.Namespace, pipe) -> None:
         if pipe is None:
             pictures.append(frame)
         else:
-            pipe.write(tile(frame, names, args.scale).tobytes())
+            pipe.write(tile(enlarged(frame, args.scale), names).tobytes())
             pipe.flush()
     seconds = time.perf_counter() - began
     print(
@@ -271,13 +263,18 @@ def compare(
 # ---------------------------------------------------------------- showing
 
 
-def tile(frames: np.ndarray, names: list[str], scale: int) -> np.ndarray:
-    """Pictures of all starts [B, H, W, 3] -> one, enlarged; several in a grid, under their names."""
-    large = [enlarge(frame, scale) for frame in frames]
-    if len(large) == 1:
-        return large[0]
-    columns = int(np.ceil(np.sqrt(len(large))))
-    return grid([label(frame, name) for frame, name in zip(large, names, strict=True)], columns)
+def enlarged(frames: np.ndarray, scale: int) -> list[np.ndarray]:
+    """Pictures [B, H, W, 3], each enlarged."""
+    return [enlarge(frame, scale) for frame in frames]
+
+
+def tile(cells: list[np.ndarray], names: list[str], columns: int = 1) -> np.ndarray:
+    """What is shown of each start [H, W, 3], `columns` pictures wide -> one picture; several in a grid about
+    as wide as high, under their names."""
+    if len(cells) == 1:
+        return cells[0]
+    named = [label(cell, name) for cell, name in zip(cells, names, strict=True)]
+    return grid(named, int(np.ceil(np.sqrt(len(cells) / columns))))
 
 
 def difference(dream: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -311,14 +308,12 @@ def write(
     def shown(dreamt: np.ndarray, true: np.ndarray | None) -> np.ndarray:
         """A frame of the video: pictures of all starts [B, H, W, 3]."""
         cells = []
-        for b, name in enumerate(names):
-            large = [enlarge(p, args.scale) for p in beside(dreamt[b], None if true is None else true[b])]
+        for b in range(len(names)):
+            large = enlarged(beside(dreamt[b], None if true is None else true[b]), args.scale)
             if len(large) > 1:
                 large = [label(p, title) for p, title in zip(large, titles, strict=True)]
-            cell = np.concatenate(large, 1)
-            cells.append(label(cell, name) if len(names) > 1 else cell)
-        # Rows of about as many pictures as there are rows.
-        return grid(cells, max(1, round(np.sqrt(len(cells) / len(columns)))))
+            cells.append(np.concatenate(large, 1))
+        return tile(cells, names, len(columns))
 
     trues = [None] * len(pictures) if truth is None else list(truth)
     frames = (shown(dreamt, true) for dreamt, true in zip(pictures, trues, strict=True))

@@ -135,7 +135,11 @@ def run(args: argparse.Namespace) -> None:
     if args.web:
         from playing.web import serve  # here, so that the window does without a server
 
-        serve(session, fps, args.mouse_sens, args.host, args.port)
+        try:
+            serve(session, fps, args.mouse_sens, args.host, args.port)
+        finally:
+            if said := session.end_take():
+                print(said)
         return
     if not headless and reason is None:
         reason = play_in_window(args, session, fps)

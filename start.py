@@ -96,6 +96,17 @@ class Recording:
         pose = None if self.pose is None else self.pose[:frames]
         return Recording(self.name, self.tokens[:frames], self.actions[: frames - 1], pose)
 
+    def last(self, frames: int) -> "Recording":
+        """The last `frames` frames, of one or more."""
+        first = len(self) - frames
+        pose = None if self.pose is None else self.pose[first:]
+        return Recording(self.name, self.tokens[first:], self.actions[first:], pose)
+
+    @property
+    def known_pose(self) -> Tensor:
+        """`pose`, NaN everywhere if there is none."""
+        return torch.full((len(self), 5), torch.nan) if self.pose is None else self.pose
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that every script that rolls the world out has."""
@@ -229,10 +240,12 @@ def dream_of(world: World, args: argparse.Namespace) -> Dream:
     return Dream(world.model, world.tokenizer, choice_of(args), args.seed, world.dtype)
 
 
-def prime(dream: Dream, context: Recording) -> None:
-    """Shows a dream what was really seen."""
-    pose = None if context.pose is None else context.pose[None]
-    dream.prime(context.tokens[None], context.actions[None], pose)
+def prime(dream: Dream, contexts: list[Recording]) -> None:
+    """Shows a dream of as many worlds what was really seen in each; contexts of one length."""
+    shown = (
+        torch.stack([getattr(c, name) for c in contexts]) for name in ("tokens", "actions", "known_pose")
+    )
+    dream.prime(*shown)
 
 
 def read_tokens(path: Path, world: World) -> Recording:

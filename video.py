@@ -1,6 +1,6 @@
 """Pictures in and out: decoding clips in order, writing videos that a browser plays, contact sheets."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -8,12 +8,14 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from PIL import Image
 
 RESIZE = {"area": cv2.INTER_AREA, "bicubic": cv2.INTER_CUBIC}
 CODECS = {
     ".mp4": ("libx264", {"crf": "18", "preset": "medium"}),
     ".webm": ("libvpx-vp9", {"crf": "24", "b": "0"}),
 }
+GIF_COLOURS, GIF_TICK = 256, 10  # ms
 
 
 class VideoError(RuntimeError):
@@ -110,12 +112,13 @@ def enlarge(frame: np.ndarray, scale: int) -> np.ndarray:
     return np.repeat(np.repeat(frame, scale, 0), scale, 1)
 
 
-def check_ending(path: str | Path) -> None:
+def check_ending(path: str | Path, endings: Collection[str] = (*CODECS, ".gif")) -> None:
     """Raises VideoError unless `write_video` knows the ending: better before a long rollout than after it."""
     ending = Path(path).suffix
-    if ending not in CODECS:
+    if ending not in endings:
+        *others, last = endings
         raise VideoError(
-            f"{path}: cannot write {ending or 'a file without an ending'}; use {' or '.join(CODECS)}"
+            f"{path}: cannot write {ending or 'a file without an ending'}; use {', '.join(others)} or {last}"
         )
 
 
@@ -129,7 +132,7 @@ class VideoWriter:
 
     def __init__(self, path: str | Path, fps: float, **options: str):
         self.path = Path(path)
-        check_ending(path)
+        check_ending(path, CODECS)
         codec, usual = CODECS[self.path.suffix]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.container = av.open(str(path), "w")
@@ -170,10 +173,35 @@ class VideoWriter:
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes [H, W, 3] uint8 RGB frames as a video; see VideoWriter."""
+    """Writes [H, W, 3] uint8 RGB frames as a video, see VideoWriter, or as a .gif."""
+    if Path(path).suffix == ".gif":
+        return write_gif(path, frames, fps)
     with VideoWriter(path, fps) as video:
         for frame in frames:
             video.write(frame)
+
+
+def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Writes [H, W, 3] uint8 RGB frames as a GIF that plays for ever, in the colours that suit all of it.
+
+    A GIF counts in hundredths of a second: durations vary by one, so that the whole lasts as long as it
+    should (16 frames/s: 60 and 70 ms).
+    """
+    pictures = [Image.fromarray(frame) for frame in frames]
+    if not pictures:
+        raise VideoError(f"{path}: no frame to write")
+    # One palette, or the colours of what stands still would change with every frame.
+    some = pictures[:: max(1, len(pictures) // 16)]
+    together = Image.fromarray(np.concatenate([np.asarray(picture) for picture in some]))
+    palette = together.quantize(GIF_COLOURS, dither=Image.Dither.NONE)
+    ends = [round(1000 / fps * (n + 1) / GIF_TICK) * GIF_TICK for n in range(len(pictures))]
+    durations = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    quantized = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # disposal 1: only what changed is stored.
+    quantized[0].save(
+        path, save_all=True, append_images=quantized[1:], duration=durations, loop=0, disposal=1
+    )
 
 
 def label(frame: np.ndarray, text: str) -> np.ndarray:

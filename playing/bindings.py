@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Binding:
-    """One key: `does` names the control or command, `key` is pygame's name behind K_, `code` the browser's."""
+    """One key: `does` names the control or command, `key` is pygame's name, `code` the browser's."""
 
     does: str
     key: str

@@ -53,7 +53,7 @@ class Session:
         self.end_take()
         self.starts += 1
         self.context = self.recording.first(self.context_frames)
-        prime(self.dream, self.context)
+        prime(self.dream, [self.context])
         self.picture = self.dream.pictures()[0].numpy()  # [H, W, 3] uint8
         self.action = np.zeros(ACTION_DIM, np.float32)  # that led to it
         self.turned = np.zeros(2)  # degrees of yaw and pitch since the start
@@ -224,7 +224,3 @@ class Session:
         path = self.out / f"{self.stamp()}.png"
         save_image(path, self.picture if picture is None else picture)
         return f"wrote {path}"
-
-    def close(self) -> None:
-        """Ends what is open."""
-        self.end_take()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from action_script import WALK, ScriptError, describe, fit, parse
+from action_script import WALK, ScriptError, describe, fit, parse, parse_lines, write_script
 from actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
 
 
@@ -53,6 +53,18 @@ def test_actions(text, action):
         ("w+w", 3, "given twice"),
         ("w*3 d", 5, 'expected "," or the end'),
         ("w d", 3, 'expected "+", "*", "," or the end'),
+        ("(w", 3, 'expected "+", "*", "," or ")"'),
+        ("(w,)", 4, "expected w, a, s, d"),
+        ("w)", 2, 'expected "+", "*", "," or the end'),
+        ("(w*2 d)", 6, 'expected "," or ")"'),
+        ("((w*1000)*1000,d)", 17, "frames in all"),
+        ("(w,d)*0", 7, "frames in all"),
+        ("(w)*x", 5, "whole number of times"),
+        ("(w)+d", 4, 'expected "," or the end'),
+        ("[1,0,0,0]", 9, 'expected "," and a number for jump'),
+        ("[1,0,x,0,0]", 6, "a number for move_x"),
+        ("w,[0,1.5,0,0,0]", 6, "in -1..1 for pitch"),
+        ("[0,0,0,0,0", 11, 'expected "]"'),
     ],
 )
 def test_errors_name_the_place(text, place, problem):
@@ -84,3 +96,41 @@ def test_fit_cuts_and_repeats():
     actions = parse("w*2,s")
     assert fit(actions, 2).tolist() == actions[:2].tolist()
     assert fit(actions, 5).tolist() == [*actions.tolist(), *actions[:2].tolist()]
+
+
+def test_groups_repeat():
+    assert np.array_equal(parse("(w*2,d)*3,(idle)"), parse("w*2,d,w*2,d,w*2,d,idle"))
+    assert np.array_equal(parse("((a,d)*2,w) * 2"), parse("a,d,a,d,w,a,d,a,d,w"))
+
+
+def test_vectors_are_actions_in_numbers():
+    assert parse("[0.5, -.25, 1, -1, 0]*2, w").tolist() == [[0.5, -0.25, 1, -1, 0]] * 2 + [[0, 0, 0, 1, 0]]
+    assert parse("[1e-3,0,0,0,1]")[0, 0] == np.float32(1e-3)
+
+
+def test_lines_are_read_as_they_come():
+    given = []
+
+    def lines():
+        for line in ("# a walk", "", "w*2  # two steps", "[0,0,0,0,1]", "(a,d)"):
+            given.append(line)
+            yield line
+
+    read = parse_lines(lines(), "here")
+    assert next(read)[MOVE_Z] == 1 and len(given) == 3
+    assert next(read)[MOVE_Z] == 1 and len(given) == 3
+    assert [action.tolist() for action in read] == [[0, 0, 0, 0, 1], [0, 0, -1, 0, 0], [0, 0, 1, 0, 0]]
+    with pytest.raises(ScriptError, match='here, line 3: action script "w,fly", character 3'):
+        list(parse_lines(["w", "", "w,fly"], "here"))
+
+
+def test_what_is_written_reads_back_to_the_bit():
+    rng = np.random.default_rng(0)
+    wild = np.concatenate([rng.uniform(-1, 1, (20, 2)), rng.integers(-1, 2, (20, 3))], 1).astype(np.float32)
+    wild[:, JUMP] = np.abs(wild[:, JUMP])
+    wild[3, YAW] = 1e-7
+    actions = np.concatenate([parse(WALK), wild, wild[-1:], wild[-1:]])
+    written = write_script(actions)
+    assert np.array_equal(np.stack(list(parse_lines(written.splitlines(), "here"))), actions)
+    lines = written.splitlines()
+    assert lines[0] == "w*24" and lines[-1].endswith("]*3") and len(lines) < len(actions) - 80

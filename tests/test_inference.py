@@ -1,6 +1,9 @@
 """inference.py and what it starts from (start.py): the kinds of start, the files written, the refusals."""
 
+import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_tokenizer, write_manifest
+from PIL import Image
 
 import checkpoint
 import inference
@@ -19,6 +23,7 @@ from data import read_token_file, write_token_file
 from video import read_frames, save_image, video_fps, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -63,7 +68,7 @@ def shape_of(video: Path) -> tuple[int, ...]:
 def test_recorded_actions_are_shown_beside_the_truth(run, tiny, tmp_path):
     status, out, _ = run("--context_npz", tiny.tokens, "--context_frames", 10, "--scale", 4)
     assert status == 0
-    assert shape_of(tmp_path / "out.mp4") == (30, 16 * 4 + 16, 2 * 32 * 4, 3)  # 16: the strip with the names
+    assert shape_of(tmp_path / "out.mp4") == (30, 16 * 4 + 16, 3 * 32 * 4, 3)  # 16: the strip with the names
     assert video_fps(tmp_path / "out.mp4") == 16
     assert "PSNR" in out and "token accuracy" in out and "frames/s" in out
     assert str(tmp_path / "out.mp4") in out and str(tmp_path / "out.png") in out
@@ -113,7 +118,7 @@ def test_from_a_clip_by_its_own_actions(run, tmp_path):
     clip = make_clip(tmp_path, [entry(), *[entry(0.1 * k, ws=1) for k in range(1, 12)]], 12)
     status, out, _ = run("--start", clip, "--context_frames", 4, "--frames", 5, "--scale", 1)
     assert status == 0 and "PSNR" in out and "(4 of context)" in out
-    assert shape_of(tmp_path / "out.mp4") == (5, 16 + 16, 64, 3)
+    assert shape_of(tmp_path / "out.mp4") == (5, 16 + 16, 96, 3)
 
 
 def test_entry_k_leads_from_frame_k_minus_1_to_k(world, tmp_path):
@@ -150,7 +155,7 @@ def test_whole_recording_as_context(run, tiny):
 def dream_tokens(tiny, *flags) -> torch.Tensor:
     args = inference.build_parser().parse_args([*tiny.flags, "--context_npz", str(tiny.tokens), *flags])
     world = start.load_world(args)
-    context = start.load_recording(args, world).first(args.context_frames)
+    context = start.load_recording(start.starts(args)[0], world).first(args.context_frames)
     dream = start.dream_of(world, args)
     dream.prime(context.tokens[None], context.actions[None])
     return dream.rollout(torch.from_numpy(parse("w*8,yaw+0.5*4"))[None])
@@ -165,6 +170,137 @@ def test_same_seed_same_dream(tiny):
     assert torch.equal(greedy, dream_tokens(tiny, "--seed", "4", "--greedy"))
     assert torch.equal(greedy, dream_tokens(tiny, "--seed", "5", "--topk", "1"))
     assert not torch.equal(first, dream_tokens(tiny, "--seed", "3", "--temperature", "0.1"))
+
+
+@pytest.fixture
+def other(tiny, tmp_path) -> Path:
+    """A second token file, of 30 frames."""
+    content = read_token_file(tiny.tokens)
+    path = tmp_path / "other.npz"
+    write_token_file(path, content["tokens"][10:], -content["actions"][10:], content["pose"][10:])
+    return path
+
+
+def test_several_starts_are_dreamt_as_each_alone(run, tiny, other, tmp_path):
+    def frames(*starts: Path) -> np.ndarray:
+        flags = "--context_frames", 4, "--frames", 6, "--scale", 1, "--greedy", "--columns", "dream"
+        status, out, _ = run("--context_npz", *starts, *flags, "--out", tmp_path / "a.gif")
+        assert status == 0
+        with Image.open(tmp_path / "a.gif") as gif:
+            found = []
+            for n in range(gif.n_frames):
+                gif.seek(n)
+                found.append(np.asarray(gif.convert("RGB")).astype(int))
+        said.append(out)
+        return np.stack(found)
+
+    said = []
+    one, two, both = frames(tiny.tokens), frames(other), frames(tiny.tokens, other)
+    assert both.shape == (6, 16 + 16, 2 * 32, 3)  # 16: the names
+    # 256 colours of both are not those of one.
+    assert np.abs(both[:, 16:, :32] - one).mean() < 3 and np.abs(both[:, 16:, 32:] - two).mean() < 3
+    assert np.abs(one - two).mean() > 3
+
+    def scores(out: str) -> dict[str, str]:
+        return dict(re.findall(r"^(\w+), against.*PSNR ([\d.]+) dB", out, re.M))
+
+    assert scores(said[2])["clip"] == scores(said[0])["clip"]
+    assert scores(said[2])["other"] == scores(said[1])["other"]
+    mean = (float(scores(said[0])["clip"]) + float(scores(said[1])["other"])) / 2
+    assert float(scores(said[2])["mean"]) == pytest.approx(mean, abs=0.02)
+
+
+def test_places_that_ship_start_a_dream_by_name(tiny):
+    args = inference.build_parser().parse_args(["--start", "all"])
+    assert [path.stem for path in start.starts(args)] == list(start.places())
+
+
+def test_the_shortest_context_counts_for_all(run, tiny, other, tmp_path):
+    save_image(tmp_path / "photo.png", np.zeros((16, 32, 3), np.uint8))
+    status, out, _ = run("--start", tiny.tokens, tmp_path / "photo.png", "--script", "w*2")
+    assert status == 0 and "the last 1 frames of each context" in out and "(1 of context)" in out
+    status, out, _ = run("--start", tiny.tokens, other, "--context_frames", 20, "--frames", 50)
+    assert status == 0 and "only 10 actions" in out and "dreamed 10 frames" in out
+    status, out, _ = run("--start", tmp_path / "photo.png", tiny.tokens, "--frames", 2)
+    assert "a scripted walk" in out
+
+
+def test_columns(run, tiny, tmp_path):
+    flags = "--context_npz", tiny.tokens, "--frames", 3, "--scale", 1, "--out"
+    shown = {}
+    for column in inference.COLUMNS:
+        assert run(*flags, tmp_path / f"{column}.webm", "--columns", column)[0] == 0
+        shown[column] = np.stack(list(read_frames(tmp_path / f"{column}.webm"))).astype(int)
+        assert shown[column].shape == (3, 16, 32, 3)
+    expected = (inference.GAIN * np.abs(shown["truth"] - shown["dream"])).clip(0, 255)
+    assert np.abs(shown["difference"] - expected).mean() < 12 < np.abs(shown["dream"] - expected).mean()
+    status, out, _ = run(*flags, tmp_path / "a.mp4", "--script", "w*2", "--columns", "truth")
+    assert status == 0 and "the dream alone" in out
+
+
+def test_what_was_played_plays_again(run, tiny, tmp_path):
+    played = tmp_path / "deep" / "played.txt"
+    assert run("--context_npz", tiny.tokens, "--frames", 9, "--save_actions", played)[0] == 0
+    recorded = read_token_file(tiny.tokens)["actions"][15:24]
+    assert np.array_equal(inference.read_script(f"@{played}"), recorded)
+    status, out, _ = run("--context_npz", tiny.tokens, "--script", f"@{played}")
+    assert status == 0 and "dreamed 9 frames" in out
+
+
+def pipe(tiny, *flags) -> subprocess.Popen:
+    """inference.py between two pipes, on a picture of 32x16."""
+    words = [*tiny.flags, "--context_npz", tiny.tokens, "--script", "-", "--out", "-", "--scale", "1", *flags]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "inference.py"), *map(str, words)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def test_a_program_in_the_loop_gets_a_frame_for_each_action(tiny):
+    """It writes the next action only once it has seen what came of the one before."""
+    with pipe(tiny, "--greedy") as process:
+        frames = []
+        for line, count in ((b"w\n", 1), (b"# nothing\n", 0), (b"yaw+1*2\n", 2), (b"[0,0,0,1,1]\n", 1)):
+            process.stdin.write(line)
+            process.stdin.flush()
+            frames += [process.stdout.read(16 * 32 * 3) for _ in range(count)]
+        process.stdin.close()
+        assert process.stdout.read() == b"" and process.wait() == 0
+        assert "32x16 RGB24 at 16 frames/s" in process.stderr.read().decode()
+    args = inference.build_parser().parse_args([*tiny.flags, "--greedy"])
+    world = start.load_world(args)
+    dream = start.dream_of(world, args)
+    start.prime(dream, [start.read_tokens(tiny.tokens, world).first(16)])
+    for frame, action in zip(frames, parse("w,yaw+1*2,w+jump"), strict=True):
+        dream.step(torch.from_numpy(action)[None])
+        assert frame == dream.pictures()[0].numpy().tobytes()
+
+
+def test_a_bad_line_is_named_and_a_closed_pipe_is_an_end(tiny, tmp_path):
+    with pipe(tiny) as process:
+        said = process.communicate(b"w\n\nw,fly\n")[1].decode()
+        assert process.returncode == 2 and 'stdin, line 3: action script "w,fly", character 3' in said
+    with pipe(tiny) as process:
+        process.stdin.write(b"w\n")
+        process.stdin.flush()
+        process.stdout.read(16 * 32 * 3)
+        process.stdout.close()
+        process.stdin.write(b"w*50\n")
+        process.stdin.close()
+        said = process.stderr.read().decode()
+        assert process.wait() == 0 and "Traceback" not in said and "Error" not in said
+
+
+def test_lines_from_stdin_into_a_video(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("w*3\nidle\n"))
+    status, out, _ = run("--context_npz", tiny.tokens, "--script", "-", "--scale", 1)
+    assert status == 0 and shape_of(tmp_path / "out.mp4") == (4, 16, 32, 3)
+    monkeypatch.setattr("sys.stdin", io.StringIO("w*30\n"))
+    assert run("--context_npz", tiny.tokens, "--script", "-", "--frames", 5)[0] == 0
+    assert len(list(read_frames(tmp_path / "out.mp4"))) == 5
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    status, out, _ = run("--context_npz", tiny.tokens, "--script", "-")
+    assert status == 0 and "nothing to write" in out
 
 
 def refused(result: tuple[int, str, str], *parts: str) -> None:
@@ -223,7 +359,12 @@ def test_files_that_do_not_go_together_are_refused(run, tiny, tmp_path):
 
 def test_bad_flags_are_refused_before_anything_is_loaded(run, tmp_path):
     refused(run("--script", "w*3,fly", "--checkpoint", "gone"), "character 5", "fly")
-    refused(run("--out", tmp_path / "out.avi", "--checkpoint", "gone"), ".mp4 or .webm")
+    (tmp_path / "walk.txt").write_text("w\n(w*3,\n")
+    refused(
+        run("--script", f"@{tmp_path}/walk.txt", "--checkpoint", "gone"), "walk.txt, line 2", "character 6"
+    )
+    refused(run("--script", "@gone.txt"), "gone.txt")
+    refused(run("--out", tmp_path / "out.avi", "--checkpoint", "gone"), ".mp4, .webm or .gif")
     for flags in (["--temperature", "0"], ["--topk", "-1"], ["--frames", "0"], ["--fps", "nan"]):
         with pytest.raises(SystemExit) as caught:
             inference.build_parser().parse_args(flags)

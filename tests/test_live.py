@@ -565,7 +565,7 @@ def test_a_rate_above_the_data_is_not_taken(play):
 def test_refusals(play, tmp_path):
     for flags, part in (
         (["--script", "w*"], "character 3"),
-        (["--out", "a.gif"], ".mp4 or .webm"),
+        (["--out", "a.avi"], ".mp4, .webm or .gif"),
         (["--start", "gone.png"], "gone.png"),
         (["--checkpoint", "gone.pt"], "gone.pt"),
     ):

@@ -2,9 +2,19 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import video
-from video import ShortVideoError, VideoError, count_frames, read_frames, video_fps, write_video
+from video import (
+    ShortVideoError,
+    VideoError,
+    VideoWriter,
+    check_ending,
+    count_frames,
+    read_frames,
+    video_fps,
+    write_video,
+)
 
 LEVELS = range(10, 250, 12)  # 20 frames, each of its own grey
 
@@ -68,8 +78,24 @@ def test_what_is_no_video_is_refused(clip, tmp_path):
 def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(VideoError, match="63x32; both sides must be even"):
         write_video(tmp_path / "odd.mp4", greys(32, 63), 16)
+    with pytest.raises(VideoError, match=r"cannot write \.avi; use \.mp4, \.webm or \.gif"):
+        check_ending(tmp_path / "clip.avi")
     with pytest.raises(VideoError, match=r"cannot write \.gif; use \.mp4 or \.webm"):
-        write_video(tmp_path / "clip.gif", greys(), 16)
+        VideoWriter(tmp_path / "clip.gif", 16)
+
+
+def test_a_gif_lasts_as_long_as_its_frames(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 4, (18, 32, 3)).astype(np.uint8) * 80 for _ in range(16)]  # 64 colours
+    write_video(tmp_path / "a" / "clip.gif", frames, 16)
+    with Image.open(tmp_path / "a" / "clip.gif") as gif:
+        assert gif.n_frames == 16 and gif.info["loop"] == 0
+        durations = []
+        for n, frame in enumerate(frames):
+            gif.seek(n)
+            durations.append(gif.info["duration"])
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frame).max() <= 4
+    assert set(durations) == {60, 70} and sum(durations) == 1000
 
 
 def test_area_resize_averages_and_the_right_size_passes_through():
