@@ -42,6 +42,7 @@ class Carried:
     mask: Tensor  # [N, H, W] 0..1: how much of the cell was seen
     inverse: Tensor  # [N, 2H, 2W] 1/m, as the new view has them
     cells: Tensor  # [N, H, W, 2] where each cell's centre lay in the old picture, for `camera.warp`
+    fineness: Tensor  # [N, H, W] cells of the old picture in one of the view, by length; 0.5: twice enlarged
     distance: Tensor  # [N, H, W] metres between the two poses
     generation: Tensor  # [N, H, W] 0 what was observed, 1 what was dreamt from it, ...
 
@@ -68,16 +69,26 @@ def carry(source: Source, pose_to: Tensor, guess: Tensor, fov: float) -> Carried
     row = (torch.arange(H, device=grid.device)[:, None] + whole[:, 1]).clamp(0, H - 1)
     place = (row * W + column).long().flatten(1)
     moved = (pose_to - source.pose)[:, :3].norm(dim=-1)
+    cells = F.avg_pool2d(grid.movedim(-1, 1), 2).movedim(1, -1)
     return Carried(
         picture=camera.warp(source.picture, full),
         tokens=source.tokens.flatten(1).gather(1, place).view(N, H, W),
         exact=(-(F.max_pool2d(rest, 2)[:, 0] / EXACT).square()).exp(),
         mask=F.avg_pool2d(seen.float()[:, None], 2)[:, 0],
         inverse=inverse,
-        cells=F.avg_pool2d(grid.movedim(-1, 1), 2).movedim(1, -1),
+        cells=cells,
+        fineness=fineness(cells),
         distance=moved[:, None, None].expand(N, H, W),
         generation=torch.zeros(N, H, W, device=grid.device),
     )
+
+
+def fineness(cells: Tensor) -> Tensor:
+    """Where each cell of a view lay in the old picture, [N, H, W, 2] as in `Carried` -> how many of its cells
+    lie in one of the view, by length: the root of the Jacobian's determinant, [N, H, W]."""
+    _, H, W, _ = cells.shape
+    down, right = torch.gradient(cells * cells.new_tensor([W / 2, H / 2]), dim=(1, 2))
+    return (right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]).abs().sqrt()
 
 
 @dataclass
@@ -222,6 +233,7 @@ def compose(carried: Carried, worth: Tensor, generation: Tensor) -> Carried:
         mask=taken(carried.mask[:, None])[:, 0] * (worth.amax(1) > 0)[:, None, None],
         inverse=taken(carried.inverse[:, None], 2)[:, 0],
         cells=taken(carried.cells.movedim(-1, 1)).movedim(1, -1),
+        fineness=taken(carried.fineness[:, None])[:, 0],
         distance=taken(carried.distance[:, None])[:, 0],
         generation=taken(generation.reshape(B * K, 1, H, W))[:, 0],
     )

@@ -100,6 +100,7 @@ class Prediction:
     z: tuple[Tensor, Tensor]  # carried from the last frame and from the keyframes, [B, D, H, W] each
     trusted: Tensor  # [B, 2, H, W] bool: which of the two the gates start from
     seen: Tensor  # [B, H, W] 0..1: how much of the cell was seen before
+    fineness: Tensor  # [B, H, W] of what the gates start from: below 1 it is enlarged (memory.fineness)
     known: Tensor  # [B, H, W] 0..1: how much of it was so in an observed frame still kept
     cells: Tensor  # [B, H, W, 2] where each cell lay in the last frame
     inverse: Tensor  # [B, 2H, 2W] inverse distances of the *last* frame, with their gradient
@@ -376,6 +377,7 @@ class GeometryWorldModel(nn.Module):
             z=z,
             trusted=torch.stack([by_last, by_memory], 1),
             seen=seen,
+            fineness=torch.where(by_memory, kept.fineness, last.fineness),
             known=kept.mask * (kept.generation < self.OBSERVED),
             cells=last.cells,
             inverse=inverse,
@@ -502,11 +504,12 @@ class GeometryWorldModel(nn.Module):
         self,
         prediction: Prediction,
         cells: Tensor | None = None,
-        trust: tuple[float, float] = (0.0, 0.0),
+        trust: tuple[float | Tensor, float] = (0.0, 0.0),
     ) -> Tensor:
         """Logits over the next frame's codes: [B, V, H, W] float32; with `cells` [B, n] (row * W + column) of
         those alone: [B, n, V]. `trust`: how much farther than learnt the gates are opened (before softplus),
-        where a cell was seen, and where it was not and the picture's continued border stands for it."""
+        where a cell was seen (or [B, H, W]), and where it was not and the picture's continued border stands
+        for it."""
         g, d = self.config, self.config.code_dim
         B, C, H, W = prediction.features.shape
         out = self.out(prediction.features)
@@ -523,16 +526,20 @@ class GeometryWorldModel(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
             if g.prior:
-                gates = self.gates(opened, at(prediction.trusted), trust)
+                seen, border = trust
+                if isinstance(seen, Tensor):
+                    seen = at(seen[:, None])
+                gates = self.gates(opened, at(prediction.trusted), (seen, border))
                 corrections = corrections.float().chunk(2, -1)
                 for i, z in enumerate(prediction.z):
                     place = at(z) + corrections[i] * self.code_spread
                     logits = self.attract(logits, place, gates[..., i : i + 1], self.log_scale[i])
         return logits if cells is not None else logits.mT.unflatten(2, (H, W))  # a view: it is large
 
-    def gates(self, opened: Tensor, trusted: Tensor, trust: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    def gates(self, opened: Tensor, trusted: Tensor, trust: tuple[float | Tensor, float]) -> Tensor:
         """How strongly the two carried pictures pull at the codes, [B, n, 2] of 0 or more: from what the
-        network says of it and which of the two is trusted, [B, n, 2] both; `trust` as in `logits`."""
+        network says of it and which of the two is trusted, [B, n, 2] both; `trust` as in `logits`, [B, n, 1]
+        if it is of cells."""
         chosen, other, border = self.gate_bias
         start = torch.where(trusted, chosen + trust[0], other)
         start = torch.where(trusted.any(-1, keepdim=True), start, border + trust[1])

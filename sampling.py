@@ -26,7 +26,9 @@ class Choice:
 
     `trust` and `continuation` open the gates of what is carried and of the continued border farther than
     was learnt (see `GeometryWorldModel.logits`): learnt where the frame before is true or nearly so, they
-    give way too easily in a long dream, which then drifts to what is likeliest anywhere.
+    give way too easily in a long dream, which then drifts to what is likeliest anywhere. `redraw`: cells
+    whose source is enlarged so far that less than this share of a cell, by length, fills one of the view are
+    not trusted so, and drawn like new ones: walking on, what comes near would else only be blown up.
     """
 
     greedy: bool = False
@@ -37,6 +39,7 @@ class Choice:
     passes: int = 1
     trust: float = 0.0
     continuation: float = 0.0
+    redraw: float = 0.0
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -50,7 +53,7 @@ class Choice:
 
 
 # At play and in evaluation; found on training clips, see CHANGELOG.
-PLAY = Choice(temperature=1.0, top_p=0.95, passes=2, trust=6.0, continuation=2.5)
+PLAY = Choice(temperature=1.0, top_p=0.95, passes=2, trust=6.0, continuation=2.5, redraw=0.5)
 
 
 @torch.no_grad()
@@ -111,12 +114,15 @@ def decide(model: WorldModel, prediction, choice: Choice, noise: Tensor) -> Tens
     each further pass opens again the least sure, which then see the others: after pass p of P the share
     cos(pi p / 2P) of them is open. A model without a light head (`revealed`) takes one pass.
     """
-    trust = choice.trust, choice.continuation
+    trust, seen = (choice.trust, choice.continuation), prediction.seen
+    if choice.redraw and seen is not None:
+        fine = prediction.fineness >= choice.redraw
+        trust, seen = (choice.trust * fine, choice.continuation), seen * fine
     logits = model.logits(prediction, trust=trust)
-    tokens = choose_tokens(logits, choice, noise=noise, seen=prediction.seen)
+    tokens = choose_tokens(logits, choice, noise=noise, seen=seen)
     if choice.passes == 1 or choice.greedy or not hasattr(model, "revealed"):
         return tokens
-    new = (prediction.seen <= CARRIED).flatten(1)  # [B, H*W]
+    new = (seen <= CARRIED).flatten(1)  # [B, H*W]
     count = new.sum(1)
     most = int(count.max())
     if not most:

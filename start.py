@@ -166,6 +166,13 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
         help="of what was seen into what comes into view, more than learnt (default: %(default)s)",
     )
     add(
+        "--redraw",
+        type=float,
+        default=PLAY.redraw,
+        help="draw anew what is enlarged so far that less than this share of its cell fills one, by length "
+        "(default: %(default)s)",
+    )
+    add(
         "--passes",
         type=count,
         default=PLAY.passes,
@@ -177,7 +184,7 @@ def choice_of(args: argparse.Namespace) -> Choice:
     """How tokens are chosen by these flags. Raises ValueError where a number is out of its range."""
     return Choice(
         args.greedy, args.temperature, args.topk, args.topp, passes=args.passes, trust=args.trust,
-        continuation=args.continuation,
+        continuation=args.continuation, redraw=args.redraw,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actions import ACTION_DIM, PITCH, YAW
+from actions import ACTION_DIM, PITCH, YAW, wrap
 from playing.take import Take
 from sampling import Dream
 from start import Recording, World, decode, prime
@@ -193,7 +193,7 @@ class Session:
             "chosen": self.chosen,
             "unique_codes": int(self.dream.tokens.unique().numel()),
             "position": [round(float(x), 2) for x in pose[:3]] if np.isfinite(pose[0]) else [],
-            "yaw": round(float(pose[3]), 1),
+            "yaw": round(float(wrap(pose[3])), 1),
             "pitch": round(float(pose[4]), 1),
             "paused": self.paused,
             "recording": self.take is not None,

@@ -13,7 +13,7 @@ from checkpoint import SHIPPED_TOKENIZER
 from data import SAMPLE_TOKENS, TokenClips
 from metrics import psnr, token_accuracy
 from model_geometry import GeometryConfig, GeometryWorldModel
-from sampling import Choice, Dream
+from sampling import PLAY, Choice, Dream, decide
 from training import Feeding, LossWeights, Terms, corrupt, geometry_window_loss, teach_motion
 
 CONFIG = GeometryConfig(1024, channels=16, coarse_channels=16, motion_dim=8, keyframes=4)
@@ -132,6 +132,28 @@ def test_logits_of_some_cells_are_those_of_all(tokenizer, recording):
 
 
 @torch.inference_mode()
+@torch.inference_mode()
+def test_what_is_enlarged_is_drawn_anew(tokenizer, recording):
+    """Cells that are enlarged beyond `redraw` are drawn by the noise, the others stay as they are."""
+    tokens, actions, pose = recording
+    model = untrained(tokenizer)
+    prediction, _ = model.predict(tokens[:, 0], actions[:, 0], model.init_state(len(tokens)))
+    prediction.fineness = torch.ones_like(prediction.fineness)
+    prediction.fineness[:, :, :10] = 0.4
+    prediction.seen = torch.ones_like(prediction.seen)
+    noises = torch.rand(2, *tokens[:, 0].shape, generator=torch.Generator().manual_seed(0))
+
+    def changed(choice: Choice) -> torch.Tensor:
+        one, other = (decide(model, prediction, choice, noise) for noise in noises)
+        return (one != other).float().mean((0, 1))
+
+    kept = changed(replace(PLAY, redraw=0.3))
+    assert (kept == 0).all()
+    drawn = changed(replace(PLAY, redraw=0.5))
+    assert drawn[:10].mean() > 0.1 and (drawn[10:] == 0).all()
+    assert torch.equal(changed(replace(PLAY, redraw=0.0)), kept)
+
+
 def test_masked_decoding_with_one_pass_is_the_plain_head(tokenizer, recording):
     tokens, actions, _ = recording
     model = untrained(tokenizer)

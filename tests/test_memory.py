@@ -52,6 +52,20 @@ def test_a_turn_uncovers_one_side_and_moves_what_stays():
     assert seen.exact.max() <= 1 and seen.exact.mean() < 0.9, "most cells are resampled"
 
 
+def test_walking_up_to_a_wall_enlarges_it():
+    """A wall across the view at 10 metres, seen from 5: half a cell of the old picture, by length, fills one.
+    Minecraft's yaw 0 looks along +z."""
+    frame = source(0.0)
+    rays = camera.rays(2 * H, 2 * W, FOV)[..., 2]  # the share of a ray's length that goes forward
+    frame.inverse = (rays / 10.0)[None]
+    to = torch.tensor([[0.0, 0.0, 5.0, 0.0, 0.0]])
+    near = memory.carry(frame, to, (rays / 5.0)[None], FOV)
+    middle = near.fineness[0, 2:-2, 2:-2]
+    torch.testing.assert_close(middle, torch.full_like(middle, 0.5), atol=0.03, rtol=0)
+    same = memory.carry(frame, frame.pose, frame.inverse, FOV)
+    torch.testing.assert_close(same.fineness, torch.ones(1, H, W), atol=1e-3, rtol=0)
+
+
 def test_writing_keeps_the_newest_and_changes_nothing_in_place():
     one = written(source(0.0), places=2)
     two = one.write(torch.tensor([True]), source(90.0), torch.ones(1))
