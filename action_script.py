@@ -15,6 +15,7 @@ mean nothing. In a file, or from another program, each line is a script; what fo
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from actions import ACTION_DIM, ACTION_NAMES, JUMP, MOVE_X, MOVE_Z, PITCH, YAW, 
 KEYS = {"w": "forward", "s": "back", "a": "left", "d": "right", "jump": "jump", "idle": None}
 TURNS = {"yaw": YAW, "pitch": PITCH}
 MAX_FRAMES = 1_000_000  # 20 MB of actions, 17 hours of play: more is a slip of the finger
+MAX_DEPTH = 16  # groups in groups
 
 # Walks, strafes, jumps, turns both ways, looks down and up, and stands still: 9 s at 16 frames/s.
 WALK = (
@@ -33,8 +35,8 @@ WALK = (
 _SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"[^\W\d_]+")  # letters
 _TURN = re.compile(r"([+-])\s*(\d+\.?\d*|\.\d+)")
-_NUMBER = re.compile(r"[+-]?\s*(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
-_COUNT = re.compile(r"\d+(?![.\w])")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_COUNT = re.compile(r"\d{1,18}(?![.\w])")
 
 
 class ScriptError(ValueError):
@@ -47,6 +49,7 @@ class _Reader:
     def __init__(self, text: str):
         self.text, self.place = text, 0
         self.might_follow = ""  # what could have stood here, after what was read last
+        self.depth = 0  # groups that are open
         self.skip_spaces()
 
     def skip_spaces(self) -> None:
@@ -94,7 +97,7 @@ def parse_lines(lines: Iterable[str], source: str) -> Iterator[np.ndarray]:
     Raises ScriptError, naming `source` and the line too.
     """
     for number, line in enumerate(lines, 1):
-        text = line.partition("#")[0].strip()
+        text = line.partition("#")[0].rstrip()
         if not text:
             continue
         try:
@@ -107,10 +110,15 @@ def _script(reader: _Reader) -> np.ndarray:
     """part ("," part)* -> action vectors [N, 5]."""
     parts, total = [], 0
     while True:
+        opened = reader.place
         if reader.passes("("):
+            reader.depth += 1
+            if reader.depth > MAX_DEPTH:
+                raise reader.error(f"more than {MAX_DEPTH} groups in groups", opened)
             part, what = _script(reader), "times"
             if not reader.passes(")"):
                 raise reader.error(f"expected {reader.might_follow}".replace("the end", '")"'))
+            reader.depth -= 1
         else:
             part, what = _segment(reader)[None], "frames"
         times, place = 1, reader.place
@@ -134,7 +142,7 @@ def _vector(reader: _Reader) -> np.ndarray:
         if numbers and not reader.passes(","):
             raise reader.error(f'expected "," and a number for {axis}')
         place = reader.place
-        number = float(reader.take(_NUMBER, f"a number for {axis}").group().replace(" ", ""))
+        number = float(reader.take(_NUMBER, f"a number for {axis}").group())
         if not -1 <= number <= 1:
             raise reader.error(f"expected a number in -1..1 for {axis}", place)
         numbers.append(number)
@@ -186,17 +194,16 @@ def describe(action: np.ndarray) -> str:
 
 
 def write_script(actions: np.ndarray) -> str:
-    """Action vectors [N, 5] as lines of script, a segment each; `parse_lines` reads the very same numbers."""
-    lines, frames = [], 0
-    for t, action in enumerate(actions):
-        frames += 1
-        if t + 1 < len(actions) and np.array_equal(action, actions[t + 1]):
-            continue
+    """Action vectors [N, 5] float32 as lines of script, a segment each; `parse_lines` reads the very same
+    numbers, bit for bit: in words where they can say it, else as a vector."""
+    lines = []
+    # Bytes, since -0 equals 0.
+    for _, same in groupby(actions.astype(np.float32), np.ndarray.tobytes):
+        action, *more = same
         words = describe(action)
-        if not np.array_equal(parse(words)[0], action):
-            words = "[" + ", ".join(str(np.float32(value)) for value in action) + "]"
-        lines.append(f"{words}*{frames}\n")
-        frames = 0
+        if parse(words).tobytes() != action.tobytes():
+            words = "[" + ", ".join(str(value) for value in action) + "]"
+        lines.append(f"{words}*{1 + len(more)}\n")
     return "".join(lines)
 
 

@@ -10,30 +10,34 @@ Without --script the actions are those recorded after the context, and the video
 difference, where truth is what the tokenizer makes of the real frames. Several starts are dreamt at once and
 shown in a grid. Writes the video (.mp4, .webm or .gif) and, beside it, a contact sheet.
 
-Scripts are segments ACTION[+ACTION...]*FRAMES with commas between them; actions are w, a, s, d, jump, idle,
-yaw+0.5, pitch-0.2 and the like (yaw+1 turns 15 degrees right, pitch+1 looks 15 degrees down, in a frame), or
-[yaw, pitch, move_x, move_z, jump] in numbers. (...)*N repeats. The whole grammar is in action_script.py.
-
---script @FILE reads a script from a file, a line or more to a segment, # begins a comment; --save_actions
-writes one. --script - reads lines from stdin and dreams each as soon as it comes. --out - writes each frame
-to stdout as soon as it is made, RGB24; all words then go to stderr.
+--script @FILE reads a script from a file, a script a line, # begins a comment; --save_actions writes one.
+--script - reads such lines from stdin and dreams each as soon as it comes. --out - writes each frame of the
+dream to stdout as soon as it is made: HEIGHT x WIDTH x 3 bytes, RGB, several starts in a grid without names;
+all words then go to stderr. So a program in the loop writes a line and reads a frame for each action in it.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from action_script import WALK, captions, fit, parse, parse_lines, write_script
+import action_script
+from action_script import WALK, ScriptError, captions, fit, parse, parse_lines, write_script
+from actions import ACTION_DIM
+from data import DataError
 from metrics import psnr, token_accuracy
-from sampling import to_float
+from sampling import Dream, to_float
 from settings import count, positive
 from start import (
     Recording,
@@ -47,7 +51,17 @@ from start import (
     prime,
     starts,
 )
-from video import check_ending, contact_sheet, enlarge, grid, label, save_image, write_video
+from video import (
+    SHEET_HEIGHT,
+    check_ending,
+    contact_sheet,
+    enlarge,
+    grid,
+    label,
+    save_image,
+    spread,
+    write_video,
+)
 
 OUT = Path("outputs/rollout.mp4")
 PIPE = "-"
@@ -59,7 +73,10 @@ GAIN = 2  # by which differences are enlarged, so that they can be seen
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        epilog=f"--script: {action_script.__doc__}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add_arguments(parser)
     add = parser.add_argument
@@ -74,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--frames",
         type=count,
         help=f"frames to dream (default: all of a script, {RECORDED_FRAMES} of a recording); "
-        "a script that is shorter is played again",
+        "a script that is shorter is played again, stdin is not",
     )
     add("--fps", type=positive, help="frame rate of the video (default: that of the data)")
     add("--scale", type=count, default=SCALE, help="pixels for one (default: %(default)s)")
@@ -125,6 +142,7 @@ def choose_actions(
         actions = torch.stack([r.actions[context - 1 :][: min(frames, recorded)] for r in recordings])
         return actions.unbind(1), actions.shape[1], True
     if args.script == PIPE:
+        sys.stdin.reconfigure(errors="replace")  # what is no text is then refused as any bad line is
         lines = (torch.from_numpy(action).expand(batch, -1) for action in parse_lines(sys.stdin, "stdin"))
         return limit(lines, args.frames), args.frames, False
     if args.script is None:
@@ -140,8 +158,11 @@ def read_script(script: str | None) -> np.ndarray:
         return parse(WALK)
     if not script.startswith("@"):
         return parse(script)
-    with open(script[1:], encoding="utf-8") as file:
-        return np.stack(list(parse_lines(file, script[1:])))
+    with open(script[1:], encoding="utf-8", errors="replace") as file:
+        actions = list(parse_lines(file, script[1:]))
+    if not actions:
+        raise ScriptError(f"{script[1:]}: expected a script in each line, found no action; write some")
+    return np.stack(actions)
 
 
 def limit(actions: Iterable[Tensor], frames: int | None) -> Iterator[Tensor]:
@@ -155,25 +176,33 @@ def limit(actions: Iterable[Tensor], frames: int | None) -> Iterator[Tensor]:
 # ---------------------------------------------------------------- dreaming
 
 
+@dataclass
+class Rollout:
+    """What was dreamt of B starts, frame by frame, and how long that took."""
+
+    played: list[np.ndarray] = field(default_factory=list)  # [5], the first start's actions
+    tokens: list[Tensor] = field(default_factory=list)  # [B, H, W]
+    pictures: list[np.ndarray] = field(default_factory=list)  # [B, Hp, Wp, 3]
+    seconds: float = 0.0
+
+
 def run(args: argparse.Namespace) -> None:
     """One rollout, as the flags say; raises one of USER_ERRORS where they cannot be followed."""
-    piped = str(args.out) == PIPE
-    stdout = sys.stdout
-    if piped:
-        sys.stdout = sys.stderr  # what is said must not get among the frames
-    try:
-        roll_out(args, stdout.buffer if piped else None)
-    except BrokenPipeError:
-        # Who read the frames has enough. What Python would still flush has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-    finally:
-        sys.stdout = stdout
-
-
-def roll_out(args: argparse.Namespace, pipe) -> None:
-    """Dreams and writes; `pipe`: where the frames go instead of into a video, or None."""
-    if pipe is None:
+    if str(args.out) != PIPE:
         check_ending(args.out)
+        roll_out(args, None)
+        return
+    pipe = sys.stdout.buffer
+    if pipe.isatty():
+        raise DataError(
+            "--out -: expected a program or a file that takes the frames, found a terminal; add | or >"
+        )
+    with redirect_stdout(sys.stderr):  # what is said must not get among the frames
+        roll_out(args, pipe)
+
+
+def roll_out(args: argparse.Namespace, pipe: BinaryIO | None) -> None:
+    """Dreams and writes; `pipe`: where the frames go instead of into a video, or None."""
     if args.script not in (None, PIPE):
         read_script(args.script)  # a slip shows before anything is loaded
     paths = starts(args)
@@ -185,52 +214,72 @@ def roll_out(args: argparse.Namespace, pipe) -> None:
     recordings, context = align(recordings, args.context_frames)
     actions, total, recorded = choose_actions(args, recordings, context)
     names = [Path(recording.name).stem for recording in recordings]
-    if not recorded and args.columns not in (None, ["dream"]):
-        print("nothing was recorded of these actions, so the dream alone is shown")
+    if args.columns not in (None, ["dream"]) and not (recorded and pipe is None):
+        why = "stdout takes no more" if recorded else "nothing was recorded of these actions"
+        print(f"{why}, so the dream alone is shown")
 
     dream = dream_of(world, args)
     prime(dream, [recording.first(context) for recording in recordings])
     first = dream.pictures().numpy()
     if pipe is not None:
-        height, width = tile(enlarged(first, args.scale), names).shape[:2]
+        frame = tile(enlarged(first, args.scale))
+        size, rate = f"{frame.shape[1]}x{frame.shape[0]}", f"{args.fps or world.fps:g}"
         print(
-            f"stdout: {width}x{height} RGB24 at {args.fps or world.fps:g} frames/s; to look at it: "
-            f"| ffplay -f rawvideo -pixel_format rgb24 -video_size {width}x{height} -"
+            f"stdout: {size} RGB24 at {rate} frames/s, {frame.nbytes} bytes a frame; for a video: | "
+            f"ffmpeg -f rawvideo -pixel_format rgb24 -video_size {size} -framerate {rate} -i - out.mp4"
         )
-    tokens, pictures, played = [], [], []
-    began = time.perf_counter()
-    for action in tqdm(actions, desc="dream", unit="frame", total=total):
-        tokens.append(dream.step(action).cpu())
-        played.append(action[0].numpy())
-        frame = dream.pictures().numpy()
-        if pipe is None:
-            pictures.append(frame)
-        else:
-            pipe.write(tile(enlarged(frame, args.scale), names).tobytes())
-            pipe.flush()
-    seconds = time.perf_counter() - began
+    # The bar would get among what is typed.
+    bar = tqdm(actions, desc="dream", unit="frame", total=total, disable=args.script == PIPE)
+    made = play(dream, bar, args.scale, pipe, keep=pipe is None or recorded)
     print(
-        f"dreamed {len(tokens)} frames from {', '.join(names)} ({context} of context): "
-        f"{len(tokens) * len(names) / seconds:.1f} frames/s"
+        f"dreamed {len(made.played)} frames from {', '.join(names)} ({context} of context): "
+        f"{len(made.played) * len(names) / max(made.seconds, 1e-9):.1f} frames/s"
+        + (" of all together" if len(names) > 1 else "")
     )
     if args.save_actions:
         if recorded and len(names) > 1:
             print(f"{args.save_actions}: the actions of {names[0]}; the others played their own")
         args.save_actions.parent.mkdir(parents=True, exist_ok=True)
-        args.save_actions.write_text(write_script(np.array(played).reshape(-1, 5)))
+        args.save_actions.write_text(write_script(np.array(made.played).reshape(-1, ACTION_DIM)))
         print(f"wrote {args.save_actions}")
-    if not tokens:
+    if not made.played:
         print("no action came, so there is nothing to write")
         return
 
-    made = torch.stack(tokens, 1)  # [B, N, H, W]
     truth = None
     if recorded:
-        target = torch.stack([r.tokens[context:][: made.shape[1]] for r in recordings])
+        target = torch.stack([r.tokens[context:][: len(made.tokens)] for r in recordings])  # [B, N, H, W]
         truth = np.stack([decode(t, world).numpy() for t in target], 1)  # [N, B, Hp, Wp, 3]
-        compare(names, made, target, first, pictures, truth)
+        compare(names, torch.stack(made.tokens, 1), target, first, made.pictures, truth)
     if pipe is None:
-        write(args, world, names, np.array(played), first, pictures, truth)
+        write(args, world, names, np.array(made.played), first, made.pictures, truth)
+
+
+def play(dream: Dream, actions: Iterable[Tensor], scale: int, pipe: BinaryIO | None, keep: bool) -> Rollout:
+    """Dreams a frame for each of the actions [B, 5], and writes it to the pipe before it asks for the next.
+
+    Ends early, and says so, where the other end of the pipe is closed. Without `keep` tokens and pictures are
+    dropped: a program may stay in the loop for hours.
+    """
+    made = Rollout()
+    try:
+        for action in actions:
+            began = time.perf_counter()
+            tokens = dream.step(action).cpu()
+            frame = dream.pictures().numpy()
+            made.seconds += time.perf_counter() - began  # not what it took another program to think
+            made.played.append(action[0].numpy())
+            if keep:
+                made.tokens.append(tokens)
+                made.pictures.append(frame)
+            if pipe is not None:
+                pipe.write(tile(enlarged(frame, scale)).tobytes())
+                pipe.flush()
+    except BrokenPipeError:
+        print("stdout was closed by who read it, so this is the end")
+        # What is left in the buffer would raise once more when Python flushes it at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), pipe.fileno())
+    return made
 
 
 def compare(
@@ -268,13 +317,12 @@ def enlarged(frames: np.ndarray, scale: int) -> list[np.ndarray]:
     return [enlarge(frame, scale) for frame in frames]
 
 
-def tile(cells: list[np.ndarray], names: list[str], columns: int = 1) -> np.ndarray:
+def tile(cells: list[np.ndarray], names: list[str] | None = None, columns: int = 1) -> np.ndarray:
     """What is shown of each start [H, W, 3], `columns` pictures wide -> one picture; several in a grid about
-    as wide as high, under their names."""
-    if len(cells) == 1:
-        return cells[0]
-    named = [label(cell, name) for cell, name in zip(cells, names, strict=True)]
-    return grid(named, int(np.ceil(np.sqrt(len(cells) / columns))))
+    as wide as high in pictures, under their names."""
+    if len(cells) > 1 and names:
+        cells = [label(cell, name) for cell, name in zip(cells, names, strict=True)]
+    return grid(cells, math.ceil(math.sqrt(len(cells) / columns)))
 
 
 def difference(dream: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -298,42 +346,31 @@ def write(
     columns = (args.columns or COLUMNS) if truth is not None else ["dream"]
     titles = [f"difference x{GAIN}" if column == "difference" else column for column in columns]
 
-    def beside(dreamt: np.ndarray, true: np.ndarray | None) -> list[np.ndarray]:
-        """The columns of one start, each [H, W, 3]."""
-        if true is None:
-            return [dreamt]
-        of = {"truth": true, "dream": dreamt, "difference": difference(dreamt, true)}
-        return [of[column] for column in columns]
-
-    def shown(dreamt: np.ndarray, true: np.ndarray | None) -> np.ndarray:
-        """A frame of the video: pictures of all starts [B, H, W, 3]."""
+    def shown(dreamt: np.ndarray, true: np.ndarray | None, scale: int) -> np.ndarray:
+        """A frame of the video: of all starts [B, H, W, 3] the columns."""
+        of = {"dream": dreamt}
+        if true is not None:
+            of |= {"truth": true, "difference": difference(dreamt, true)}
         cells = []
         for b in range(len(names)):
-            large = enlarged(beside(dreamt[b], None if true is None else true[b]), args.scale)
+            large = [enlarge(of[column][b], scale) for column in columns]
             if len(large) > 1:
-                large = [label(p, title) for p, title in zip(large, titles, strict=True)]
+                large = [label(picture, title) for picture, title in zip(large, titles, strict=True)]
             cells.append(np.concatenate(large, 1))
         return tile(cells, names, len(columns))
 
     trues = [None] * len(pictures) if truth is None else list(truth)
-    frames = (shown(dreamt, true) for dreamt, true in zip(pictures, trues, strict=True))
+    frames = (shown(dreamt, true, args.scale) for dreamt, true in zip(pictures, trues, strict=True))
     write_video(args.out, frames, args.fps or world.fps)
     sheet = args.out.with_suffix(".png")
-    # Of several starts those of one moment stand under each other.
     whole = [(first, None if truth is None else first), *zip(pictures, trues, strict=True)]
-    cells = [
-        np.concatenate(
-            [
-                np.concatenate(beside(dreamt[b], None if true is None else true[b]), 1)
-                for b in range(len(names))
-            ]
-        )
-        for dreamt, true in whole
-    ]
     about = captions(actions, world.fps)
     if len(names) > 1 and truth is not None:  # each played its own
         about = [caption.split("  ")[0] for caption in about]
-    save_image(sheet, contact_sheet(cells, [f"start ({' | '.join(titles)})", *about]))
+    about = [f"start ({' | '.join(titles)})", *about]
+    chosen = spread(len(whole))
+    scale = max(1, round(SHEET_HEIGHT / shown(*whole[0], 1).shape[0]))  # names are not enlarged
+    save_image(sheet, contact_sheet([shown(*whole[i], scale) for i in chosen], [about[i] for i in chosen]))
     print(f"wrote {args.out} and {sheet}")
 
 

@@ -1,5 +1,7 @@
 """Pictures in and out: decoding clips in order, writing videos that a browser plays, contact sheets."""
 
+import math
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -15,7 +17,9 @@ CODECS = {
     ".mp4": ("libx264", {"crf": "18", "preset": "medium"}),
     ".webm": ("libvpx-vp9", {"crf": "24", "b": "0"}),
 }
-GIF_COLOURS, GIF_TICK = 256, 10  # ms
+GIF_COLOURS, GIF_SAMPLE = 256, 1_000_000  # pixels, about, that the colours are chosen from
+GIF_TICK, GIF_LEAST = 10, 20  # ms; players slow down frames that last less than 20
+SHEET_CELLS, SHEET_HEIGHT = 24, 144  # of a contact sheet; pixels of a cell: wide enough for captions
 
 
 class VideoError(RuntimeError):
@@ -185,23 +189,33 @@ def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> Non
     """Writes [H, W, 3] uint8 RGB frames as a GIF that plays for ever, in the colours that suit all of it.
 
     A GIF counts in hundredths of a second: durations vary by one, so that the whole lasts as long as it
-    should (16 frames/s: 60 and 70 ms).
+    should (16 frames/s, 62.5 ms: 60, 70, 60, 60 ms). Equal frames in a row become one that lasts longer; more
+    than 50 frames/s are slowed down to 50.
     """
-    pictures = [Image.fromarray(frame) for frame in frames]
-    if not pictures:
+    held, shape = [], (0, 0, 3)
+    for frame in frames:
+        shape = frame.shape
+        held.append(zlib.compress(np.ascontiguousarray(frame), 1))  # large frames would fill the memory
+    if not held:
         raise VideoError(f"{path}: no frame to write")
+
+    def picture(n: int) -> np.ndarray:
+        return np.frombuffer(zlib.decompress(held[n]), np.uint8).reshape(shape)
+
     # One palette, or the colours of what stands still would change with every frame.
-    some = pictures[:: max(1, len(pictures) // 16)]
-    together = Image.fromarray(np.concatenate([np.asarray(picture) for picture in some]))
+    step = math.ceil(math.sqrt(len(held) * shape[0] * shape[1] / GIF_SAMPLE))
+    together = Image.fromarray(np.concatenate([picture(n)[::step, ::step] for n in range(len(held))]))
     palette = together.quantize(GIF_COLOURS, dither=Image.Dither.NONE)
-    ends = [round(1000 / fps * (n + 1) / GIF_TICK) * GIF_TICK for n in range(len(pictures))]
+    lasts = max(1000 / fps, GIF_LEAST)
+    ends = [int(lasts * (n + 1) / GIF_TICK + 0.5) * GIF_TICK for n in range(len(held))]
     durations = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-    quantized = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    quantized = (
+        Image.fromarray(picture(n)).quantize(palette=palette, dither=Image.Dither.NONE)
+        for n in range(len(held))
+    )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # disposal 1: only what changed is stored.
-    quantized[0].save(
-        path, save_all=True, append_images=quantized[1:], duration=durations, loop=0, disposal=1
-    )
+    next(quantized).save(path, save_all=True, append_images=quantized, duration=durations, loop=0, disposal=1)
 
 
 def label(frame: np.ndarray, text: str) -> np.ndarray:
@@ -219,11 +233,16 @@ def grid(frames: list[np.ndarray], columns: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def contact_sheet(frames: list[np.ndarray], captions: list[str], cells: int = 24) -> np.ndarray:
-    """At most `cells` of the frames [H, W, 3], evenly spaced and the first and last among them, each under
-    its caption, in rows about 1,500 pixels wide."""
-    chosen = np.unique(np.linspace(0, len(frames) - 1, cells).round().astype(int))
-    scale = max(1, round(144 / frames[0].shape[0]))  # at least as large as captions need
+def spread(count: int, most: int = SHEET_CELLS) -> list[int]:
+    """At most `most` of the numbers 0..count-1, evenly spaced, the first and last among them."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
+
+
+def contact_sheet(frames: list[np.ndarray], captions: list[str], cells: int = SHEET_CELLS) -> np.ndarray:
+    """At most `cells` of the frames [H, W, 3], those that `spread` chooses, each under its caption, in rows
+    about 1,500 pixels wide."""
+    chosen = spread(len(frames), cells)
+    scale = max(1, round(SHEET_HEIGHT / frames[0].shape[0]))
     pictures = [label(enlarge(frames[i], scale), captions[i]) for i in chosen]
     return grid(pictures, min(len(pictures), max(1, 1536 // pictures[0].shape[1])))
 

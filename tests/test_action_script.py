@@ -65,6 +65,10 @@ def test_actions(text, action):
         ("[1,0,x,0,0]", 6, "a number for move_x"),
         ("w,[0,1.5,0,0,0]", 6, "in -1..1 for pitch"),
         ("[0,0,0,0,0", 11, 'expected "]"'),
+        ("[-\t1,0,0,0,0]", 2, "a number for yaw"),
+        ("[nan,0,0,0,0]", 2, "a number for yaw"),
+        ("w*" + "9" * 5000, 3, "whole number of frames"),
+        ("(" * 5000, 17, "more than 16 groups in groups"),
     ],
 )
 def test_errors_name_the_place(text, place, problem):
@@ -122,6 +126,8 @@ def test_lines_are_read_as_they_come():
     assert [action.tolist() for action in read] == [[0, 0, 0, 0, 1], [0, 0, -1, 0, 0], [0, 0, 1, 0, 0]]
     with pytest.raises(ScriptError, match='here, line 3: action script "w,fly", character 3'):
         list(parse_lines(["w", "", "w,fly"], "here"))
+    with pytest.raises(ScriptError, match="here, line 1: .* character 5"):
+        list(parse_lines(["  w,fly"], "here"))  # counted from where the line begins
 
 
 def test_what_is_written_reads_back_to_the_bit():
@@ -129,8 +135,9 @@ def test_what_is_written_reads_back_to_the_bit():
     wild = np.concatenate([rng.uniform(-1, 1, (20, 2)), rng.integers(-1, 2, (20, 3))], 1).astype(np.float32)
     wild[:, JUMP] = np.abs(wild[:, JUMP])
     wild[3, YAW] = 1e-7
+    wild[4], wild[5] = [-0.0, 0, 0, 0, 0], 0
     actions = np.concatenate([parse(WALK), wild, wild[-1:], wild[-1:]])
     written = write_script(actions)
-    assert np.array_equal(np.stack(list(parse_lines(written.splitlines(), "here"))), actions)
+    assert np.stack(list(parse_lines(written.splitlines(), "here"))).tobytes() == actions.tobytes()
     lines = written.splitlines()
     assert lines[0] == "w*24" and lines[-1].endswith("]*3") and len(lines) < len(actions) - 80

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,8 @@ from data import read_token_file, write_token_file
 from video import read_frames, save_image, video_fps, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# Buffered, as Python is unless told otherwise.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
 
 
 @pytest.fixture
@@ -223,6 +225,17 @@ def test_the_shortest_context_counts_for_all(run, tiny, other, tmp_path):
     assert "a scripted walk" in out
 
 
+def test_video_and_sheet_name_the_starts(run, tiny, tmp_path):
+    shown = {}
+    for name in ("here", "there"):
+        write_token_file(tmp_path / f"{name}.npz", **read_token_file(tiny.tokens))
+        starts = "--context_npz", tiny.tokens, tmp_path / f"{name}.npz"
+        assert run(*starts, "--frames", 2, "--columns", "dream")[0] == 0
+        shown[name] = next(read_frames(tmp_path / "out.mp4")), cv2.imread(str(tmp_path / "out.png"))
+    for here, there in zip(shown["here"], shown["there"], strict=True):
+        assert here.shape == there.shape and (here != there).any()  # the same but for the name
+
+
 def test_columns(run, tiny, tmp_path):
     flags = "--context_npz", tiny.tokens, "--frames", 3, "--scale", 1, "--out"
     shown = {}
@@ -240,18 +253,25 @@ def test_what_was_played_plays_again(run, tiny, tmp_path):
     played = tmp_path / "deep" / "played.txt"
     assert run("--context_npz", tiny.tokens, "--frames", 9, "--save_actions", played)[0] == 0
     recorded = read_token_file(tiny.tokens)["actions"][15:24]
-    assert np.array_equal(inference.read_script(f"@{played}"), recorded)
+    assert inference.read_script(f"@{played}").tobytes() == recorded.tobytes()
     status, out, _ = run("--context_npz", tiny.tokens, "--script", f"@{played}")
     assert status == 0 and "dreamed 9 frames" in out
 
 
 def pipe(tiny, *flags) -> subprocess.Popen:
-    """inference.py between two pipes, on a picture of 32x16."""
-    words = [*tiny.flags, "--context_npz", tiny.tokens, "--script", "-", "--out", "-", "--scale", "1", *flags]
-    return subprocess.Popen(
+    """inference.py between two pipes, 32x16 pixels a start."""
+    words = [*tiny.flags, "--script", "-", "--out", "-", "--scale", "1", *flags]
+    if "--context_npz" not in flags:
+        words += ["--context_npz", tiny.tokens]
+    process = subprocess.Popen(
         [sys.executable, str(ROOT / "inference.py"), *map(str, words)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
     )  # fmt: skip
+    # A frame that never comes would be waited for without end.
+    watch = threading.Timer(120, process.kill)
+    watch.daemon = True
+    watch.start()
+    return process
 
 
 def test_a_program_in_the_loop_gets_a_frame_for_each_action(tiny):
@@ -274,11 +294,45 @@ def test_a_program_in_the_loop_gets_a_frame_for_each_action(tiny):
         assert frame == dream.pictures()[0].numpy().tobytes()
 
 
+def test_several_starts_lie_side_by_side_in_a_pipe_without_names(tiny, other):
+    def frames(*starts: Path) -> np.ndarray:
+        out, said = pipe(tiny, "--greedy", "--context_npz", *starts).communicate(b"w*3,yaw+1*2\n")
+        assert f"{32 * len(starts)}x16 RGB24" in said.decode()
+        return np.frombuffer(out, np.uint8).reshape(5, 16, 32 * len(starts), 3)
+
+    one, two = frames(tiny.tokens), frames(other)
+    assert (one != two).any()
+    np.testing.assert_array_equal(frames(tiny.tokens, other), np.concatenate([one, two], 2))
+
+
+def test_recorded_actions_into_a_pipe(tiny, run):
+    """Only the dream goes there, and it is compared all the same."""
+    words = [*tiny.flags, "--context_npz", tiny.tokens, "--frames", 7, "--scale", 2, "--out", "-"]
+    words = [sys.executable, str(ROOT / "inference.py"), *map(str, words), "--columns", "truth"]
+    done = subprocess.run(words, capture_output=True, env=ENVIRONMENT)
+    said = done.stderr.decode()
+    assert done.returncode == 0 and len(done.stdout) == 7 * 32 * 64 * 3
+    assert "the dream alone is shown" in said and "token accuracy" in said and "Traceback" not in said
+    scores = re.search("PSNR.*", said).group()
+    assert scores in run("--context_npz", tiny.tokens, "--frames", 7)[1]
+
+
+def test_frames_are_not_poured_into_a_terminal(tiny):
+    terminal, end = os.openpty()
+    words = [sys.executable, str(ROOT / "inference.py"), *tiny.flags, "--out", "-"]
+    done = subprocess.run(words, stdout=end, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True)
+    os.close(end)
+    os.close(terminal)
+    refused((done.returncode, "", done.stderr), "--out -", "terminal")
+
+
 def test_a_bad_line_is_named_and_a_closed_pipe_is_an_end(tiny, tmp_path):
-    with pipe(tiny) as process:
-        said = process.communicate(b"w\n\nw,fly\n")[1].decode()
-        assert process.returncode == 2 and 'stdin, line 3: action script "w,fly", character 3' in said
-    with pipe(tiny) as process:
+    for line, place in ((b"w,fly", 3), (b"  w*x", 5), (b"\xff\x00", 1), (b"[0,0,2,0,0]", 6)):
+        with pipe(tiny) as process:
+            out, said = process.communicate(b"w\n\n" + line + b"\nw\n")
+            assert process.returncode == 2 and len(out) == 16 * 32 * 3
+            refused((2, "", said.decode()), "stdin, line 3: action script", f"character {place}:")
+    with pipe(tiny, "--save_actions", tmp_path / "played.txt") as process:
         process.stdin.write(b"w\n")
         process.stdin.flush()
         process.stdout.read(16 * 32 * 3)
@@ -287,16 +341,21 @@ def test_a_bad_line_is_named_and_a_closed_pipe_is_an_end(tiny, tmp_path):
         process.stdin.close()
         said = process.stderr.read().decode()
         assert process.wait() == 0 and "Traceback" not in said and "Error" not in said
+        assert "stdout was closed" in said
+    assert (tmp_path / "played.txt").read_text() == "w*2\n"  # the second had nowhere to go
 
 
 def test_lines_from_stdin_into_a_video(run, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("w*3\nidle\n"))
+    def stdin(text: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    stdin("w*3\nidle\n")
     status, out, _ = run("--context_npz", tiny.tokens, "--script", "-", "--scale", 1)
     assert status == 0 and shape_of(tmp_path / "out.mp4") == (4, 16, 32, 3)
-    monkeypatch.setattr("sys.stdin", io.StringIO("w*30\n"))
+    stdin("w*30\n")
     assert run("--context_npz", tiny.tokens, "--script", "-", "--frames", 5)[0] == 0
     assert len(list(read_frames(tmp_path / "out.mp4"))) == 5
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    stdin("")
     status, out, _ = run("--context_npz", tiny.tokens, "--script", "-")
     assert status == 0 and "nothing to write" in out
 
@@ -362,6 +421,12 @@ def test_bad_flags_are_refused_before_anything_is_loaded(run, tmp_path):
         run("--script", f"@{tmp_path}/walk.txt", "--checkpoint", "gone"), "walk.txt, line 2", "character 6"
     )
     refused(run("--script", "@gone.txt"), "gone.txt")
+    (tmp_path / "walk.txt").write_text("# nothing yet\n")
+    refused(run("--script", f"@{tmp_path}/walk.txt", "--checkpoint", "gone"), "walk.txt", "no action")
+    (tmp_path / "walk.txt").write_bytes(b"w\xff")
+    refused(
+        run("--script", f"@{tmp_path}/walk.txt", "--checkpoint", "gone"), "walk.txt, line 1", "character 2"
+    )
     refused(run("--out", tmp_path / "out.avi", "--checkpoint", "gone"), ".mp4, .webm or .gif")
     for flags in (["--temperature", "0"], ["--topk", "-1"], ["--frames", "0"], ["--fps", "nan"]):
         with pytest.raises(SystemExit) as caught:

@@ -95,7 +95,33 @@ def test_a_gif_lasts_as_long_as_its_frames(tmp_path):
             gif.seek(n)
             durations.append(gif.info["duration"])
             assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frame).max() <= 4
-    assert set(durations) == {60, 70} and sum(durations) == 1000
+    assert durations == [60, 70, 60, 60] * 4  # 62.5 ms each
+
+
+def test_a_gif_of_what_stands_still_or_runs_too_fast(tmp_path):
+    def lasts(frames: list[np.ndarray], fps: float) -> list[int]:
+        write_video(tmp_path / "clip.gif", iter(frames), fps)
+        with Image.open(tmp_path / "clip.gif") as gif:
+            return [gif.info["duration"] for n in range(gif.n_frames) if gif.seek(n) is None]
+
+    dark, light = greys()[0], greys()[-1]
+    assert lasts([dark, dark, dark, light, dark], 10) == [300, 100, 100]
+    assert lasts([dark, light] * 3, 1000) == [20] * 6
+    with pytest.raises(VideoError, match="no frame"):
+        lasts([], 10)
+
+
+def test_one_palette_serves_all_frames_of_a_gif(tmp_path):
+    """A colour that only some frames have is there, and what stands still keeps its own."""
+    frames = greys()
+    for frame in frames:
+        frame[:4] = (200, 30, 30)
+    write_video(tmp_path / "clip.gif", frames, 16)
+    with Image.open(tmp_path / "clip.gif") as gif:
+        for n, level in enumerate(LEVELS):
+            gif.seek(n)
+            shown = np.asarray(gif.convert("RGB")).astype(int)
+            assert np.abs(shown[4:] - level).max() <= 8 and np.abs(shown[:4] - (200, 30, 30)).max() <= 8
 
 
 def test_area_resize_averages_and_the_right_size_passes_through():
@@ -104,6 +130,13 @@ def test_area_resize_averages_and_the_right_size_passes_through():
     np.testing.assert_allclose(video.resize(picture, 4, 8, "area"), means, atol=0.51)
     assert (video.resize(picture, 4, 8, "bicubic") != video.resize(picture, 4, 8, "area")).any()
     assert video.resize(picture, 8, 16) is picture
+
+
+@pytest.mark.parametrize("count", [1, 5, 24, 25, 161])
+def test_moments_are_spread_from_the_first_to_the_last(count):
+    chosen = video.spread(count, 24)
+    assert chosen[0] == 0 and chosen[-1] == count - 1 and len(chosen) == min(count, 24)
+    assert len(set(np.diff(chosen))) <= 2  # evenly, but for rounding
 
 
 def test_grid_fills_rows_and_leaves_black():
