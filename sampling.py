@@ -28,7 +28,8 @@ class Choice:
     was learnt (see `GeometryWorldModel.logits`): learnt where the frame before is true or nearly so, they
     give way too easily in a long dream, which then drifts to what is likeliest anywhere. `redraw`: cells
     whose source is enlarged so far that less than this share of a cell, by length, fills one of the view are
-    not trusted so, and drawn like new ones: walking on, what comes near would else only be blown up.
+    trusted like a continued border, and drawn like new ones: walking on, what comes near would else only be
+    blown up.
     """
 
     greedy: bool = False
@@ -117,7 +118,7 @@ def decide(model: WorldModel, prediction, choice: Choice, noise: Tensor) -> Tens
     trust, seen = (choice.trust, choice.continuation), prediction.seen
     if choice.redraw and seen is not None:
         fine = prediction.fineness >= choice.redraw
-        trust, seen = (choice.trust * fine, choice.continuation), seen * fine
+        trust, seen = (torch.where(fine, choice.trust, choice.continuation), choice.continuation), seen * fine
     logits = model.logits(prediction, trust=trust)
     tokens = choose_tokens(logits, choice, noise=noise, seen=seen)
     if choice.passes == 1 or choice.greedy or not hasattr(model, "revealed"):
