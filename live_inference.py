@@ -34,7 +34,7 @@ from video import check_ending, contact_sheet, enlarge, save_image, write_video
 
 OUT = Path("outputs/play.mp4")
 VIDEO_SCALE = 4
-COMPARED_FRAMES = 480  # of a long clip that are kept behind the context
+COMPARED_FRAMES = 480  # after the context that a dream can be compared with
 HOST, PORT = "127.0.0.1", 8000
 
 
@@ -120,10 +120,11 @@ def run(args: argparse.Namespace) -> None:
     check_ending(out)
     reason = None if headless or args.web else missing_display()
     world = load_world(args)
-    paths = starts(args)[: 1 if headless or reason else None]
-    # Frames after the context are there to compare with.
-    frames = args.context_frames + (COMPARED_FRAMES if args.context_frames else 0)
-    places = [load_recording(path, world, frames or None) for path in paths]
+    alone = headless or reason is not None
+    paths = starts(args)[: 1 if alone else None]
+    later = 0 if alone and not args.compare else COMPARED_FRAMES
+    frames = args.context_frames + later if args.context_frames else None
+    places = [load_recording(path, world, frames) for path in paths]
     fps = world.fps
     if args.fps is not None:
         fps = min(args.fps, world.fps)

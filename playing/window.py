@@ -259,7 +259,7 @@ class Window:
 
         if self.session.truth is not None:
             for text, x in (("recorded", area.left), ("dreamt", area.centerx)):
-                self.veiled(screen, [text], size, self.INK, bottomleft=(x, area.top or area.top + 2 * size))
+                self.veiled(screen, [text], size, self.INK, bottomleft=(x, max(area.top, 2 * size)))
         left = []
         if time.monotonic() < self.note_until:
             left.append(self.note)
