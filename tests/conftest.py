@@ -1,5 +1,6 @@
 """Fixtures that several tests share: a tiny tokenizer and world model with random weights, and tokens."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import checkpoint
 from data import ClipEntry, Manifest, write_token_file
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
+
+# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_TOKENIZER = VQVAEConfig(
     height=16, width=32, codebook_size=64, embedding_dim=8, hidden_dim=8, residual_blocks=1

@@ -515,8 +515,6 @@ class Run:
             self.process = subprocess.Popen(
                 [sys.executable, *program, "--out", str(out), *words],
                 stdout=log, stderr=log, start_new_session=True, cwd=ROOT,
-                # A shell that starts the tests in the background has them ignore Ctrl-C.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 env={**os.environ, "OMP_NUM_THREADS": "1", MARK: self.mark, **environment},
             )  # fmt: skip
 
