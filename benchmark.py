@@ -38,17 +38,20 @@ from tqdm import tqdm
 from benchmarking.loading import bench_data
 from benchmarking.measure import Metrics, Task, in_turn, name_of, random_batch, run_python, table
 from benchmarking.play import bench_play
-from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, architecture_of, load_tokenizer
-from data import SAMPLE_TOKENS, ClipEntry, Manifest, write_token_file
-from device import autocast
+from dataset.token_files import SAMPLE_TOKENS, ClipEntry, Manifest, write_token_file
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from model_geometry import GeometryConfig, GeometryWorldModel
-from provenance import ROOT, command_line, commit, machine, shown, versions, write_json
-from sampling import Choice
-from settings import count, fail
-from start import USER_ERRORS, World, load_world, one_line
-from training import Feeding, LossWeights, Terms, geometry_window_loss, window_loss
-from vq_vae.vq_vae import VQVAE
+from rollout.context import World, load_world
+from rollout.sampling import SamplingConfig
+from rollout.world_model import SHIPPED_WORLD, architecture_of
+from runtime.config import positive_int
+from runtime.device import autocast
+from runtime.errors import UserError, run_script
+from runtime.provenance import ROOT, command_line, commit, machine, shown, versions, write_json
+from training.convgru_window import convgru_window_loss
+from training.geometry_window import geometry_window_loss
+from training.window import InputConfig, LossWeights, StepLoss
+from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
 
 REPEATS, QUICK_REPEATS = 5, 2
 # The recipe v4.5.2 of train.py at its step 10,000, where half of the last 18 steps are self-fed.
@@ -61,7 +64,7 @@ AR_LEN, TEACHER_PROB, LR, GRAD_CLIP = 18, 0.5, 3e-5, 0.5
 SMALL_SIZE = {"embed_dim": 96, "hidden_dim": 96, "layers": 3}
 GEOMETRY_STEP = (8, 12)  # windows, transitions
 GEOMETRY_WEIGHTS = LossWeights(
-    label_smoothing=0.05, reprojection=5.0, smoothness=0.01, motion=2.0, revealed=3.0, cells=0.3
+    label_smoothing=0.05, reprojection=5.0, smoothness=0.01, motion=2.0, disoccluded=3.0, cells=0.3
 )
 FULL_SIZE = {"embed_dim": 256, "hidden_dim": 384, "layers": 6}  # of that recipe
 WINDOWS, QUICK_WINDOWS = 16, 2  # in a batch: the earlier system's
@@ -79,7 +82,7 @@ PROCESSES, RUN_STEPS, RUN_TRANSITIONS = (1, 2), 12, 10  # of the runs of train.p
 
 def reference_step(
     model: ConvGRUWorldModel,
-    tokenizer: VQVAE,
+    tokenizer: Tokenizer,
     tokens: Tensor,
     actions: Tensor,
     ar_len: int,
@@ -88,7 +91,7 @@ def reference_step(
     """The v4.5.2 step written out plainly: tokens [B, T+1, H, W], actions [B, T, A] -> scalar loss.
 
     Frame after frame is embedded and modulated by itself, and each term of the loss takes its own softmax.
-    Same formulas as training.window_loss, same random draws, same gradients.
+    Same formulas as training.convgru_window_loss, same random draws, same gradients.
     """
     steps = actions.shape[1]
     state = logits = previous = None
@@ -101,7 +104,7 @@ def reference_step(
         logits, state = model.step(seen, actions[:, t], state)
         with torch.autocast(tokens.device.type, enabled=False):
             logits = logits.float().contiguous()  # [B, V, H, W]
-            total = total + reference_loss(logits, tokens[:, t + 1], previous, tokenizer.quantizer.codebook)
+            total = total + reference_loss(logits, tokens[:, t + 1], previous, tokenizer.codebook)
         previous = logits.detach()
     return total / steps
 
@@ -128,22 +131,22 @@ def reference_loss(logits: Tensor, target: Tensor, previous: Tensor | None, code
     return loss
 
 
-def training_step(which: str, task: Task, tokenizer: VQVAE, dtype: torch.dtype) -> Callable[[], None]:
+def training_step(which: str, task: Task, tokenizer: Tokenizer, dtype: torch.dtype) -> Callable[[], None]:
     """A whole training step, "ours" or "reference", on one batch: forward, backward, clip, optimizer."""
-    device = tokenizer.quantizer.codebook.device
+    device = tokenizer.codebook.device
     tokens, actions = random_batch(task, device)
     model = ConvGRUWorldModel(task.config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    terms = Terms(tokenizer, None, WEIGHTS)
-    feeding = Feeding(min(AR_LEN, task.transitions - 1), TEACHER_PROB, Choice(greedy=True))
+    terms = StepLoss(tokenizer, None, WEIGHTS)
+    inputs = InputConfig(min(AR_LEN, task.transitions - 1), TEACHER_PROB, SamplingConfig(greedy=True))
 
     def step() -> None:
         with autocast(device, dtype):
             if which == "ours":
-                loss = window_loss(model, terms, tokens, actions, feeding).loss
+                loss = convgru_window_loss(model, terms, tokens, actions, inputs).loss
             else:
-                loss = reference_step(model, tokenizer, tokens, actions, feeding.ar_len, TEACHER_PROB)
+                loss = reference_step(model, tokenizer, tokens, actions, inputs.ar_len, TEACHER_PROB)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -161,12 +164,12 @@ def flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def training_flops(task: Task, tokenizer: VQVAE) -> int:
+def training_flops(task: Task, tokenizer: Tokenizer) -> int:
     """FLOPs of forward and backward where every step is shown the truth, without the optimizer."""
-    device = tokenizer.quantizer.codebook.device
+    device = tokenizer.codebook.device
     tokens, actions = random_batch(task, device)
-    model, terms = ConvGRUWorldModel(task.config).to(device), Terms(tokenizer, None, WEIGHTS)
-    return flops(lambda: window_loss(model, terms, tokens, actions, Feeding()).loss.backward())
+    model, terms = ConvGRUWorldModel(task.config).to(device), StepLoss(tokenizer, None, WEIGHTS)
+    return flops(lambda: convgru_window_loss(model, terms, tokens, actions, InputConfig()).loss.backward())
 
 
 def matmul(side: int, device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -242,15 +245,15 @@ def geometry(args: argparse.Namespace, world: World) -> Metrics:
     windows, transitions = GEOMETRY_STEP
     tokens, actions = random_batch(Task(config, windows, transitions), device)
     pose = torch.zeros(windows, transitions + 1, 5, device=device)
-    model = GeometryWorldModel(config).to(device).attach(tokenizer)
-    model.init_from_codebook(tokenizer.quantizer.codebook)
-    terms = Terms(tokenizer, None, GEOMETRY_WEIGHTS)
+    model = GeometryWorldModel(config, tokenizer).to(device)
+    model.init_from_codebook()
+    terms = StepLoss(tokenizer, None, GEOMETRY_WEIGHTS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
 
     def step(ar_len: int) -> None:
         with autocast(device, world.dtype):
-            feeding = Feeding(ar_len, 0.0, token_noise=0.1, reveal=0.5)
-            loss = geometry_window_loss(model, terms, tokens, actions, pose, feeding).loss
+            inputs = InputConfig(ar_len, 0.0, token_noise=0.1, masked_decoding=0.5)
+            loss = geometry_window_loss(model, terms, tokens, actions, pose, inputs).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -346,7 +349,7 @@ def with_processes(args: argparse.Namespace, world: World, notes: list[str]) -> 
     with tempfile.TemporaryDirectory() as folder:
         random_tokens(Path(folder), world, windows)
         settings = {
-            "DATA_DIR": folder, "VQVAE_CKPT": args.vqvae_ckpt, "DEVICE": world.device.type,
+            "DATA_DIR": folder, "Tokenizer_CKPT": args.vqvae_ckpt, "DEVICE": world.device.type,
             "EMBED_DIM": config.embed_dim, "HIDDEN_DIM": config.hidden_dim, "LAYERS": config.layers,
             "KERNEL_SIZE": config.kernel_size, "BATCH_SIZE": windows, "SEQ_LEN": RUN_TRANSITIONS,
             "SEQ_LEN_MAX": RUN_TRANSITIONS, "STEPS": RUN_STEPS // (2 if args.quick else 1),
@@ -426,8 +429,8 @@ def benchmark(args: argparse.Namespace, arguments: list[str]) -> dict:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -437,8 +440,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--out", type=Path, default=Path("outputs/benchmark.json"), help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add("--quick", action="store_true", help="fewer repeats and smaller sizes")
-    add("--repeats", type=count, help=f"measured rounds (default: {REPEATS}; {QUICK_REPEATS} with --quick)")
-    add("--windows", type=count, help="in a training batch (default: 16; 4 where memory is short)")
+    add(
+        "--repeats",
+        type=positive_int,
+        help=f"measured rounds (default: {REPEATS}; {QUICK_REPEATS} with --quick)",
+    )
+    add("--windows", type=positive_int, help="in a training batch (default: 16; 4 where memory is short)")
     model_help = (
         "size of the earlier system's model (default: plain, a small one; on CUDA then the other, too)"
     )
@@ -450,15 +457,17 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     for name in ("out", "checkpoint", "vqvae_ckpt", "data_dir"):
         setattr(args, name, getattr(args, name).resolve())  # other processes start in other folders
-    try:
+
+    def run() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)  # better to fail now than after minutes
-        write_json(args.out, benchmark(args, arguments))
-    except USER_ERRORS as error:
-        fail(one_line(error))
-    except torch.OutOfMemoryError:
-        fail(f"--windows {args.windows}: the device is out of memory; give fewer")
-    print(f"wrote {shown(args.out)}")
+        try:
+            write_json(args.out, benchmark(args, arguments))
+        except torch.OutOfMemoryError:
+            raise UserError(f"--windows {args.windows}: the device is out of memory; give fewer") from None
+        print(f"wrote {shown(args.out)}")
+
+    return run_script(run)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Judges world models on whole held-out clips: do they foretell, obey, stay sharp and still, remember, last?
+"""Judges world models on whole held-out clips: do they predict, obey, stay sharp and still, remember, last?
 
     python evaluate.py                                   # the shipped world on the sample clips
     python evaluate.py --data_dir tokens/mine            # under half an hour on two cores
@@ -11,7 +11,7 @@ last frame, that copy turned as the camera turned (rot), turned and moved over a
 tokenizer's own reconstruction (ceiling).
 
 Prints tables in Markdown and writes outputs/eval/NAME.json: `metrics` (flat), `ci95` (95 % intervals by
-bootstrap over clips), `series` (over the frames of long dreams), `meta`, and `others`, the same for further
+bootstrap over clips), `series` (over the frames of long rollouts), `meta`, and `others`, the same for further
 checkpoints; plots, strips and videos go into the folder outputs/eval/NAME.
 """
 
@@ -23,18 +23,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import provenance
-from checkpoint import SHIPPED_TOKENIZER, SHIPPED_WORLD, CheckpointError, load_tokenizer, load_world_model
-from data import MANIFEST, SAMPLE_TOKENS, DataError, TokenClips
-from device import amp_dtype, pick_device
-from evaluation import commands, life, memory, pictures, report, rollouts, teacher_forced, tokens
-from evaluation.held_out import QUICK, HeldOut, Judges, Plan, Subject
+from dataset.token_files import MANIFEST, SAMPLE_TOKENS, DataError
+from dataset.windows import TokenClips
+from evaluation import (
+    controllability,
+    long_rollouts,
+    memory,
+    pictures,
+    report,
+    rollouts,
+    teacher_forced,
+    tokenizer_quality,
+)
+from evaluation.aggregate import Scores
+from evaluation.held_out_clips import QUICK, HeldOutClips, Judges, Plan, Subject
 from evaluation.inverse_dynamics import load_or_train
-from evaluation.score import Scores
-from perceptual import EffNetDistance, LPIPSDistance, lpips_at_hand
-from settings import fail
-from start import add_choice_arguments, choice_of
-from vq_vae.vq_vae import VQVAE
+from metrics.perceptual import EffNetDistance, LPIPSDistance, lpips_at_hand
+from rollout.context import add_sampling_arguments, sampling_config_of
+from rollout.world_model import SHIPPED_WORLD, load_world_model
+from runtime import provenance
+from runtime.device import amp_dtype, pick_device
+from runtime.errors import UserError, run_script
+from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
 
 OUT = Path("outputs/eval")
 SECTIONS = ("teacher_forced", "rollouts", "obey", "turn", "still", "memory", "life", "tokenizer")
@@ -43,14 +53,14 @@ SECTIONS = ("teacher_forced", "rollouts", "obey", "turn", "still", "memory", "li
 def subject_names(paths: list[Path]) -> list[str]:
     """A short name for each checkpoint: its own, with its folder's where it is not one that ships.
 
-    runs/a/best.pt is a_best. Raises ValueError if two are the same.
+    runs/a/best.pt is a_best. Raises UserError if two are the same.
     """
     names = []
     for path in paths:
         folder = path.resolve().parent
         names.append(path.stem if folder == SHIPPED_WORLD.parent else f"{folder.name}_{path.stem}")
     if len(set(names)) < len(names):
-        raise ValueError(
+        raise UserError(
             f"--checkpoint: {', '.join(names)}: give each checkpoint once, with a name of its own"
         )
     return names
@@ -68,14 +78,14 @@ def check_rates(content: dict, clips: TokenClips, checkpoint: Path) -> None:
 
 
 def load_subjects(
-    args: argparse.Namespace, tokenizer: VQVAE, device: torch.device, dtype: torch.dtype
+    args: argparse.Namespace, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
 ) -> list[Subject]:
     """The worlds that are judged. Raises CheckpointError or ValueError where one cannot be."""
-    choice = choice_of(args)
+    sampling = sampling_config_of(args)
     subjects = []
     for name, path in zip(subject_names(args.checkpoint), args.checkpoint, strict=True):
         model, content = load_world_model(path, tokenizer, device)
-        subjects.append(Subject(name, path, model, content, tokenizer, choice, args.seed, dtype))
+        subjects.append(Subject(name, path, model, content, sampling, args.seed, dtype))
     return subjects
 
 
@@ -93,7 +103,7 @@ def load_judges(args: argparse.Namespace, device: torch.device) -> tuple[Judges,
 
 
 def judge(
-    held: HeldOut,
+    held: HeldOutClips,
     subject: Subject,
     plan: Plan,
     judges: Judges,
@@ -106,12 +116,12 @@ def judge(
     sections = {
         "teacher_forced": lambda: teacher_forced.measure(held, subject, plan, scores),
         "rollouts": lambda: rollouts.measure(held, subject, plan, judges, recorded, scores),
-        "obey": lambda: commands.obey(held, subject, plan, scores),
-        "turn": lambda: commands.turn(held, subject, plan, scores),
-        "still": lambda: commands.stand(held, subject, plan, scores),
+        "obey": lambda: controllability.obey(held, subject, plan, scores),
+        "turn": lambda: controllability.turn(held, subject, plan, scores),
+        "still": lambda: controllability.stand(held, subject, plan, scores),
         "memory": lambda: memory.measure(held, subject, plan, judges, scores),
-        "life": lambda: life.measure(held, subject, plan, judges, scores),
-        "tokenizer": lambda: tokens.measure(held, recorded, scores),
+        "life": lambda: long_rollouts.measure(held, subject, plan, judges, scores),
+        "tokenizer": lambda: tokenizer_quality.measure(held, recorded, scores),
     }
     for name in only:
         began = time.monotonic()
@@ -140,7 +150,7 @@ def evaluate(args: argparse.Namespace, arguments: list[str], out: Path) -> None:
         check_rates(subject.content, clips, subject.path)
     if args.quick:
         some_clips(clips, plan.windows)
-    held = HeldOut(clips, tokenizer, args.seed, dtype)
+    held = HeldOutClips(clips, tokenizer, args.seed, dtype)
     judges, idm = load_judges(args, device)
     recorded = None
     if {"rollouts", "tokenizer"} & set(args.only):
@@ -165,7 +175,7 @@ def evaluate(args: argparse.Namespace, arguments: list[str], out: Path) -> None:
                 "frames": clips.frames,
                 "plan": vars(plan),
                 "sections": args.only,
-                "sampling": vars(subject.choice),
+                "sampling": vars(subject.sampling),
                 "precision": str(held.dtype).removeprefix("torch."),
                 "inverse_dynamics": idm,
                 "quick": args.quick,
@@ -205,7 +215,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a tenth of everything: does it run, is it of the right size?")
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some of the sections")
     add("--seed", type=int, default=0)
-    add_choice_arguments(parser)
+    add_sampling_arguments(parser)
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add(
         "--precision",
@@ -216,16 +226,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     args = build_parser().parse_args(arguments)
-    try:
+
+    def run() -> None:
         name = "_".join(subject_names(args.checkpoint)) + ("_quick" if args.quick else "")
         evaluate(args, arguments, args.out or OUT / f"{name}.json")
-    except (CheckpointError, DataError, OSError, ValueError) as error:
-        fail(str(error))
+
+    return run_script(run)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

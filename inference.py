@@ -6,13 +6,13 @@
     python inference.py --start photo.jpg --script "w*32,(yaw+0.5*8,yaw-0.5*8)*2"
     some_program | python inference.py --script - --out - | other_program
 
-Without --script the actions are those recorded after the context, and the video shows truth | dream |
-difference, where truth is what the tokenizer makes of the real frames. Several starts are dreamt at once and
+Without --script the actions are those recorded after the context, and the video shows truth | rollout |
+difference, where truth is what the tokenizer makes of the real frames. Several starts are generated at once and
 shown in a grid. Writes the video (.mp4, .webm or .gif) and, beside it, a contact sheet.
 
 --script @FILE reads a script from a file, a script a line, # begins a comment; --save_actions writes one.
---script - reads such lines from stdin and dreams each as soon as it comes. --out - writes each frame of the
-dream to stdout as soon as it is made: HEIGHT x WIDTH x 3 bytes, RGB, several starts in a grid without names;
+--script - reads such lines from stdin and rollouts each as soon as it comes. --out - writes each frame of the
+rollout to stdout as soon as it is made: HEIGHT x WIDTH x 3 bytes, RGB, several starts in a grid without names;
 all words then go to stderr. So a program in the loop writes a line and reads a frame for each action in it.
 """
 
@@ -32,26 +32,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import action_script
-from action_script import WALK, ScriptError, captions, fit, parse, parse_lines, write_script
-from actions import ACTION_DIM
-from data import DataError
+from dataset.actions import ACTION_DIM
+from dataset.token_files import DataError
 from metrics import psnr, token_accuracy
-from sampling import Dream, to_float
-from settings import count, positive
-from start import (
+from rollout import action_script
+from rollout.action_script import WALK, ScriptError, captions, fit, parse, parse_lines, write_script
+from rollout.context import (
     Recording,
     World,
     add_arguments,
     decode,
-    dream_of,
-    exit_status,
     load_recording,
     load_world,
     prime,
+    rollout_of,
     starts,
 )
-from video import (
+from rollout.rollout import Rollout
+from runtime.config import positive_float, positive_int
+from runtime.errors import run_script
+from runtime.video import (
     SHEET_HEIGHT,
     check_ending,
     contact_sheet,
@@ -60,6 +60,7 @@ from video import (
     label,
     save_image,
     spread,
+    to_float,
     write_video,
 )
 
@@ -67,7 +68,7 @@ OUT = Path("outputs/rollout.mp4")
 PIPE = "-"
 SCALE = 4
 RECORDED_FRAMES = 160  # of recorded actions, unless --frames says otherwise
-COLUMNS = ("truth", "dream", "difference")
+COLUMNS = ("truth", "rollout", "difference")
 GAIN = 2  # by which differences are enlarged, so that they can be seen
 
 
@@ -89,12 +90,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--frames",
-        type=count,
-        help=f"frames to dream (default: all of a script, {RECORDED_FRAMES} of a recording); "
+        type=positive_int,
+        help=f"frames to rollout (default: all of a script, {RECORDED_FRAMES} of a recording); "
         "a script that is shorter is played again, stdin is not",
     )
-    add("--fps", type=positive, help="frame rate of the video (default: that of the data)")
-    add("--scale", type=count, default=SCALE, help="pixels for one (default: %(default)s)")
+    add("--fps", type=positive_float, help="frame rate of the video (default: that of the data)")
+    add("--scale", type=positive_int, default=SCALE, help="pixels for one (default: %(default)s)")
     add(
         "--columns",
         nargs="+",
@@ -131,7 +132,7 @@ def align(recordings: list[Recording], frames: int) -> tuple[list[Recording], in
 def choose_actions(
     args: argparse.Namespace, recordings: list[Recording], context: int
 ) -> tuple[Iterable[Tensor], int | None, bool]:
-    """Actions to dream by, [B, 5] for each frame; how many, None where stdin decides; whether they are the
+    """Actions to rollout by, [B, 5] for each frame; how many, None where stdin decides; whether they are the
     recorded ones."""
     batch = len(recordings)
     recorded = min(len(recording) for recording in recordings) - context
@@ -173,12 +174,12 @@ def limit(actions: Iterable[Tensor], frames: int | None) -> Iterator[Tensor]:
             return
 
 
-# ---------------------------------------------------------------- dreaming
+# ---------------------------------------------------------------- rolling out
 
 
 @dataclass
-class Rollout:
-    """What was dreamt of B starts, frame by frame, and how long that took."""
+class GeneratedFrames:
+    """What was generated of B starts, frame by frame, and how long that took."""
 
     played: list[np.ndarray] = field(default_factory=list)  # [5], the first start's actions
     tokens: list[Tensor] = field(default_factory=list)  # [B, H, W]
@@ -187,7 +188,7 @@ class Rollout:
 
 
 def run(args: argparse.Namespace) -> None:
-    """One rollout, as the flags say; raises one of USER_ERRORS where they cannot be followed."""
+    """One rollout, as the flags say; raises a UserError where they cannot be followed."""
     if str(args.out) != PIPE:
         check_ending(args.out)
         roll_out(args, None)
@@ -202,7 +203,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def roll_out(args: argparse.Namespace, pipe: BinaryIO | None) -> None:
-    """Dreams and writes; `pipe`: where the frames go instead of into a video, or None."""
+    """Rollouts and writes; `pipe`: where the frames go instead of into a video, or None."""
     if args.script not in (None, PIPE):
         read_script(args.script)  # a slip shows before anything is loaded
     paths = starts(args)
@@ -214,13 +215,13 @@ def roll_out(args: argparse.Namespace, pipe: BinaryIO | None) -> None:
     recordings, context = align(recordings, args.context_frames)
     actions, total, recorded = choose_actions(args, recordings, context)
     names = [Path(recording.name).stem for recording in recordings]
-    if args.columns not in (None, ["dream"]) and not (recorded and pipe is None):
+    if args.columns not in (None, ["rollout"]) and not (recorded and pipe is None):
         why = "stdout takes no more" if recorded else "nothing was recorded of these actions"
-        print(f"{why}, so the dream alone is shown")
+        print(f"{why}, so the rollout alone is shown")
 
-    dream = dream_of(world, args)
-    prime(dream, [recording.first(context) for recording in recordings])
-    first = dream.pictures().numpy()
+    rollout = rollout_of(world, args)
+    prime(rollout, [recording.first(context) for recording in recordings])
+    first = rollout.pictures().numpy()
     if pipe is not None:
         frame = tile(enlarged(first, args.scale))
         size, rate = f"{frame.shape[1]}x{frame.shape[0]}", f"{args.fps or world.fps:g}"
@@ -229,10 +230,10 @@ def roll_out(args: argparse.Namespace, pipe: BinaryIO | None) -> None:
             f"ffmpeg -f rawvideo -pixel_format rgb24 -video_size {size} -framerate {rate} -i - out.mp4"
         )
     # The bar would get among what is typed.
-    bar = tqdm(actions, desc="dream", unit="frame", total=total, disable=args.script == PIPE)
-    made = play(dream, bar, args.scale, pipe, keep=pipe is None or recorded)
+    bar = tqdm(actions, desc="rollout", unit="frame", total=total, disable=args.script == PIPE)
+    made = play(rollout, bar, args.scale, pipe, keep=pipe is None or recorded)
     print(
-        f"dreamed {len(made.played)} frames from {', '.join(names)} ({context} of context): "
+        f"generated {len(made.played)} frames from {', '.join(names)} ({context} of context): "
         f"{len(made.played) * len(names) / max(made.seconds, 1e-9):.1f} frames/s"
         + (" of all together" if len(names) > 1 else "")
     )
@@ -255,18 +256,20 @@ def roll_out(args: argparse.Namespace, pipe: BinaryIO | None) -> None:
         write(args, world, names, np.array(made.played), first, made.pictures, truth)
 
 
-def play(dream: Dream, actions: Iterable[Tensor], scale: int, pipe: BinaryIO | None, keep: bool) -> Rollout:
-    """Dreams a frame for each of the actions [B, 5], and writes it to the pipe before it asks for the next.
+def play(
+    rollout: Rollout, actions: Iterable[Tensor], scale: int, pipe: BinaryIO | None, keep: bool
+) -> GeneratedFrames:
+    """Rollouts a frame for each of the actions [B, 5], and writes it to the pipe before it asks for the next.
 
     Ends early, and says so, where the other end of the pipe is closed. Without `keep` tokens and pictures are
     dropped: a program may stay in the loop for hours.
     """
-    made = Rollout()
+    made = GeneratedFrames()
     try:
         for action in actions:
             began = time.perf_counter()
-            tokens = dream.step(action).cpu()
-            frame = dream.pictures().numpy()
+            tokens = rollout.step(action).cpu()
+            frame = rollout.pictures().numpy()
             made.seconds += time.perf_counter() - began  # not what it took another program to think
             made.played.append(action[0].numpy())
             if keep:
@@ -290,21 +293,21 @@ def compare(
     pictures: list[np.ndarray],
     truth: np.ndarray,
 ) -> None:
-    """Prints how near each dream came to the truth, beside a picture that never changes.
+    """Prints how near each rollout came to the truth, beside a picture that never changes.
 
     tokens, target [B, N, H, W]; first [B, Hp, Wp, 3]; pictures and truth [N, B, Hp, Wp, 3].
     """
     rows = []
     for b, name in enumerate(names):
         true = to_float(torch.from_numpy(truth[:, b]))
-        dreamt = psnr(to_float(torch.from_numpy(np.stack([p[b] for p in pictures]))), true).mean()
+        generated = psnr(to_float(torch.from_numpy(np.stack([p[b] for p in pictures]))), true).mean()
         still = psnr(to_float(torch.from_numpy(first[b : b + 1])), true).mean()
-        rows.append((name, dreamt, still, token_accuracy(tokens[b], target[b]).mean()))
+        rows.append((name, generated, still, token_accuracy(tokens[b], target[b]).mean()))
     if len(rows) > 1:
         rows.append(("mean", *(torch.stack(column).mean() for column in list(zip(*rows, strict=True))[1:])))
-    for name, dreamt, still, accuracy in rows:
+    for name, generated, still, accuracy in rows:
         print(
-            f"{name}, against the decoded truth: PSNR {dreamt:.2f} dB (the start picture, held still: "
+            f"{name}, against the decoded truth: PSNR {generated:.2f} dB (the start picture, held still: "
             f"{still:.2f} dB), token accuracy {accuracy:.3f}"
         )
 
@@ -325,9 +328,9 @@ def tile(cells: list[np.ndarray], names: list[str] | None = None, columns: int =
     return grid(cells, math.ceil(math.sqrt(len(cells) / columns)))
 
 
-def difference(dream: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def difference(rollout: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Absolute difference of two pictures, times GAIN: uint8 of the same shape."""
-    return (GAIN * np.abs(dream.astype(np.int16) - truth)).clip(0, 255).astype(np.uint8)
+    return (GAIN * np.abs(rollout.astype(np.int16) - truth)).clip(0, 255).astype(np.uint8)
 
 
 def write(
@@ -341,16 +344,16 @@ def write(
 ) -> None:
     """Writes the video and the contact sheet, which begins with the last frame of the context.
 
-    first [B, H, W, 3]; pictures and truth [N, B, H, W, 3]; truth None: the dream alone is shown.
+    first [B, H, W, 3]; pictures and truth [N, B, H, W, 3]; truth None: the rollout alone is shown.
     """
-    columns = (args.columns or COLUMNS) if truth is not None else ["dream"]
+    columns = (args.columns or COLUMNS) if truth is not None else ["rollout"]
     titles = [f"difference x{GAIN}" if column == "difference" else column for column in columns]
 
-    def shown(dreamt: np.ndarray, true: np.ndarray | None, scale: int) -> np.ndarray:
+    def shown(generated: np.ndarray, true: np.ndarray | None, scale: int) -> np.ndarray:
         """A frame of the video: of all starts [B, H, W, 3] the columns."""
-        of = {"dream": dreamt}
+        of = {"rollout": generated}
         if true is not None:
-            of |= {"truth": true, "difference": difference(dreamt, true)}
+            of |= {"truth": true, "difference": difference(generated, true)}
         cells = []
         for b in range(len(names)):
             large = [enlarge(of[column][b], scale) for column in columns]
@@ -360,7 +363,7 @@ def write(
         return tile(cells, names, len(columns))
 
     trues = [None] * len(pictures) if truth is None else list(truth)
-    frames = (shown(dreamt, true, args.scale) for dreamt, true in zip(pictures, trues, strict=True))
+    frames = (shown(generated, true, args.scale) for generated, true in zip(pictures, trues, strict=True))
     write_video(args.out, frames, args.fps or world.fps)
     sheet = args.out.with_suffix(".png")
     whole = [(first, None if truth is None else first), *zip(pictures, trues, strict=True)]
@@ -376,7 +379,8 @@ def write(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return exit_status(run, build_parser().parse_args(arguments))
+    args = build_parser().parse_args(arguments)
+    return run_script(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
     python live_inference.py                        # the world and the places that ship
     python live_inference.py --start forest photo.jpg --temperature 0.8
-    python live_inference.py --compare              # a recording's actions: truth | dream
+    python live_inference.py --compare              # a recording's actions: truth | rollout
     python live_inference.py --web                  # in a browser, here or through an SSH tunnel
     python live_inference.py --headless --script "w*64,yaw+0.3*32"
 
@@ -24,17 +24,18 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from action_script import WALK, captions, fit, parse
 from playing.controls import MOUSE_SENS, Controls, StepClock
 from playing.session import Session
 from playing.window import Window, missing_display
-from settings import count, positive
-from start import add_arguments, dream_of, exit_status, load_recording, load_world, starts
-from video import check_ending, contact_sheet, enlarge, save_image, write_video
+from rollout.action_script import WALK, captions, fit, parse
+from rollout.context import add_arguments, load_recording, load_world, rollout_of, starts
+from runtime.config import positive_float, positive_int
+from runtime.errors import run_script
+from runtime.video import check_ending, contact_sheet, enlarge, save_image, write_video
 
 OUT = Path("outputs/play.mp4")
 VIDEO_SCALE = 4
-COMPARED_FRAMES = 480  # after the context that a dream can be compared with
+COMPARED_FRAMES = 480  # after the context that a rollout can be compared with
 HOST, PORT = "127.0.0.1", 8000
 
 
@@ -48,7 +49,7 @@ def age() -> float:
 
 
 def say_first_frame() -> None:
-    """How long it took from the start of the process to the first dreamt picture."""
+    """How long it took from the start of the process to the first generated picture."""
     tqdm.write(f"first frame after {age():.1f} s")
 
 
@@ -78,18 +79,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_arguments(parser)
     add = parser.add_argument
-    add("--fps", type=positive, help="steps a second, never more than the data has (default: as the data)")
-    add("--compare", action="store_true", help="play the recorded actions: truth beside dream")
+    add(
+        "--fps",
+        type=positive_float,
+        help="steps a second, never more than the data has (default: as the data)",
+    )
+    add("--compare", action="store_true", help="play the recorded actions: truth beside rollout")
     add(
         "--scale",
-        type=count,
+        type=positive_int,
         help=f"pixels for one (default: what fits the screen; {VIDEO_SCALE} in a video)",
     )
     add("--smooth", action="store_true", help="a smooth picture that fills the window, not whole pixels")
     add("--no_mouse", action="store_true", help="leave the mouse alone; look with the arrow keys")
     add(
         "--mouse_sens",
-        type=positive,
+        type=positive_float,
         default=MOUSE_SENS,
         help="degrees of turn for a pixel of mouse motion (default: %(default)s, as in Minecraft)",
     )
@@ -99,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=HOST,
         help="address that --web listens on (default: %(default)s)",
     )
-    add("--port", type=count, default=PORT, help="port that --web listens on (default: %(default)s)")
+    add("--port", type=positive_int, default=PORT, help="port that --web listens on (default: %(default)s)")
     add("--headless", action="store_true", help="no window: play a script into a video")
     add(
         "--script",
@@ -107,13 +112,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SCRIPT",
         help='what to play, e.g. "w*32,yaw+0.5*16" (default: a walk); implies --headless',
     )
-    add("--frames", type=count, help="cut or repeat the script to so many frames; implies --headless")
+    add("--frames", type=positive_int, help="cut or repeat the script to so many frames; implies --headless")
     add("--out", type=Path, help=f"video to write, .mp4 or .webm (default: {OUT}); implies --headless")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Plays in a window, a page, or without one; raises one of USER_ERRORS where the flags cannot be
+    """Plays in a window, a page, or without one; raises a UserError where the flags cannot be
     followed."""
     headless = args.headless or any(v is not None for v in (args.script, args.frames, args.out))
     script, out = parse(WALK if args.script is None else args.script), args.out or OUT
@@ -130,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
         fps = min(args.fps, world.fps)
         if args.fps > fps:
             print(f"--fps {args.fps:g}: the world learned from {fps:g} frames/s and goes no faster")
-    session = Session(world, dream_of(world, args), places, args.context_frames)
+    session = Session(world, rollout_of(world, args), places, args.context_frames)
     if args.compare:
         print(session.command("compare"))
     if args.web:
@@ -167,7 +172,8 @@ def play_in_window(args: argparse.Namespace, session: Session, fps: float) -> st
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return exit_status(run, build_parser().parse_args(arguments))
+    args = build_parser().parse_args(arguments)
+    return run_script(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The earlier system's world model: a ConvGRU over grids of tokens, conditioned on the action by FiLM.
+"""The baseline world model: a ConvGRU over grids of tokens, conditioned on the action by FiLM.
 
     tokens[t] --embed, 1x1--> x --FiLM(actions[t])--> ConvGRU layer --FiLM--> ... --1x1--> logits[t]
 
 logits[t] are over the tokens of frame t+1; actions[t] leads from frame t to frame t+1.
-model_geometry.py builds on its recurrent cell.
+model_geometry.py uses the same recurrent cell.
 
 FiLM: Perez et al., arXiv 1709.07871. ConvGRU: Ballas et al., arXiv 1511.06432.
 """
@@ -14,6 +14,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
+
+from vq_vae.code_space import init_from_codebook
+from vq_vae.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,22 +32,6 @@ class WorldModelConfig:
     kernel_size: int = 3
     action_dim: int = 5
     film_hidden: int = 128
-
-
-HEAD_SCALE = 0.3  # of a head's weights when it starts on the codebook; states lie in -1..1
-
-
-@torch.no_grad()
-def head_start(weight: Tensor, codebook: Tensor, scale: float = HEAD_SCALE) -> None:
-    """Fills the first columns of a weight [V, C] (or [V, C, 1, 1]) with a codebook's principal components, in
-    place; codebook [V, D]. They are weighted by the square root of their singular values (half whitened) and
-    scaled to a mean square of `scale` squared. The other columns stay as they are."""
-    codebook = codebook.float()
-    left, singular, _ = torch.linalg.svd(codebook - codebook.mean(0), full_matrices=False)
-    parts = left * singular.sqrt()  # [V, min(V, D)], the most telling first
-    n = min(weight.shape[1], parts.shape[1])
-    filled = parts[:, :n] * (scale / parts[:, :n].square().mean().sqrt())
-    weight[:, :n] = filled.view(len(filled), n, *[1] * (weight.dim() - 2))
 
 
 class ConvGRUCell(nn.Module):
@@ -66,18 +53,19 @@ class ConvGRUCell(nn.Module):
 
 @dataclass
 class Prediction:
-    """What is foretold of the next frame, before codes are chosen."""
+    """What is predicted of the next frame before tokens are sampled."""
 
     features: Tensor  # [B, C, H, W]
-    seen: Tensor | None = None  # [B, H, W] how much of a cell is carried from what was seen; None: nothing
+    visible_mask: None = None  # this model warps nothing
 
 
 class ConvGRUWorldModel(nn.Module):
     """Predicts the next grid of tokens from this one, the action and a persistent state [L, B, C, H, W]."""
 
-    def __init__(self, config: WorldModelConfig):
+    def __init__(self, config: WorldModelConfig, tokenizer: Tokenizer | None = None):
+        """`tokenizer` is needed only to initialise from its codebook and to decode rollouts."""
         super().__init__()
-        self.config = config
+        self.config, self.tokenizer = config, tokenizer
         c, layers = config.hidden_dim, config.layers
         self.embed = nn.Embedding(config.codebook_size, config.embed_dim)
         self.in_proj = nn.Conv2d(config.embed_dim, c, 1)
@@ -92,14 +80,13 @@ class ConvGRUWorldModel(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def init_from_codebook(self, codebook: Tensor) -> None:
-        """Starts the embedding and the head on the principal components of the tokenizer's codebook [V, D],
-        so that codes which look alike start out alike: what is learnt of one then serves the others too.
+    def init_from_codebook(self) -> None:
+        """Starts the embedding and the head on the principal components of the tokenizer's codebook.
 
-        See `head_start`; the embedding's mean square is 1, the head's HEAD_SCALE squared.
+        Codes that look alike start with similar weights. The embedding's root mean square is 1.
         """
-        head_start(self.embed.weight, codebook, 1.0)
-        head_start(self.head.weight, codebook)
+        init_from_codebook(self.embed.weight, self.tokenizer.codebook, 1.0)
+        init_from_codebook(self.head.weight, self.tokenizer.codebook)
 
     def compute_embeddings(self, tokens: Tensor) -> Tensor:
         """Tokens [B, T, H, W] (or [B, H, W]) -> projected embeddings [B, T, C, H, W] (or [B, C, H, W])."""
@@ -114,7 +101,7 @@ class ConvGRUWorldModel(nn.Module):
         return film.view(*actions.shape[:-1], self.config.layers, 2, self.config.hidden_dim)
 
     def init_state(self, batch: int, device: torch.device | None = None) -> Tensor:
-        """A state that has seen nothing: zeros [L, B, C, H, W]."""
+        """A state without observations: zeros [L, B, C, H, W]."""
         g = self.config
         return torch.zeros(g.layers, batch, g.hidden_dim, g.latent_height, g.latent_width, device=device)
 
@@ -137,9 +124,13 @@ class ConvGRUWorldModel(nn.Module):
         return x, torch.stack(new)
 
     @staticmethod
-    def first_worlds(state: Tensor, worlds: int) -> Tensor:
-        """The state of the first so many worlds of a batch."""
-        return state[:, :worlds]
+    def select_worlds(state: Tensor, index: slice) -> Tensor:
+        """The state of some worlds of the batch."""
+        return state[:, index]
+
+    @staticmethod
+    def pose_of(state: Tensor) -> None:
+        """This model has no pose."""
 
     def predict(
         self,
@@ -148,16 +139,30 @@ class ConvGRUWorldModel(nn.Module):
         state: Tensor,
         observed: bool = True,
         picture: Tensor | None = None,
-        pose: Tensor | None = None,
+        true_pose: Tensor | None = None,
     ) -> tuple[Prediction, Tensor]:
-        """One frame: tokens [B, H, W], actions [B, A], state -> what comes next, new state. This model does
-        not care whether the tokens were observed or dreamt, how they look, nor from where they were seen."""
+        """One step: tokens [B, H, W], actions [B, A], state -> the prediction, the new state.
+
+        `observed`, `picture` and `true_pose` are for models that use them; this one does not.
+        """
         features, state = self.recur(self.compute_embeddings(tokens), self.compute_film(actions), state)
         return Prediction(features), state
 
-    def logits(self, prediction: Prediction, trust: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-        """Logits over the next frame's codes [B, V, H, W]. Nothing is carried here that could be trusted."""
-        return self.head(prediction.features)
+    def logits(
+        self, prediction: Prediction, cells: Tensor | None = None, trust: tuple = (0.0, 0.0)
+    ) -> Tensor:
+        """Logits over the next frame's codes [B, V, H, W]; of `cells` [B, n] alone: [B, n, V].
+
+        `trust` is for models with a prior; this one has none.
+        """
+        logits = self.head(prediction.features)
+        if cells is None:
+            return logits
+        return logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT
+
+    def condition_on_tokens(self, prediction: Prediction, tokens: Tensor, given: Tensor) -> Prediction:
+        """The prediction as it is: this model has no block for masked parallel decoding."""
+        return prediction
 
     def step(self, tokens: Tensor, actions: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One frame: tokens [B, H, W], actions [B, A], state or None -> logits [B, V, H, W], new state."""

@@ -43,9 +43,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import clip_check
-from checkpoint import SHIPPED_TOKENIZER, CheckpointError, load_tokenizer
-from data import (
+from dataset import clip_check
+from dataset.recordings import PLANS, Clip, ClipError, Plan, camera_unit, find_clips
+from dataset.token_files import (
     MANIFEST,
     ClipEntry,
     DataError,
@@ -55,11 +55,11 @@ from data import (
     split_of,
     write_token_file,
 )
-from device import amp_dtype, autocast, pick_device
-from recordings import PLANS, Clip, ClipError, Plan, camera_unit, find_clips
-from settings import count
-from video import RESIZE, ShortVideoError, VideoError, read_frames, resize
-from vq_vae.vq_vae import VQVAE
+from runtime.config import positive_int
+from runtime.device import amp_dtype, autocast, pick_device
+from runtime.errors import run_script
+from runtime.video import RESIZE, ShortVideoError, VideoError, read_frames, resize
+from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
 
 SAVE_EVERY = 5.0  # seconds between two saves of the manifest
 CHECKED_CLIPS, CHECKED_FRAMES = 4, 200  # clips, and frames from the start of each, that the check looks at
@@ -118,7 +118,7 @@ class Encoder:
         if self.dtype == torch.float32:
             # A picture should get the same codes on every machine; TF32 has only 10 bits of mantissa.
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        self.tokenizer: VQVAE = load_tokenizer(job.checkpoint, self.device)
+        self.tokenizer: Tokenizer = load_tokenizer(job.checkpoint, self.device)
 
     def tokens(self, frames: list[np.ndarray]) -> torch.Tensor:
         """B pictures [Hp, Wp, 3] uint8 -> tokens [B, H, W] int64, still on the device."""
@@ -404,8 +404,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--source", choices=("auto", *PLANS), default="auto", help="kind of clips (default: by their files)")
     add("--fps_target", type=float, default=16.0, help="frames a second to keep (default 16; 8 as in v2)")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, metavar="PATH", help="tokenizer checkpoint")
-    add("--encode_batch", type=count, default=64, help="pictures encoded at once (default 64)")
-    add("--workers", type=count, default=1, help="processes, each with its own tokenizer (default 1)")
+    add("--encode_batch", type=positive_int, default=64, help="pictures encoded at once (default 64)")
+    add("--workers", type=positive_int, default=1, help="processes, each with its own tokenizer (default 1)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N parts, I from 1 to N")
     val_help = "share of whole clips, or of worlds where clips name theirs, held out (default 0.1)"
     add("--val_fraction", type=float, default=0.1, help=val_help)
@@ -428,21 +428,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns 0, 1 if there is no usable clip, 2 if the run was refused, 130 if interrupted."""
+    """The command line. Returns 0, 1 without a usable clip, 2 if the run was refused, 130 if interrupted."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.fps_target <= 0 or args.trim_seconds < 0 or not 0 <= args.val_fraction <= 1:
         parser.error(
             "--fps_target must be above 0, --trim_seconds at least 0, --val_fraction between 0 and 1"
         )
-    try:
-        return preprocess_all(args)
-    except (DataError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what is done is kept, run the same command again to continue", file=sys.stderr)
-        return 130
+    return run_script(
+        lambda: preprocess_all(args),
+        "interrupted; what is done is kept, run the same command again to continue",
+    )
 
 
 def preprocess_all(args: argparse.Namespace) -> int:

@@ -30,8 +30,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clip_check import check_clips
-from data import DataError
+from dataset.clip_check import check_clips
+from dataset.recordings import is_whole, remove_parts
 from luanti.game import (
     BITS,
     FPS,
@@ -44,9 +44,9 @@ from luanti.game import (
     game_version,
 )
 from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, Options, plan_clips, record_world
-from recordings import is_whole, remove_parts
-from settings import count, fail, natural, positive
-from video import VideoError
+from runtime.config import non_negative_int, positive_float, positive_int
+from runtime.errors import UserError, run_script
+from runtime.video import VideoError
 
 HUMAN_WIDTH = 1024  # pixels, at least, of the window that a person plays in
 # What must agree between the runs that fill one folder.
@@ -84,15 +84,15 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder for the clips; run again to continue")
     what.add_argument("--check", type=Path, metavar="DIR", help="check the clips in DIR and record nothing")
-    parser.add_argument("--clips", type=count, default=200)
-    parser.add_argument("--frames", type=count, default=1200, help="frames of a clip, 16 a second")
-    parser.add_argument("--clips_per_world", type=count, default=10)
-    parser.add_argument("--seed", type=natural, default=1, help="of worlds, places and player")
+    parser.add_argument("--clips", type=positive_int, default=200)
+    parser.add_argument("--frames", type=positive_int, default=1200, help="frames of a clip, 16 a second")
+    parser.add_argument("--clips_per_world", type=positive_int, default=10)
+    parser.add_argument("--seed", type=non_negative_int, default=1, help="of worlds, places and player")
     parser.add_argument(
-        "--jobs", type=count, default=max(1, min(os.cpu_count() or 1, 8)), help="games at once"
+        "--jobs", type=positive_int, default=max(1, min(os.cpu_count() or 1, 8)), help="games at once"
     )
     parser.add_argument("--size", type=size, default=(256, 144), help="of the pictures, WIDTHxHEIGHT")
-    parser.add_argument("--vertical_fov", type=positive, default=70.0, help="degrees")
+    parser.add_argument("--vertical_fov", type=positive_float, default=70.0, help="degrees")
     parser.add_argument(
         "--biomes", type=some_of(BIOMES), default=list(BIOMES), help="joined by commas, or any"
     )
@@ -119,14 +119,14 @@ def settings_of(args: argparse.Namespace) -> dict:
 
 
 def check_same(args: argparse.Namespace) -> None:
-    """Writes the run's settings into the folder, or ends the script if it holds clips of others."""
+    """Writes the run's settings into the folder, or raises UserError if it holds clips of others."""
     path = args.out / ".recording.json"
     mine = settings_of(args)
     if path.is_file() and any(args.out.glob("metadata/*.json")):
         theirs = json.loads(path.read_text())
         for name in SAME:
             if theirs.get(name) != mine[name]:
-                fail(
+                raise UserError(
                     f"{path}: this folder was recorded with --{name} {theirs.get(name)}, not {mine[name]}; "
                     "use the same or another --out"
                 )
@@ -263,17 +263,19 @@ def record(args: argparse.Namespace, options: Options, folder: Path) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the script."""
+    """The command line; returns the exit status."""
     args = build_parser().parse_args(arguments)
+    return run_script(lambda: run(args), "stopped; whole clips are kept; run it again to continue")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks or records, as the flags say; returns the exit status. Raises UserError."""
     if args.check:
-        try:
-            report = check_clips(args.check)
-        except DataError as error:
-            fail(str(error))
+        report = check_clips(args.check)
         print(report.text())
         return 1 if report.problems else 0
     if args.human and not os.environ.get("DISPLAY"):
-        fail("--human needs a display, and DISPLAY is not set; run it in a desktop session")
+        raise UserError("--human needs a display, and DISPLAY is not set; run it in a desktop session")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     folder = args.out.resolve() / ".recorder"
     folder.mkdir(parents=True, exist_ok=True)
@@ -281,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        fail(f"{args.out}: another record.py is writing there")
+        raise UserError(f"{args.out}: another record.py is writing there") from None
     try:
         check_same(args)
         for profile in folder.glob("profile-*"):  # of a run that was killed
@@ -294,10 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return record(args, options, folder)
     except GameError as error:
-        fail(f"{error}\nwhole clips are kept; run it again to continue")
-    except KeyboardInterrupt:
-        print("stopped; whole clips are kept; run it again to continue", file=sys.stderr)
-        return 130
+        raise GameError(f"{error}; whole clips are kept; run it again to continue") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

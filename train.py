@@ -29,32 +29,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import camera
-import checkpoint
-import distributed
-import losses
-import settings
-from actions import CLASS_NAMES, action_class
-from checkpoint import WorldModel
-from data import DataError, Manifest, TokenClips, class_shares, draw_by_class, epoch_windows
-from device import amp_dtype, autocast, pick_device
-from logs import RunLog, StopRequest
+from dataset.actions import CLASS_NAMES, action_class
+from dataset.token_files import DataError, Manifest
+from dataset.windows import TokenClips, class_shares, epoch_windows, sample_by_class
+from geometry import camera
 from metrics import bits_per_token, psnr, unique_codes
+from metrics.perceptual import perceptual_distance
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from model_geometry import GeometryConfig, GeometryWorldModel
-from perceptual import perceptual_distance
-from sampling import PLAY, Choice, Dream, to_uint8
-from training import (
-    Feeding,
-    LossWeights,
-    Terms,
-    WindowResult,
-    geometry_window_loss,
-    teach_motion,
-    window_loss,
-)
-from video import grid, save_image
-from vq_vae.vq_vae import VQVAE
+from rollout.rollout import Rollout
+from rollout.sampling import PLAY, SamplingConfig
+from rollout.world_model import WORLD_KIND, WorldModel, load_world_model, world_content
+from runtime import checkpoint
+from runtime import config as settings
+from runtime.device import amp_dtype, autocast, pick_device
+from runtime.errors import UserError, run_script
+from runtime.run_log import RunLog, StopRequest
+from runtime.video import grid, save_image, to_uint8
+from training import distributed
+from training import loss_terms as losses
+from training.convgru_window import convgru_window_loss
+from training.geometry_window import geometry_window_loss
+from training.motion_pretraining import pretrain_motion
+from training.window import InputConfig, LossWeights, StepLoss, WindowResult
+from vq_vae.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 
 # --- data and places ---
 DATA_DIR = "tokens/luanti"  # made by preprocess.py
@@ -73,12 +71,7 @@ CODEBOOK_INIT = True  # start on the tokenizer's codebook instead of at random
 # geometry: sizes, and each mechanism's switch
 CHANNELS = 64  # of the level at 18x32
 COARSE_CHANNELS = 96  # of those at 9x16 and 5x8
-ROTATE = True  # the camera's rotation carries the picture ...
-MOVE = True  # ... and so does its displacement
-DEPTH = True  # distances are learnt; False: a flat ground
 PRIOR = True  # the carried picture reaches the logits; False: the features only
-CARRY_STATE = True  # the recurrent state moves with the picture
-COARSE = True  # the levels at 9x16 and 5x8
 KEYFRAMES = 64  # places in the memory at play; 0 for none
 SOURCES = 2  # keyframes from which one view is drawn
 
@@ -129,7 +122,7 @@ SELF_FED_TEMPERATURE = 0.9
 
 # --- noise on the input (v2.1), so that the model learns to recover from its own errors ---
 TOKEN_NOISE = 0.15  # each sample replaces a share of its input tokens, drawn from 0..this, by other codes
-NEAR_CODES = 0.7  # geometry: of these, so many by codes like the true one; the model is told the share
+SIMILAR_CODES = 0.7  # geometry: of these, so many by codes like the true one; the model is told the share
 LATENT_NOISE = 0.0  # convgru: standard deviation of Gaussian noise on the embedded input
 
 # --- loss weights (each term is a function of losses.py) ---
@@ -138,9 +131,11 @@ LABEL_SMOOTHING = 0.05
 PERCEPTUAL_WEIGHT = 0.0  # at every step or not at all: every n-th step makes every n-th frame flash
 PERCEPTUAL = "auto"  # auto, lpips-alex or effnet-lite0
 # geometry
-REVEALED_WEIGHT = 3.0  # of a cell that comes into view; one that was seen before counts 1
+DISOCCLUDED_WEIGHT = 3.0  # of a cell that comes into view; one that was seen before counts 1
 LOSS_CELLS = 0.3  # share of the cells that is drawn, by their weight, for the cross entropy
-REVEAL = 0.5  # share of the samples to which part of the answer is shown, for masked parallel decoding
+MASKED_DECODING = (
+    0.5  # share of the samples to which part of the answer is shown, for masked parallel decoding
+)
 REPROJECTION_WEIGHT = 5.0
 SMOOTHNESS_WEIGHT = 0.01
 MOTION_WEIGHT = 2.0
@@ -159,7 +154,7 @@ TEMPORAL_WEIGHT = 0.0
 LOG_STEPS = 20
 VAL_STEPS = 500
 VAL_WINDOWS = 48
-VAL_ROLLOUTS = 16  # dreams of ROLLOUT frames from CONTEXT seen ones; 0 for none
+VAL_ROLLOUTS = 16  # rollouts of ROLLOUT frames from CONTEXT seen ones; 0 for none
 PICTURE_STEPS = 500
 SENSITIVITY_STEPS = 500
 SPIKE_FACTOR = 3.0  # report a step whose loss or gradient norm is so many times the mean of the last 100
@@ -218,20 +213,20 @@ def teacher_probability(step: int) -> float:
     return min(SS_MAX_TEACHER_PROB, max(SS_MIN_TEACHER_PROB, p))
 
 
-def feeding(step: int, seq_len: int, grown: int = 0) -> Feeding:
+def input_config(step: int, seq_len: int, grown: int = 0) -> InputConfig:
     """What the model is shown at this step; `grown`: the `ar_len` that held-out rollouts have allowed."""
     if AR_GROWTH == "rollout":
         ar_len, teacher_prob = min(grown, seq_len - 1), SS_MIN_TEACHER_PROB
     else:
         ar_len, teacher_prob = self_fed_length(step, seq_len), teacher_probability(step)
-    return Feeding(
+    return InputConfig(
         ar_len=ar_len,
         teacher_prob=teacher_prob,
-        choice=Choice(greedy=SELF_FED_GREEDY, temperature=SELF_FED_TEMPERATURE),
+        sampling=SamplingConfig(greedy=SELF_FED_GREEDY, temperature=SELF_FED_TEMPERATURE),
         token_noise=TOKEN_NOISE,
         latent_noise=LATENT_NOISE,
-        near_codes=NEAR_CODES,
-        reveal=REVEAL,
+        similar_share=SIMILAR_CODES,
+        masked_decoding=MASKED_DECODING,
     )
 
 
@@ -245,7 +240,7 @@ def loss_weights() -> LossWeights:
             reprojection=REPROJECTION_WEIGHT,
             smoothness=SMOOTHNESS_WEIGHT,
             motion=MOTION_WEIGHT,
-            revealed=REVEALED_WEIGHT,
+            disoccluded=DISOCCLUDED_WEIGHT,
             cells=LOSS_CELLS,
         )
     return LossWeights(
@@ -263,25 +258,25 @@ def loss_weights() -> LossWeights:
     )
 
 
-def build_model(tokenizer: VQVAE, manifest: Manifest) -> WorldModel:
+def build_model(tokenizer: Tokenizer, manifest: Manifest) -> WorldModel:
     """The untrained model that the constants describe, for these tokens."""
     t, (rows, columns) = tokenizer.config, manifest.latent_size
     if MODEL == "convgru":
         config = WorldModelConfig(t.codebook_size, rows, columns, EMBED_DIM, HIDDEN_DIM, LAYERS, KERNEL_SIZE)
-        model = ConvGRUWorldModel(config)
+        model = ConvGRUWorldModel(config, tokenizer)
         model.gradient_checkpointing = GRADIENT_CHECKPOINTING
     elif MODEL == "geometry":
         config = GeometryConfig(
             t.codebook_size, rows, columns, t.height, t.width,
             manifest.vertical_fov_degrees, manifest.camera_degrees_per_unit,
             channels=CHANNELS, coarse_channels=COARSE_CHANNELS, keyframes=KEYFRAMES, sources=SOURCES,
-            rotate=ROTATE, move=MOVE, depth=DEPTH, prior=PRIOR, carry_state=CARRY_STATE, coarse=COARSE,
+            prior=PRIOR,
         )  # fmt: skip
-        model = GeometryWorldModel(config).attach(tokenizer)
+        model = GeometryWorldModel(config, tokenizer)
     else:
-        settings.fail(f"MODEL={MODEL}: must be geometry or convgru")
+        raise UserError(f"MODEL={MODEL}: must be geometry or convgru")
     if MODEL == "geometry" or CODEBOOK_INIT:
-        model.init_from_codebook(tokenizer.quantizer.codebook)
+        model.init_from_codebook()
     return model
 
 
@@ -292,7 +287,7 @@ class Batches:
     """An endless stream of batches, pass after pass; its `position` is all that is needed to go on.
 
     With several `processes`, the one of this `rank` takes its own slice of each batch, so that all together
-    see the windows that one alone would see. `batch_size` counts them all. `balance`: see `draw_by_class`.
+    see the windows that one alone would see. `batch_size` counts them all. `balance`: see `sample_by_class`.
     """
 
     def __init__(
@@ -319,14 +314,14 @@ class Batches:
 
     def draw(self, seq_len: int, epoch: int) -> np.ndarray:
         """The windows [N, 2] of a pass, in their order."""
-        windows = epoch_windows(self.lengths, seq_len, self.seed, epoch)
-        return draw_by_class(windows, self.kinds, seq_len, self.balance, self.seed, epoch)
+        windows = epoch_windows(self.lengths, seq_len + 1, self.seed, epoch)
+        return sample_by_class(windows, self.kinds, seq_len + 1, self.balance, self.seed, epoch)
 
     def shares(self, seq_len: int) -> str:
         """The share of each class of action in the data and among the windows that are drawn from it."""
-        data = epoch_windows(self.lengths, seq_len, self.seed, 0)
+        data = epoch_windows(self.lengths, seq_len + 1, self.seed, 0)
         before, after = (
-            class_shares(w, self.kinds, seq_len, len(CLASS_NAMES)) for w in (data, self.draw(seq_len, 0))
+            class_shares(w, self.kinds, seq_len + 1, len(CLASS_NAMES)) for w in (data, self.draw(seq_len, 0))
         )
         return ", ".join(
             f"{name} {a:.1%} -> {b:.1%}" for name, a, b in zip(CLASS_NAMES, before, after, strict=True)
@@ -357,7 +352,7 @@ class Batches:
         windows = self._windows[p["index"] : p["index"] + self.batch_size]
         p["index"] += self.batch_size
         windows = windows[self.own]
-        return windows, *self.clips.batch(windows, seq_len), self.clips.poses(windows, seq_len)
+        return windows, *self.clips.batch(windows, seq_len + 1)
 
     @property
     def completion(self) -> float:
@@ -373,13 +368,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> float:
     return float(values[mask].mean()) if mask.any() else math.nan
 
 
-def diagnostics(result: WindowResult, target: Tensor, tokenizer: VQVAE) -> dict[str, float]:
+def diagnostics(result: WindowResult, target: Tensor, tokenizer: Tokenizer) -> dict[str, float]:
     """Numbers about the window's last prediction against its target [B, H, W]; see README for what each
     means."""
     log_probs = result.last_log_probs
     confidence = log_probs.amax(-1).exp()
     made = log_probs.argmax(-1)
-    picture = tokenizer.decode_code(made[:1])[0]
+    picture = tokenizer.decode(made[:1])[0]
     return {
         "entropy": float(losses.entropy(log_probs).mean()),
         "confidence_mean": float(confidence.mean()),
@@ -405,10 +400,10 @@ def action_sensitivity(model: WorldModel, tokens: Tensor, actions: Tensor, pose:
     variation distance over the cells, 0 (ignored) to 1. Seen frames and all earlier actions stay the same."""
     state = model.init_state(len(tokens), tokens.device)
     for t in range(actions.shape[1] - 1):
-        _, state = model.predict(tokens[:, t], actions[:, t], state, pose=pose[:, t])
+        _, state = model.predict(tokens[:, t], actions[:, t], state, true_pose=pose[:, t])
 
     def probabilities(last: Tensor) -> Tensor:
-        prediction, _ = model.predict(tokens[:, -2], last, state, pose=pose[:, -2])
+        prediction, _ = model.predict(tokens[:, -2], last, state, true_pose=pose[:, -2])
         return model.logits(prediction).float().softmax(1)
 
     before, after = probabilities(actions[:, -1]), probabilities(actions[:, -1].roll(1, 0))
@@ -416,38 +411,37 @@ def action_sensitivity(model: WorldModel, tokens: Tensor, actions: Tensor, pose:
 
 
 @torch.no_grad()
-def validate(model: WorldModel, clips: TokenClips, seq_len: int, tokenizer: VQVAE, dtype: torch.dtype):
+def validate(model: WorldModel, clips: TokenClips, seq_len: int, tokenizer: Tokenizer, dtype: torch.dtype):
     """Over fixed held-out windows, teacher-forced: bits per token, accuracy, accuracy of the cells that come
     into view (where poses are known), and a picture. Touches no random state, so that a run is the same with
     more or fewer validations."""
     device = next(model.parameters()).device
-    windows = epoch_windows([len(t) for t in clips.tokens], seq_len, SEED, 0)[:VAL_WINDOWS]
+    windows = epoch_windows([len(t) for t in clips.tokens], seq_len + 1, SEED, 0)[:VAL_WINDOWS]
     nats, right, cells, picture = 0.0, 0, 0, None
-    revealed_right, revealed_cells = 0, 0
+    disoccluded_right, disoccluded_cells = 0, 0
     model.eval()
     for i in range(0, len(windows), BATCH_SIZE):
         part = windows[i : i + BATCH_SIZE]
-        tokens, actions = (x.to(device) for x in clips.batch(part, seq_len))
-        pose = clips.poses(part, seq_len).to(device)
+        tokens, actions, pose = (x.to(device) for x in clips.batch(part, seq_len + 1))
         state = model.init_state(len(tokens), device)
         with autocast(device, dtype):
             for t in range(seq_len):
-                prediction, state = model.predict(tokens[:, t], actions[:, t], state, pose=pose[:, t])
+                prediction, state = model.predict(tokens[:, t], actions[:, t], state, true_pose=pose[:, t])
                 log_probs, target = losses.log_probabilities(model.logits(prediction)), tokens[:, t + 1]
                 nats += float(losses.cross_entropy(log_probs, target).sum()) * target[0].numel()
                 good = log_probs.argmax(-1) == target
                 right += int(good.sum())
                 cells += target.numel()
-                new = camera.comes_into_view(
+                new = camera.disoccluded_mask(
                     pose[:, t], pose[:, t + 1], *target.shape[1:], clips.manifest.vertical_fov_degrees
                 )
-                revealed_right += int((good & new).sum())
-                revealed_cells += int(new.sum())
+                disoccluded_right += int((good & new).sum())
+                disoccluded_cells += int(new.sum())
         if picture is None:
             picture = truth_and_prediction(tokenizer, tokens[:4, -1], log_probs[:4].argmax(-1))
     found = {"val_bits_per_token": bits_per_token(nats, cells), "val_accuracy": right / cells}
-    if revealed_cells:
-        found["val_revealed_accuracy"] = revealed_right / revealed_cells
+    if disoccluded_cells:
+        found["val_disoccluded_accuracy"] = disoccluded_right / disoccluded_cells
     if VAL_ROLLOUTS:
         found["val_rollout_psnr"] = rollout_psnr(model, clips, tokenizer, dtype)
     model.train()
@@ -455,28 +449,28 @@ def validate(model: WorldModel, clips: TokenClips, seq_len: int, tokenizer: VQVA
 
 
 @torch.no_grad()
-def rollout_psnr(model: WorldModel, clips: TokenClips, tokenizer: VQVAE, dtype: torch.dtype) -> float:
-    """PSNR in dB of ROLLOUT dreamt frames after CONTEXT seen ones against the decoded truth, mean over all
+def rollout_psnr(model: WorldModel, clips: TokenClips, tokenizer: Tokenizer, dtype: torch.dtype) -> float:
+    """PSNR in dB of ROLLOUT generated frames after CONTEXT seen ones against the decoded truth, mean over all
     frames of VAL_ROLLOUTS fixed held-out windows; NaN where no clip is long enough."""
-    span = CONTEXT + ROLLOUT - 1
+    span = CONTEXT + ROLLOUT
     windows = epoch_windows([len(t) for t in clips.tokens], span, SEED, 0)[:VAL_ROLLOUTS]
     if not len(windows):
         return math.nan
-    tokens, actions = clips.batch(windows, span)
-    dream = Dream(model, tokenizer, PLAY, SEED, dtype)
-    dream.prime(tokens[:, :CONTEXT], actions[:, : CONTEXT - 1], clips.poses(windows, CONTEXT - 1))
+    tokens, actions, pose = clips.batch(windows, span)
+    rollout = Rollout(model, PLAY, SEED, dtype)
+    rollout.prime(tokens[:, :CONTEXT], actions[:, : CONTEXT - 1], pose[:, :CONTEXT])
     found = []
     for t in range(CONTEXT, CONTEXT + ROLLOUT):
-        made = dream.step(actions[:, t - 1])
-        pictures = (tokenizer.decode_code(x.to(made.device)) for x in (made, tokens[:, t]))
-        found.append(psnr(*(p.clamp(0, 1).cpu() for p in pictures)).mean())
+        made = rollout.step(actions[:, t - 1])
+        pictures = (tokenizer.decode(x.to(made.device)) for x in (made, tokens[:, t]))
+        found.append(psnr(*(p.cpu() for p in pictures)).mean())
     return float(torch.stack(found).mean())
 
 
 @torch.no_grad()
-def truth_and_prediction(tokenizer: VQVAE, truth: Tensor, made: Tensor) -> np.ndarray:
+def truth_and_prediction(tokenizer: Tokenizer, truth: Tensor, made: Tensor) -> np.ndarray:
     """Decoded truth in the left column, prediction in the right: [N, H, W] tokens each -> one picture."""
-    pictures = to_uint8(tokenizer.decode_code(torch.stack([truth, made], 1).flatten(0, 1)))
+    pictures = to_uint8(tokenizer.decode(torch.stack([truth, made], 1).flatten(0, 1)))
     return grid(list(pictures.numpy()), columns=2)
 
 
@@ -507,13 +501,18 @@ class SpikeWatch:
 # ---------------------------------------------------------------- the run
 
 
-def main() -> None:
-    """Trains until STEPS, or until SIGINT/SIGTERM, which save."""
+def main() -> int:
+    """The command line; returns the exit status."""
+    return run_script(run)
+
+
+def run() -> None:
+    """Trains until STEPS, or until SIGINT/SIGTERM, which save. Raises UserError."""
     if distributed.rank() > 0:
         sys.stdout = open(os.devnull, "w")  # the first process speaks for all
     constants = settings.apply(globals(), recipes=RECIPES)
     if BATCH_SIZE % distributed.size():
-        settings.fail(
+        raise UserError(
             f"BATCH_SIZE={BATCH_SIZE} is the whole batch and cannot be split evenly over "
             f"{distributed.size()} processes; give a multiple of {distributed.size()}"
         )
@@ -522,10 +521,7 @@ def main() -> None:
     print(f"precision: {dtype}")
     if distributed.size() > 1:
         print(f"processes: {distributed.size()}, {BATCH_SIZE // distributed.size()} windows each")
-    try:
-        train(constants, device, dtype)
-    except (checkpoint.CheckpointError, DataError) as error:
-        settings.fail(str(error))
+    train(constants, device, dtype)
     distributed.stop()
 
 
@@ -538,7 +534,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     out = Path(OUT_DIR)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    tokenizer = checkpoint.load_tokenizer(VQVAE_CKPT, device)
+    tokenizer = load_tokenizer(VQVAE_CKPT, device)
     clips = TokenClips(DATA_DIR, "train", tokenizer.fingerprint, progress=True)
     held_out = TokenClips(DATA_DIR, "val", tokenizer.fingerprint)
     manifest = clips.manifest
@@ -552,7 +548,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     distance = perceptual_distance(PERCEPTUAL).to(device) if PERCEPTUAL_WEIGHT else None
-    terms = Terms(tokenizer, distance, loss_weights())
+    step_loss = StepLoss(tokenizer, distance, loss_weights())
     batches = Batches(clips, BATCH_SIZE, SEED, distributed.rank(), distributed.size(), BALANCE)
     if BALANCE:
         print(f"windows by action: {batches.shares(sequence_length(0))}")
@@ -562,8 +558,8 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
 
     last = out / "last.pt"
     if RESUME and last.is_file():
-        content = checkpoint.load(last, checkpoint.WORLD_KIND)
-        checkpoint.check_tokenizer(content["tokenizer"], tokenizer.fingerprint, VQVAE_CKPT, str(last))
+        content = checkpoint.load(last, WORLD_KIND)
+        check_tokenizer(content["tokenizer"], tokenizer.fingerprint, VQVAE_CKPT, str(last))
         checkpoint.check_config(content, config, last)
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
@@ -575,13 +571,13 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         metrics = content["metrics"]
         print(f"resumed {last} at step {step}")
     elif INIT_FROM:
-        source, content = checkpoint.load_world_model(INIT_FROM, tokenizer)
+        source, content = load_world_model(INIT_FROM, tokenizer)
         checkpoint.check_config(content, config, INIT_FROM)
         model.load_state_dict(source.state_dict())
         print(f"weights from {INIT_FROM}")
     if MODEL == "geometry" and not step and not INIT_FROM:
-        error = teach_motion(model, clips, MOTION_STEPS, SEED)
-        print(f"displacement foretold from actions alone: mean error {error:.3f} m a frame")
+        error = pretrain_motion(model, clips, MOTION_STEPS, SEED)
+        print(f"displacement predicted from actions alone: mean error {error:.3f} m a frame")
     distributed.share_weights(model)
 
     log = RunLog(out, WANDB, WANDB_PROJECT, constants) if first else None
@@ -591,9 +587,8 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     data = {name: getattr(manifest, name) for name in names}
 
     def save(name: str) -> None:
-        content = checkpoint.world_content(
+        content = world_content(
             model,
-            tokenizer.fingerprint,
             constants=constants,
             data=data,
             step=step,
@@ -618,7 +613,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
     # A signal to one process ends all of them after the same step.
     while step < STEPS and not distributed.any_process(bool(stop), device):
         seq_len = sequence_length(step)
-        fed = feeding(step, seq_len, grown)
+        inputs = input_config(step, seq_len, grown)
         distributed.reseed(SEED, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
@@ -628,9 +623,9 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
         # forward, backward, clip, step
         with autocast(device, dtype):
             if MODEL == "geometry":
-                result = geometry_window_loss(model, terms, tokens, actions, pose, fed)
+                result = geometry_window_loss(model, step_loss, tokens, actions, pose, inputs)
             else:
-                result = window_loss(model, terms, tokens, actions, fed)
+                result = convgru_window_loss(model, step_loss, tokens, actions, inputs)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(result.loss).backward()
         distributed.average_gradients(model)
@@ -660,7 +655,7 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
             if "loss_self_fed" in row:
                 row["loss_gap"] = row["loss_self_fed"] - row["loss_teacher"]
             row |= diagnostics(result, tokens[:, -1], tokenizer)
-            row |= {"teacher_prob": fed.teacher_prob, "seq_len": seq_len, "ar_len": fed.ar_len}
+            row |= {"teacher_prob": inputs.teacher_prob, "seq_len": seq_len, "ar_len": inputs.ar_len}
             row |= {"lr": learning_rate(step - 1), "frames_per_s": frames / elapsed}
             row |= {"epoch": batches.position["epoch"], "epoch_completion": batches.completion}
             if step % SENSITIVITY_STEPS < LOG_STEPS:
@@ -702,4 +697,4 @@ def train(constants: dict, device: torch.device, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

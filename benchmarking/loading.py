@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actions import ACTION_DIM
 from benchmarking.measure import Metrics, in_turn, name_of, table
-from data import SAMPLES, TokenClips, epoch_windows, write_token_file
-from device import autocast
-from sampling import to_float
-from start import World
-from video import read_frames, resize
+from dataset.actions import ACTION_DIM
+from dataset.token_files import SAMPLES, write_token_file
+from dataset.windows import TokenClips, epoch_windows
+from rollout.context import World
+from runtime.device import autocast
+from runtime.video import read_frames, resize, to_float
 
 TRANSITIONS, WINDOWS = 20, 64  # of a loaded window, and how many of them
 CLIPS, FRAMES, ENCODE_BATCH = 2, 128, 64  # sample clips, and frames of each, that are preprocessed
@@ -25,12 +25,12 @@ def bench_data(args: argparse.Namespace, world: World, notes: list[str]) -> Metr
     clips = TokenClips(args.data_dir, "all", world.tokenizer.fingerprint)
     lengths = [entry.frames for entry in clips.entries]
     length = min(TRANSITIONS, max(lengths) - 1)
-    windows = epoch_windows(lengths, length, 0, 0)[:WINDOWS]
+    windows = epoch_windows(lengths, length + 1, 0, 0)[:WINDOWS]
 
     def loader() -> None:
-        chosen = epoch_windows(lengths, length, 0, 0)[:WINDOWS]
+        chosen = epoch_windows(lengths, length + 1, 0, 0)[:WINDOWS]
         for i in range(0, len(chosen), args.windows):
-            clips.batch(chosen[i : i + args.windows], length)
+            clips.batch(chosen[i : i + args.windows], length + 1)
 
     def naive() -> None:
         for clip, start in windows:

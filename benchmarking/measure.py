@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from actions import ACTION_DIM
+from dataset.actions import ACTION_DIM
 from model_convGru import WorldModelConfig
-from provenance import ROOT
+from runtime.provenance import ROOT
 
 Metrics = dict[str, float]
 

@@ -15,25 +15,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from actions import ACTION_DIM
 from benchmarking.measure import Metrics, Task, in_turn, name_of, random_batch, run_python, synchronize, table
-from data import Manifest
-from provenance import ROOT
-from sampling import PLAY, Dream
-from start import World
+from dataset.actions import ACTION_DIM
+from dataset.token_files import Manifest
+from rollout.context import World
+from rollout.rollout import Rollout
+from rollout.sampling import PLAY
+from runtime.provenance import ROOT
 
-PARTS = ("model", "choice", "decode", "draw")  # of a step
+PARTS = ("model", "sampling", "decode", "draw")  # of a step
 STEPS, BATCHES, CONTEXT = 60, (1, 4, 16, 64), 2
 TURN_SECONDS = 4.0  # then a setting's turn ends before its STEPS: two threads can be slow on busy cores
 SCREEN_SCALE = 8  # pixels of the window for one of the picture
 STARTS = 3  # of live_inference.py
 
 
-def primed(world: World, dtype: torch.dtype, batch: int = 1) -> Dream:
-    """A running dream of `batch` worlds that were shown random frames."""
-    dream = Dream(world.model, world.tokenizer, PLAY, dtype=dtype)
-    dream.prime(*random_batch(Task(world.model.config, batch, CONTEXT - 1), world.device))
-    return dream
+def primed(world: World, dtype: torch.dtype, batch: int = 1) -> Rollout:
+    """A running rollout of `batch` worlds that were shown random frames."""
+    rollout = Rollout(world.model, PLAY, dtype=dtype)
+    rollout.prime(*random_batch(Task(world.model.config, batch, CONTEXT - 1), world.device))
+    return rollout
 
 
 @contextmanager
@@ -64,19 +65,19 @@ def screen(height: int, width: int) -> Iterator[Callable[[np.ndarray], None]]:
 
 
 @torch.inference_mode()
-def step_parts(dream: Dream, action: Tensor, draw: Callable[[np.ndarray], None]) -> dict[str, float]:
+def step_parts(rollout: Rollout, action: Tensor, draw: Callable[[np.ndarray], None]) -> dict[str, float]:
     """One step of play taken apart -> seconds of each part, the device waited for after each."""
     clock = [time.perf_counter()]
 
     def lap() -> None:
-        synchronize(dream.device)
+        synchronize(rollout.device)
         clock.append(time.perf_counter())
 
-    prediction = dream.foresee(action)
+    prediction = rollout.predict(action)
     lap()
-    dream.take(prediction)
+    rollout.sample(prediction)
     lap()
-    picture = dream.pictures()[0].numpy()
+    picture = rollout.pictures()[0].numpy()
     lap()
     draw(picture)
     lap()
@@ -95,17 +96,17 @@ def bench_play(args: argparse.Namespace, world: World, notes: list[str]) -> Metr
     with screen(size.height, size.width) as draw:
         for setting in tqdm(settings * args.repeats, desc="play", leave=False):
             torch.set_num_threads(setting[1])
-            dream, turn = primed(world, setting[0]), time.perf_counter()
+            rollout, turn = primed(world, setting[0]), time.perf_counter()
             for i in range(-5, STEPS // share):  # those below 0 warm up
                 began = time.perf_counter()
                 if i > 1 and began - turn > TURN_SECONDS / share:
                     break
-                dream.step(action)
-                draw(dream.pictures()[0].numpy())
+                rollout.step(action)
+                draw(rollout.pictures()[0].numpy())
                 if i >= 0:
                     wholes[setting].append(1000 * (time.perf_counter() - began))
                     if i % 2:
-                        parts[setting].append(step_parts(dream, action, draw))
+                        parts[setting].append(step_parts(rollout, action, draw))
     torch.set_num_threads(threads)
     found, rows = {}, []
     for dtype, n in settings:
@@ -121,11 +122,11 @@ def bench_play(args: argparse.Namespace, world: World, notes: list[str]) -> Metr
 
 
 def play_batches(args: argparse.Namespace, world: World) -> Metrics:
-    """Several worlds at once: model, choice and decoding."""
+    """Several worlds at once: model, sampling and decoding."""
 
     def call(batch: int) -> Callable[[], object]:
-        dream, action = primed(world, world.dtype, batch), torch.zeros(batch, ACTION_DIM)
-        return lambda: (dream.step(action), dream.pictures())
+        rollout, action = primed(world, world.dtype, batch), torch.zeros(batch, ACTION_DIM)
+        return lambda: (rollout.step(action), rollout.pictures())
 
     batches = BATCHES[:3] if args.quick else BATCHES
     taken = in_turn({b: call(b) for b in batches}, args.repeats, world.device, "play, batches")
@@ -135,7 +136,7 @@ def play_batches(args: argparse.Namespace, world: World) -> Metrics:
 
 
 def starting(args: argparse.Namespace) -> Metrics:
-    """live_inference.py from its start to the first dreamt picture, and the memory it holds."""
+    """live_inference.py from its start to the first generated picture, and the memory it holds."""
     start = args.data_dir / Manifest.load(args.data_dir).clips[0].file
     runs = []
     with tempfile.TemporaryDirectory() as folder:

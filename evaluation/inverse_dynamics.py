@@ -22,18 +22,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
-from actions import ACTION_DIM, CLASS_NAMES, DEGREES_PER_UNIT, JUMP, MOVE_X, MOVE_Z, PITCH, YAW, action_class
-from checkpoint import INVERSE_DYNAMICS_KIND, SHIPPED_INVERSE_DYNAMICS
-from data import MANIFEST, ClipEntry, DataError, Manifest, TokenClips, unpack_indices
-from device import amp_dtype, autocast
+from dataset.actions import (
+    ACTION_DIM,
+    CLASS_NAMES,
+    DEGREES_PER_UNIT,
+    JUMP,
+    MOVE_X,
+    MOVE_Z,
+    PITCH,
+    YAW,
+    action_class,
+)
+from dataset.token_files import MANIFEST, ClipEntry, DataError, Manifest, unpack_indices
+from dataset.windows import TokenClips
 from metrics import confusion, macro_f1
-from sampling import to_float
-from video import VideoError, header_frames, read_frames, resize
+from runtime import checkpoint
+from runtime.checkpoint import SHIPPED
+from runtime.device import amp_dtype, autocast
+from runtime.video import VideoError, header_frames, read_frames, resize, to_float
 
 # Training.
 STEPS, PAIRS, BATCH = 1200, 20_000, 64
 LR, WARMUP, WEIGHT_DECAY, GRAD_CLIP = 2e-3, 50, 0.01, 5.0
+SHIPPED_INVERSE_DYNAMICS = SHIPPED / "idm.pt"
+INVERSE_DYNAMICS_KIND = "inverse_dynamics"
 BALANCE = 0.5  # of the classes of a key: 0 weighs each pair alike, 1 each class
 HELD_BACK = 0.1  # share of the clips that training leaves out and is judged on
 BRIGHTNESS, CONTRAST = 0.1, 0.25  # at most, up or down: both pictures of a pair alike

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import camera
 import metrics
-from evaluation.commands import places
-from evaluation.held_out import HeldOut, Judges, Plan, Subject, thin
-from evaluation.score import Scores
+from evaluation.aggregate import Scores
+from evaluation.controllability import places
+from evaluation.held_out_clips import HeldOutClips, Judges, Plan, Subject, thin
+from geometry import camera
 
 ANGLES = (30, 60, 90, 180)  # degrees away
 SPEED = 6.0  # degrees a frame
@@ -17,7 +17,9 @@ LONGEST = 96  # frames of a recorded look-away
 SAME_ANGLE, SAME_PLACE = 2.0, 0.25  # degrees and metres: the camera is back where it was
 
 
-def measure(held: HeldOut, subject: Subject, plan: Plan, judges: Judges, scores: Scores) -> dict[int, Tensor]:
+def measure(
+    held: HeldOutClips, subject: Subject, plan: Plan, judges: Judges, scores: Scores
+) -> dict[int, Tensor]:
     """`memory.degN.*` for each of ANGLES, of the view after turning away and back, against the one left:
 
     `token_agreement`, `psnr`, `perceptual`; `relative`: the agreement over that after as many frames without
@@ -25,7 +27,7 @@ def measure(held: HeldOut, subject: Subject, plan: Plan, judges: Judges, scores:
     the far end. `away_agreement`: of the view at the far end: a world that ignores the turn keeps it as high
     as at the return, and has then remembered nothing.
 
-    -> dreamt tokens of each angle, [N, frames, H, W].
+    -> generated tokens of each angle, [N, frames, H, W].
     """
     windows = thin(places(held, plan), plan.memory)
     seen, before = held.batch(windows, plan.main)
@@ -34,14 +36,14 @@ def measure(held: HeldOut, subject: Subject, plan: Plan, judges: Judges, scores:
     side = torch.where(torch.arange(len(windows)) % 2 == 0, 1.0, -1.0)
     most = 2 * round(max(ANGLES) / SPEED)
     nothing = torch.zeros(len(windows), most, 5)
-    stood = subject.dream(seen, torch.cat([before, nothing], 1), known, "without turning")
+    stood = subject.rollout(seen, torch.cat([before, nothing], 1), known, "without turning")
     shown = {}
     for angle in ANGLES:
         away = round(angle / SPEED)
         turn = torch.zeros(len(windows), 2 * away, 5)
         turn[:, :away, 0] = side[:, None] * SPEED / held.degrees_per_unit
         turn[:, away:, 0] = -turn[:, :away, 0]
-        made = subject.dream(seen, torch.cat([before, turn], 1), known, f"{angle} degrees and back")
+        made = subject.rollout(seen, torch.cat([before, turn], 1), known, f"{angle} degrees and back")
         shown[angle] = torch.cat([left[:, None], made], 1)
         far = pose.clone()
         far[:, 3] += side * angle
@@ -104,7 +106,7 @@ def look_aways(pose: np.ndarray) -> list[tuple[int, int, float]]:
     return found
 
 
-def recorded(held: HeldOut, subject: Subject, plan: Plan, judges: Judges, scores: Scores) -> None:
+def recorded(held: HeldOutClips, subject: Subject, plan: Plan, judges: Judges, scores: Scores) -> None:
     """`memory.recorded.degN.*`: the view that real play came back to, against the world's under the same
     actions (`token_agreement`, `psnr`, `perceptual`) and against the view that was left
     (`copy_token_agreement`, …): the truth itself does not come back to the very same codes."""
@@ -123,14 +125,14 @@ def recorded(held: HeldOut, subject: Subject, plan: Plan, judges: Judges, scores
         clips, length = chosen[:, 0], chosen[:, 2] - chosen[:, 1]
         tokens, actions = [], torch.zeros(len(chosen), plan.main - 1 + length.max(), 5)
         for n, (clip, i, j) in enumerate(chosen):
-            seen, done = held.clips.window(clip, i - plan.main + 1, plan.main - 1 + j - i)
+            seen, done = held.clips.window(clip, i - plan.main + 1, plan.main + j - i)
             tokens.append(torch.from_numpy(seen[[*range(plan.main), -1]].astype(np.int64)))
             actions[n, : len(done)] = torch.from_numpy(done)
         tokens = torch.stack(tokens)
         seen, truth = tokens[:, :-1], tokens[:, -1]
         pose = held.pose(np.stack([clips, chosen[:, 1] - plan.main + 1], 1), plan.main)
-        dreamt = subject.dream(seen, actions, pose, f"recorded, about {angle} degrees")
-        made = dreamt[torch.arange(len(chosen)), torch.from_numpy(length) - 1]
+        generated = subject.rollout(seen, actions, pose, f"recorded, about {angle} degrees")
+        made = generated[torch.arange(len(chosen)), torch.from_numpy(length) - 1]
         key, painted = f"memory.recorded.deg{angle}", held.decode(truth)
         for prefix, prediction in ((f"{key}.", made), (f"{key}.copy_", seen[:, -1])):
             agreement = metrics.token_accuracy(prediction, truth).numpy()

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 import metrics
-from evaluation.commands import FRAMES, PAIRS
-from evaluation.held_out import HeldOut, Plan
-from evaluation.life import WINDOW
+from evaluation.controllability import FRAMES, PAIRS
+from evaluation.held_out_clips import HeldOutClips, Plan
+from evaluation.long_rollouts import WINDOW
 from evaluation.memory import ANGLES
 from evaluation.report import HORIZON_TITLES, Result
 from evaluation.rollouts import Recorded, warp
-from sampling import to_uint8
-from video import enlarge, grid, label, save_image, write_video
+from runtime.video import enlarge, grid, label, save_image, to_uint8, write_video
 
 SHOWN = 4  # windows, places or streams in a strip
 VIDEO_WINDOWS = 6
@@ -22,7 +21,7 @@ COLOURS = {"geo": "tab:green", "rot": "tab:olive", "copy": "tab:gray", "ceiling"
 
 
 def draw(
-    folder: Path, held: HeldOut, plan: Plan, recorded: Recorded | None, results: list[Result]
+    folder: Path, held: HeldOutClips, plan: Plan, recorded: Recorded | None, results: list[Result]
 ) -> list[Path]:
     """Everything that there are numbers for, into `folder`; -> the files."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +65,7 @@ def strip(path: Path, rows: list[tuple[str, list[np.ndarray]]], captions: list[s
 
 
 def rollout_pictures(
-    folder: Path, held: HeldOut, plan: Plan, recorded: Recorded, results: list[Result]
+    folder: Path, held: HeldOutClips, plan: Plan, recorded: Recorded, results: list[Result]
 ) -> list[Path]:
     """A strip of SHOWN windows at the horizons, and a video of VIDEO_WINDOWS: truth | models | geo | copy."""
     seen, last = max(plan.contexts) - 1, max(plan.horizons)
@@ -78,8 +77,8 @@ def rollout_pictures(
     shown = {"truth": torch.stack([true.get(n, decoded[n]) for n in range(len(windows))])}
     shown["ceiling"] = decoded
     for result in results:
-        dreamt = held.decode(result.shown["rollouts"][f"ctx{plan.main}"][numbers])
-        shown[result.subject.name] = torch.cat([decoded[:, :1], dreamt], 1)
+        generated = held.decode(result.shown["rollouts"][f"ctx{plan.main}"][numbers])
+        shown[result.subject.name] = torch.cat([decoded[:, :1], generated], 1)
     for name, moved in (("geo", True), ("rot", False)):
         warped = warp(held, windows, plan.span, decoded[:, :1], seen, every, moved)
         if warped is not None:
@@ -115,7 +114,7 @@ def command_strip(path: Path, result: Result) -> Path:
     return strip(path, rows, captions * both)
 
 
-def memory_strip(path: Path, held: HeldOut, result: Result) -> Path:
+def memory_strip(path: Path, held: HeldOutClips, result: Result) -> Path:
     """Turning away and back from the first two places, by each angle."""
     rows = []
     for place in range(min(2, len(result.shown["memory"][ANGLES[0]]))):
@@ -125,8 +124,8 @@ def memory_strip(path: Path, held: HeldOut, result: Result) -> Path:
     return strip(path, rows, ["left", "1/3", "2/3", "far end", "2/3 back", "1/3 back", "returned"])
 
 
-def life_pictures(stem: Path, held: HeldOut, result: Result) -> list[Path]:
-    """A strip and a video of the first SHOWN long dreams."""
+def life_pictures(stem: Path, held: HeldOutClips, result: Result) -> list[Path]:
+    """A strip and a video of the first SHOWN long rollouts."""
     streams = result.shown["life"][1][:SHOWN]
     count = streams.shape[1]
     at = np.unique(np.concatenate([[0], np.arange(WINDOW, count, WINDOW), [count - 1]]))
@@ -176,7 +175,7 @@ def horizon_plot(path: Path, plan: Plan, results: list[Result]) -> Path:
                 curve(axis, result, prefix, metric, plan.horizons, color=f"C{i}", ls=line, label=label)
         for row, colour in COLOURS.items():
             curve(axis, results[0], f"{row}.ctx{plan.main}", metric, plan.horizons, color=colour, label=row)
-        axis.set(title=HORIZON_TITLES[metric], xlabel="frames into the dream", xscale="log")
+        axis.set(title=HORIZON_TITLES[metric], xlabel="frames into the rollout", xscale="log")
         axis.set_xticks(plan.horizons, [str(h) for h in plan.horizons])
         axis.title.set_fontsize(9)
     axes[0].legend(fontsize=7)
@@ -222,7 +221,7 @@ def obedience_plot(path: Path, results: list[Result]) -> Path:
 
 
 def time_plot(path: Path, results: list[Result]) -> Path:
-    """What is kept of a view that was left, and how a long dream fares."""
+    """What is kept of a view that was left, and how a long rollout fares."""
     made, (memory, distance, divergence, codes) = figure(1, 4)
     for i, result in enumerate(results):
         name, found = result.subject.name, result.scores.metrics

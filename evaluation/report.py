@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluation.held_out import Plan, Subject
+from evaluation.aggregate import Scores
+from evaluation.held_out_clips import Plan, Subject
 from evaluation.rollouts import MEAN
-from evaluation.score import Scores
 
 # Columns beside the models: how a model's key reads there.
 BESIDE = {
@@ -26,7 +26,7 @@ SUMMARY = (
     ("… turning only", "tf.turn.accuracy", 3, UP),
     ("… moving only", "tf.move.accuracy", 3, UP),
     ("… both", "tf.both.accuracy", 3, UP),
-    ("… of cells that come into view", "tf.revealed_accuracy", 3, UP),
+    ("… of cells that come into view", "tf.disoccluded_accuracy", 3, UP),
     ("**Rollouts from {ctx} frames**", "", 0, NONE),
     ("PSNR to decoded truth, mean of 20 frames, dB", "rollout.ctx{ctx}.mean20.psnr_tokens", 2, UP),
     ("PSNR to true pictures, mean of 20, dB", "rollout.ctx{ctx}.mean20.psnr_frames", 2, UP),

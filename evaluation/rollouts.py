@@ -1,4 +1,4 @@
-"""Section 2 and the recorded half of section 3: recorded stretches are dreamt again under their own actions.
+"""Section 2 and the recorded half of section 3: recorded stretches are generated again under their own actions.
 
 All contexts end at the same frame, so that every row of the table is compared on the same pictures.
 """
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import camera
 import metrics
-from actions import MOVE_X, MOVE_Z, PITCH, YAW
+from dataset.actions import MOVE_X, MOVE_Z, PITCH, YAW
 from evaluation import inverse_dynamics
-from evaluation.held_out import HeldOut, Judges, Plan, Subject
-from evaluation.score import Scores
+from evaluation.aggregate import Scores
+from evaluation.held_out_clips import HeldOutClips, Judges, Plan, Subject
+from geometry import camera
 
 MEAN = 20  # frames over which the cheap metrics are averaged as well
 COSTLY = ("ssim", "perceptual", "lpips", "edge_f1")  # only at the horizons
 TURNS = 2.0  # degrees in FLOW_EVERY frames: a turn whose sign is asked for
-RANDOM_STEPS = 20  # frames of the dream under random actions
+RANDOM_STEPS = 20  # frames of the rollout under random actions
 
 
 @dataclass
@@ -52,13 +52,13 @@ class Recorded:
 
 
 def looked_at(plan: Plan) -> np.ndarray:
-    """Frames of the dream that are decoded: the first MEAN, every FLOW_EVERY-th, and the horizons."""
+    """Frames of the rollout that are decoded: the first MEAN, every FLOW_EVERY-th, and the horizons."""
     last = max(plan.horizons)
     every = range(metrics.FLOW_EVERY, last + 1, metrics.FLOW_EVERY)
     return np.array(sorted({*range(1, min(MEAN, last) + 1), *every, *plan.horizons}))
 
 
-def record(held: HeldOut, plan: Plan, judges: Judges) -> Recorded:
+def record(held: HeldOutClips, plan: Plan, judges: Judges) -> Recorded:
     """The windows, their true pictures, and the rows beside the model."""
     windows = held.windows(plan.span, plan.windows)
     tokens, actions = held.batch(windows, plan.span)
@@ -81,7 +81,13 @@ def record(held: HeldOut, plan: Plan, judges: Judges) -> Recorded:
 
 
 def warp(
-    held: HeldOut, windows: np.ndarray, span: int, last: Tensor, seen: int, frames: np.ndarray, moved: bool
+    held: HeldOutClips,
+    windows: np.ndarray,
+    span: int,
+    last: Tensor,
+    seen: int,
+    frames: np.ndarray,
+    moved: bool,
 ) -> Tensor | None:
     """The last seen picture [N, 1, 3, Hp, Wp] as the true poses of `frames` would see it: [N, F, 3, Hp, Wp].
 
@@ -98,7 +104,11 @@ def warp(
     for n in range(len(windows)):
         new = pose[n, seen + frames]
         old = pose[n, seen].expand_as(new)
-        far = camera.ground_plane(new, *size, held.fov, camera.EYE_HEIGHT, camera.FAR) if moved else 0.0
+        far = (
+            camera.ground_plane(new, *size, held.fov, camera.EYE_HEIGHT, camera.FAR_RAY_DISTANCE)
+            if moved
+            else 0.0
+        )
         grid, _ = camera.reproject(old, new, far, *size, held.fov)
         made.append(camera.warp(last[n].expand(len(new), -1, -1, -1), grid))
     return torch.stack(made)
@@ -153,22 +163,22 @@ def flow_of(pictures: Tensor) -> np.ndarray:
 
 
 def measure(
-    held: HeldOut, subject: Subject, plan: Plan, judges: Judges, recorded: Recorded, scores: Scores
+    held: HeldOutClips, subject: Subject, plan: Plan, judges: Judges, recorded: Recorded, scores: Scores
 ) -> dict[str, Tensor]:
-    """All numbers of the rollouts; -> the dreamt tokens [N, horizon, H, W] by "ctxN"."""
+    """All numbers of the rollouts; -> the generated tokens [N, horizon, H, W] by "ctxN"."""
     seen = max(plan.contexts) - 1
     last = held.decode(recorded.tokens[:, seen : seen + 1])
-    dreams, rows = {}, {}
+    rollouts, rows = {}, {}
     for context in plan.contexts:
         begin = seen - context + 1
         name = f"ctx{context}"
-        dreams[name] = subject.dream(
+        rollouts[name] = subject.rollout(
             recorded.tokens[:, begin : seen + 1],
             recorded.actions[:, begin:],
             held.pose(recorded.windows + [0, begin], context),
             f"{context} seen",
         )
-        made = dreams[name][:, recorded.frames - 1]
+        made = rollouts[name][:, recorded.frames - 1]
         rows[name] = Row(made, held.decode(made))
         compare(rows[name], recorded, plan, judges)
         report_values(scores, f"rollout.{name}", rows[name], recorded, plan)
@@ -185,7 +195,7 @@ def measure(
     if judges.inverse_dynamics is not None:
         report_inverse_dynamics(scores, judges.inverse_dynamics, recorded, last, main, beside)
     report_delta(scores, held, subject, plan, recorded, main)
-    return dreams
+    return rollouts
 
 
 def report_values(scores: Scores, prefix: str, row: Row, recorded: Recorded, plan: Plan) -> None:
@@ -252,7 +262,7 @@ def report_inverse_dynamics(
     made: Row,
     beside: dict[str, Row | None],
 ) -> None:
-    """`obey.idm.*`: what the inverse-dynamics network reads from the dream's first MEAN frames; `.decoded`
+    """`obey.idm.*`: what the inverse-dynamics network reads from the rollout's first MEAN frames; `.decoded`
     from the decoded true tokens, `.real` from the true pictures. `geo.obey.idm.*` … of the rows beside."""
     # Those that follow each other without a gap.
     steps = int((np.diff(recorded.frames, prepend=0) == 1).cumprod().sum())
@@ -287,7 +297,7 @@ def report_inverse_dynamics(
 
 
 def report_delta(
-    scores: Scores, held: HeldOut, subject: Subject, plan: Plan, recorded: Recorded, made: Row
+    scores: Scores, held: HeldOutClips, subject: Subject, plan: Plan, recorded: Recorded, made: Row
 ) -> None:
     """`obey.delta_psnr` at 4 frames, as in its source, and `obey.delta_psnr.hH`: PSNR under the true actions
     less that under the actions of another window."""
@@ -298,12 +308,12 @@ def report_delta(
     # The window half the list away is of another clip wherever there are two.
     others = np.roll(np.arange(len(actions)), len(actions) // 2)
     actions[:, plan.main - 1 :] = actions[others, plan.main - 1 :]
-    dreamt = subject.dream(
+    generated = subject.rollout(
         seen, actions, held.pose(recorded.windows + [0, begin], plan.main), "random actions"
     )
     for horizon in (h for h in plan.horizons if h <= steps):
         at = np.flatnonzero(recorded.frames == horizon)[0]
-        wrong = metrics.psnr(held.decode(dreamt[:, horizon - 1]), recorded.rows["truth"].pictures[:, at])
+        wrong = metrics.psnr(held.decode(generated[:, horizon - 1]), recorded.rows["truth"].pictures[:, at])
         right = torch.from_numpy(made.values["psnr_tokens"][:, at])
         value = metrics.delta_psnr(right, wrong).numpy()
         scores.mean(f"obey.delta_psnr.h{horizon}", value, recorded.clips)

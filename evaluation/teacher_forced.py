@@ -1,17 +1,16 @@
-"""Section 1: the world is shown every true frame and foretells the next one's tokens."""
+"""Section 1: the world is shown every true frame and predicts the next one's tokens."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import camera
-from actions import CLASS_NAMES, action_class
-from device import autocast
-from evaluation.held_out import BATCH, HeldOut, Plan, Subject
-from evaluation.score import Scores
+from dataset.actions import CLASS_NAMES, action_class
+from evaluation.aggregate import Scores
+from evaluation.held_out_clips import BATCH, HeldOutClips, Plan, Subject
+from geometry import camera
 from metrics import bits_per_token
-from sampling import from_origin
+from runtime.device import autocast
 
 # What the player does in a frame, coarser than actions.CLASS_NAMES.
 CLASSES = {
@@ -39,12 +38,14 @@ def stretches(lengths: list[int], frames: int) -> list[tuple[int, int, int]]:
 
 
 @torch.inference_mode()
-def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]) -> dict[str, np.ndarray]:
+def predict(
+    held: HeldOutClips, subject: Subject, chosen: list[tuple[int, int, int]]
+) -> dict[str, np.ndarray]:
     """One pass over the stretches; the state runs on along each.
 
-    -> of each foretold frame: `clip`, `kind` (number in CLASSES), `nats` (summed cross entropy), `right` and
-    `copied` (cells foretold by the model, and by repeating the frame before), `tokens` (cells in all), `new`
-    (cells that come into view, where poses are known) and `new_right` (those of them foretold).
+    -> of each predicted frame: `clip`, `kind` (number in CLASSES), `nats` (summed cross entropy), `right` and
+    `copied` (cells predicted by the model, and by repeating the frame before), `tokens` (cells in all), `new`
+    (cells that come into view, where poses are known) and `new_right` (those of them predicted).
     """
     model, device = subject.model, held.device
     fine = {name: i for i, names in enumerate(CLASSES.values()) for name in names}
@@ -55,10 +56,10 @@ def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]
     total = sum(count for _, _, count in chosen)
     with tqdm(total=total, desc=f"{subject.name}: teacher-forced", unit="frame", leave=False) as bar:
         for part in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
-            windows = [held.clips.window(clip, start, count) for clip, start, count in part]
+            windows = [held.clips.window(clip, start, count + 1) for clip, start, count in part]
             grids = [torch.from_numpy(tokens.astype(np.int64)).to(device) for tokens, _ in windows]
             kinds = [kind_of[action_class(actions)] for _, actions in windows]
-            poses = [from_origin(held.pose(np.array([(c, s)]), count + 1))[0] for c, s, count in part]
+            poses = [held.pose(np.array([(c, s)]), count + 1)[0] for c, s, count in part]
             vectors = [torch.from_numpy(actions).to(device) for _, actions in windows]
             state = model.init_state(len(part), device)
             for t in range(part[0][2]):
@@ -68,8 +69,8 @@ def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]
                 action = torch.stack([v[t] for v in vectors[:n]])  # [n, A]
                 pose = torch.stack([p[t : t + 2] for p in poses[:n]]).to(device)
                 with autocast(device, subject.dtype):
-                    state = model.first_worlds(state, n)
-                    prediction, state = model.predict(now, action, state, pose=pose[:, 0])
+                    state = model.select_worlds(state, slice(n))
+                    prediction, state = model.predict(now, action, state, true_pose=pose[:, 0])
                     logits = model.logits(prediction)
                 logits = logits.float()
                 rows["clip"] += [clip for clip, _, _ in part[:n]]
@@ -77,7 +78,7 @@ def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]
                 rows["nats"] += F.cross_entropy(logits, following, reduction="none").sum((1, 2)).tolist()
                 right = logits.argmax(1) == following
                 rows["right"] += right.sum((1, 2)).tolist()
-                new = camera.comes_into_view(pose[:, 0], pose[:, 1], *now.shape[1:], held.fov)
+                new = camera.disoccluded_mask(pose[:, 0], pose[:, 1], *now.shape[1:], held.fov)
                 rows["new"] += new.sum((1, 2)).tolist()
                 rows["new_right"] += (right & new).sum((1, 2)).tolist()
                 rows["copied"] += (now == following).sum((1, 2)).tolist()
@@ -86,10 +87,10 @@ def foretell(held: HeldOut, subject: Subject, chosen: list[tuple[int, int, int]]
     return {name: np.array(values) for name, values in rows.items()}
 
 
-def measure(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> None:
+def measure(held: HeldOutClips, subject: Subject, plan: Plan, scores: Scores) -> None:
     """`tf.bits_per_token`, `tf.accuracy`, `copy.tf.accuracy`, and the same for each of CLASSES;
-    `tf.revealed_accuracy`: of the cells that come into view alone, where poses are known."""
-    rows = foretell(held, subject, stretches(held.lengths, plan.teacher_forced))
+    `tf.disoccluded_accuracy`: of the cells that come into view alone, where poses are known."""
+    rows = predict(held, subject, stretches(held.lengths, plan.teacher_forced))
     bits = bits_per_token(1.0, 1)  # of one nat
     everything = np.ones(len(rows["clip"]), bool)
     groups = {"tf": everything} | {f"tf.{name}": rows["kind"] == i for i, name in enumerate(CLASSES)}
@@ -100,4 +101,4 @@ def measure(held: HeldOut, subject: Subject, plan: Plan, scores: Scores) -> None
         scores.mean(f"copy.{prefix}.accuracy", rows["copied"][chosen], clips, tokens)
         scores.add(f"{prefix}.frames", chosen.sum())
     if rows["new"].any():
-        scores.mean("tf.revealed_accuracy", rows["new_right"], rows["clip"], rows["new"])
+        scores.mean("tf.disoccluded_accuracy", rows["new_right"], rows["clip"], rows["new"])

@@ -22,8 +22,9 @@ from Xlib import XK, X, display
 from Xlib.error import ConnectionClosedError, XError
 from Xlib.ext import xtest
 
-from actions import wrap
-from camera import focal_length
+from dataset.actions import wrap
+from geometry.camera import focal_length
+from runtime.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
 FPS = 16
@@ -37,7 +38,7 @@ PACE = 8  # times real time, at most, while the game loads: its other threads sh
 INSTALL = "apt-get install minetest xvfb gcc libc6-dev (newer systems: luanti luanti-game-minetest)"
 
 
-class GameError(RuntimeError):
+class GameError(UserError):
     """The game, or something that it needs, is missing, has stopped, or does not answer."""
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from actions import wrap
+from dataset.actions import wrap
 
 MAX_TURN = 15.0  # degrees a frame: an action of 1
 MAX_PITCH = 70.0  # degrees from the horizon

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-import actions
+from dataset import actions
+from dataset.recordings import ClipWriter
 from luanti.game import DEGREES_PER_PIXEL, EYE_HEIGHT, FPS, Frame, Game, GameError, Picture
 from luanti.player import HORIZONTAL, MAX_TURN, Player, Senses
-from recordings import ClipWriter
-from video import resize
+from runtime.video import resize
 
 TIMES = {"dawn": 0.23, "morning": 0.32, "noon": 0.5, "evening": 0.74, "night": 0.0}  # parts of a day
 WEATHERS = ("clear", "overcast", "rain")
@@ -81,8 +81,8 @@ def plan_clips(
                 world_seed=random.Random(f"{seed} world {world}").getrandbits(32),
                 seed=f"{seed} clip {k}",
                 biome=bag.pop(),
-                time=choose.choice(times),
-                weather=choose.choice(weathers),
+                time=choose.sampling(times),
+                weather=choose.sampling(weathers),
             )
         )
     return plans

@@ -29,8 +29,8 @@ CONTROLS = (
 )
 # Those that a session understands (`Session.command`).
 COMMANDS = (
-    Binding("reset", "r", "KeyR", "R: start over, the same dream"),
-    Binding("again", "RETURN", "Enter", "Enter: start over, another dream"),
+    Binding("reset", "r", "KeyR", "R: start over, the same rollout"),
+    Binding("again", "RETURN", "Enter", "Enter: start over, another rollout"),
     Binding("next", "n", "KeyN", "N, 1-9: next place, that place"),
     *(Binding(f"place {n}", str(n), f"Digit{n}") for n in range(1, 10)),
     Binding("pause", "p", "KeyP", "P: pause"),
@@ -40,7 +40,7 @@ COMMANDS = (
     Binding("colder", "LEFTBRACKET", "BracketLeft"),
     Binding("more passes", "EQUALS", "Equal", "- =: passes of decoding"),
     Binding("fewer passes", "MINUS", "Minus"),
-    Binding("compare", "c", "KeyC", "C: truth | dream, by the recorded actions"),
+    Binding("compare", "c", "KeyC", "C: truth | rollout, by the recorded actions"),
     Binding("record", "v", "KeyV", "V: record video and actions"),
 )
 # Those that what shows the session does by itself.

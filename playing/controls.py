@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from actions import DEGREES_PER_UNIT, encode, from_keys
+from dataset.actions import DEGREES_PER_UNIT, encode, from_keys
 
 MOUSE_SENS = 0.15  # degrees a pixel, as in Minecraft at its default setting
 ARROW_DEGREES_PER_SECOND = 90.0

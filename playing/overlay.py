@@ -4,14 +4,15 @@ import cv2
 import numpy as np
 import torch
 
-import camera
-from device import autocast
+from geometry import camera
+from model_geometry import GeometryWorldModel
 from playing.session import Session
-from video import enlarge, label
+from runtime.device import autocast
+from runtime.video import enlarge, label
 
 CELL = 4  # pixels for a cell of a panel, half as many for one of the finer depth
 MAP_METRES = 24.0  # from the player to the map's edge
-OBSERVED, DREAMT, PLAYER = (90, 200, 255), (255, 160, 60), (255, 255, 255)
+OBSERVED, GENERATED, PLAYER = (90, 200, 255), (255, 160, 60), (255, 255, 255)
 INK, DARK = (90, 90, 90), (18, 18, 18)
 
 
@@ -20,26 +21,28 @@ def beliefs(session: Session) -> np.ndarray | None:
     """The picture [H, W, 3] uint8, or None for a world that keeps no memory or has made no step yet.
 
     Four panels, in the view of the last step: the map of the keyframes around the player (what was seen in
-    blue, what was dreamt in orange; a wedge is what a keyframe shows, north up); the distance that each half
+    blue, what was generated in orange; a wedge is what a keyframe shows, north up); the distance that each half
     cell is taken to have (near bright, logarithmic); how strongly what was carried holds a cell, 0 dark to
     10 and more bright (`GeometryWorldModel.gates`); and where cells come from: the last frame green, the
     keyframes blue, invented red.
     """
-    model, state, prediction = session.dream.model, session.dream.state, session.prediction
-    if prediction is None or not hasattr(model, "gate_map"):
+    model, state, prediction = session.rollout.model, session.rollout.state, session.prediction
+    if prediction is None or not isinstance(model, GeometryWorldModel):
         return None
-    choice = session.dream.choice
-    with autocast(session.dream.device, session.dream.dtype):
-        gates = model.gate_map(prediction, (choice.trust, choice.continuation))[0]
-    distance = 1 / prediction.inverse[0].float().cpu().numpy()
-    near = np.log(camera.FAR / distance.clip(1.0, camera.FAR)) / np.log(camera.FAR)
+    sampling = session.rollout.sampling
+    with autocast(session.rollout.device, session.rollout.dtype):
+        gates = model.gate_map(prediction, (sampling.trust, sampling.continuation))[0]
+    distance = 1 / prediction.inverse_ray_distance[0].float().cpu().numpy()
+    near = np.log(camera.FAR_RAY_DISTANCE / distance.clip(1.0, camera.FAR_RAY_DISTANCE)) / np.log(
+        camera.FAR_RAY_DISTANCE
+    )
     panels = {
         "distance": enlarge(colour(near), CELL // 2),
         "carried: gate": enlarge(colour(gates.float().amax(0).cpu().numpy() / 10), CELL),
         "last / kept / new": enlarge(sources(prediction), CELL),
     }
     column = np.concatenate([label(panel, name) for name, panel in panels.items()])
-    kept = int((state.keyframes.written[0] > 0).sum())
+    kept = int((state.keyframes.order[0] > 0).sum())
     size = column.shape[0] - 16
     around = label(keyframe_map(session, size), f"{kept} keyframes, {MAP_METRES:.0f} m around")
     return np.concatenate([around, column], 1)
@@ -53,8 +56,8 @@ def colour(values: np.ndarray) -> np.ndarray:
 
 def sources(prediction) -> np.ndarray:
     """Where the cells of a view come from, [H, W, 3] uint8."""
-    by_last, by_memory = prediction.trusted[0].float().cpu().numpy()
-    seen = prediction.seen[0].float().cpu().numpy()
+    by_last, by_memory = prediction.source_mask[0].float().cpu().numpy()
+    seen = prediction.visible_mask[0].float().cpu().numpy()
     red = 1 - np.maximum(by_last, by_memory)
     shade = np.stack([red, by_last * seen, by_memory * seen], -1)
     return (60 + 180 * shade).round().astype(np.uint8)
@@ -63,13 +66,13 @@ def sources(prediction) -> np.ndarray:
 def keyframe_map(session: Session, size: int) -> np.ndarray:
     """The keyframes around the player from above, [size, size, 3] uint8; the player looks along the white
     wedge, +z (south in Minecraft) is down."""
-    state, config = session.dream.state, session.dream.model.config
+    state, config = session.rollout.state, session.rollout.model.config
     canvas = np.full((size, size, 3), DARK, np.uint8)
     metres = size / 2 / MAP_METRES
     for radius in (8, 16, 24):
         cv2.circle(canvas, (size // 2, size // 2), round(radius * metres), INK, 1, cv2.LINE_AA)
     here = state.pose[0].float().cpu().numpy()
-    keyframes, kept = state.keyframes, state.keyframes.written > 0
+    keyframes, kept = state.keyframes, state.keyframes.order > 0
     wedges = [
         (pose.float().cpu().numpy(), ink_of(generation.item()), 5.0, 0.12)
         for pose, generation in zip(keyframes.pose[kept], keyframes.generation[kept], strict=True)
@@ -90,4 +93,4 @@ def keyframe_map(session: Session, size: int) -> np.ndarray:
 
 def ink_of(generation: float) -> tuple[int, int, int]:
     """The colour of a keyframe: 0 is one that was observed."""
-    return OBSERVED if generation == 0 else DREAMT
+    return OBSERVED if generation == 0 else GENERATED

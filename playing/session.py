@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actions import ACTION_DIM, PITCH, YAW, wrap
-from playing.take import Take
-from sampling import Dream
-from start import Recording, World, decode, prime
-from video import save_image
+from dataset.actions import ACTION_DIM, PITCH, YAW, wrap
+from playing.play_recorder import Take
+from rollout.context import Recording, World, decode, prime
+from rollout.rollout import Rollout
+from runtime.video import save_image
 
 OUT = Path("outputs/play")  # recordings of play and screenshots
-PARTS = ("model", "choice", "decode")  # of a step
+PARTS = ("model", "sampling", "decode")  # of a step
 RECENT = 32  # steps that the figures shown are medians of
 TEMPERATURE_STEP, MAX_PASSES = 0.1, 8
 
@@ -28,12 +28,17 @@ class Session:
     """
 
     def __init__(
-        self, world: World, dream: Dream, places: list[Recording], context_frames: int = 0, out: Path = OUT
+        self,
+        world: World,
+        rollout: Rollout,
+        places: list[Recording],
+        context_frames: int = 0,
+        out: Path = OUT,
     ):
         """`context_frames` of each recording prime the world; 0: all of them."""
-        self.world, self.dream, self.places, self.out = world, dream, places, out
+        self.world, self.rollout, self.places, self.out = world, rollout, places, out
         self.context_frames = context_frames
-        self.first_seed = dream.seed
+        self.first_seed = rollout.seed
         self.place = 0
         self.paused = self.due = self.compare = False  # due: one step although paused
         self.take: Take | None = None  # the recording of play that is being made
@@ -45,16 +50,16 @@ class Session:
 
     @property
     def recording(self) -> Recording:
-        """What the dream started from."""
+        """What the rollout started from."""
         return self.places[self.place]
 
     def reset(self) -> None:
-        """Back to the end of the context, with the dream's seed as at first."""
+        """Back to the end of the context, with the rollout's seed as at first."""
         self.end_take()
         self.starts += 1
         self.context = self.recording.first(self.context_frames)
-        prime(self.dream, [self.context])
-        self.picture = self.dream.pictures()[0].numpy()  # [H, W, 3] uint8
+        prime(self.rollout, [self.context])
+        self.picture = self.rollout.pictures()[0].numpy()  # [H, W, 3] uint8
         self.action = np.zeros(ACTION_DIM, np.float32)  # that led to it
         self.turned = np.zeros(2)  # degrees of yaw and pitch since the start
         self.prediction = None  # of the step that was made last
@@ -90,11 +95,11 @@ class Session:
                 return self.picture
             action = self.recording.actions[len(self.context) - 1 + self.steps].numpy()
         clock = [time.perf_counter()]
-        self.prediction = self.dream.foresee(torch.from_numpy(action)[None])
+        self.prediction = self.rollout.predict(torch.from_numpy(action)[None])
         clock.append(time.perf_counter())
-        self.dream.take(self.prediction)
+        self.rollout.sample(self.prediction)
         clock.append(time.perf_counter())
-        self.picture = self.dream.pictures()[0].numpy()
+        self.picture = self.rollout.pictures()[0].numpy()
         clock.append(time.perf_counter())
         self.seconds.append(tuple(np.diff(clock)))
         self.action = action
@@ -113,15 +118,15 @@ class Session:
 
         Raises ValueError for a name that is none.
         """
-        choice = self.dream.choice
+        sampling = self.rollout.sampling
         if name == "reset":
-            self.dream.seed = self.first_seed
+            self.rollout.seed = self.first_seed
             self.reset()
             return f"{self.name}: from the start"
         if name == "again":
-            self.dream.seed += 1
+            self.rollout.seed += 1
             self.reset()
-            return f"{self.name}: another dream (seed {self.dream.seed})"
+            return f"{self.name}: another rollout (seed {self.rollout.seed})"
         if name == "next" or name.startswith("place "):
             place = (self.place + 1) % len(self.places) if name == "next" else int(name[6:]) - 1
             if place >= len(self.places):
@@ -136,20 +141,20 @@ class Session:
             self.paused = self.due = True
             return "one step"
         if name == "greedy":
-            self.dream.choice = replace(choice, greedy=not choice.greedy)
+            self.rollout.sampling = replace(sampling, greedy=not sampling.greedy)
         elif name in ("hotter", "colder"):
             change = TEMPERATURE_STEP if name == "hotter" else -TEMPERATURE_STEP
-            temperature = max(TEMPERATURE_STEP, round(choice.temperature + change, 2))
-            self.dream.choice = replace(choice, temperature=temperature)
+            temperature = max(TEMPERATURE_STEP, round(sampling.temperature + change, 2))
+            self.rollout.sampling = replace(sampling, temperature=temperature)
         elif name in ("more passes", "fewer passes"):
-            passes = choice.passes + (1 if name == "more passes" else -1)
-            self.dream.choice = replace(choice, passes=min(max(passes, 1), MAX_PASSES))
+            passes = sampling.passes + (1 if name == "more passes" else -1)
+            self.rollout.sampling = replace(sampling, passes=min(max(passes, 1), MAX_PASSES))
         elif name == "compare":
             if not self.compare and not self.recorded_actions:
                 return f"{self.name}: no recorded actions after the start, so nothing to compare with"
             self.compare = not self.compare
             self.reset()
-            return "truth | dream, by the recorded actions" if self.compare else "you play"
+            return "truth | rollout, by the recorded actions" if self.compare else "you play"
         elif name == "record":
             return self.begin_take() if self.take is None else self.end_take()
         else:
@@ -166,16 +171,16 @@ class Session:
     @property
     def chosen(self) -> str:
         """How tokens are chosen."""
-        choice = self.dream.choice
-        if choice.greedy:
+        sampling = self.rollout.sampling
+        if sampling.greedy:
             return "greedy"
-        return f"temperature {choice.temperature:g}, {choice.passes} passes"
+        return f"temperature {sampling.temperature:g}, {sampling.passes} passes"
 
     @property
     def pose(self) -> np.ndarray:
-        """Since the dream began: x, y, z in metres (NaN for a world that keeps none), yaw and pitch in
+        """Since the rollout began: x, y, z in metres (NaN for a world that keeps none), yaw and pitch in
         degrees [5]. Camera as Minecraft has it: yaw to the right, pitch down."""
-        pose = getattr(self.dream.state, "pose", None)
+        pose = self.rollout.model.pose_of(self.rollout.state)
         if pose is None:
             return np.array([np.nan] * 3 + [*self.turned])
         return pose[0].float().cpu().numpy()
@@ -191,7 +196,7 @@ class Session:
             "step_ms": round(float(np.median(recent.sum(1)) * 1000), 1),
             **{f"{part}_ms": round(float(ms), 1) for part, ms in zip(PARTS, parts, strict=True)},
             "chosen": self.chosen,
-            "unique_codes": int(self.dream.tokens.unique().numel()),
+            "unique_codes": int(self.rollout.tokens.unique().numel()),
             "position": [round(float(x), 2) for x in pose[:3]] if np.isfinite(pose[0]) else [],
             "yaw": round(float(wrap(pose[3])), 1),
             "pitch": round(float(pose[4]), 1),

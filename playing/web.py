@@ -240,7 +240,7 @@ class Server:
         return frame, believed, message
 
     def frame(self) -> tuple[dict, bytes]:
-        """The world as it stands: header and PNG; comparing, the truth lies left of the dream."""
+        """The world as it stands: header and PNG; comparing, the truth lies left of the rollout."""
         session, picture = self.session, self.session.picture
         if session.truth is not None:
             picture = np.concatenate([session.truth, picture], 1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from actions import PITCH, YAW
+from dataset.actions import PITCH, YAW
 from playing.bindings import COMMANDS, CONTROLS, VIEW_COMMANDS, help_lines
 from playing.controls import Controls, StepClock
 from playing.overlay import beliefs
@@ -57,10 +57,10 @@ class Window:
         scale: int | None = None,
         use_mouse: bool = True,
         smooth: bool = False,
-        dreamt: Callable[[], None] = lambda: None,
+        generated: Callable[[], None] = lambda: None,
     ):
         """`scale` None takes the largest whole one that leaves some of the screen free. `smooth` fills the
-        window with a blurred picture instead of whole pixels. `dreamt` is called once the first dreamt
+        window with a blurred picture instead of whole pixels. `generated` is called once the first generated
         picture is shown. Raises pygame.error."""
         import pygame  # here, so that --help and headless play do without it
 
@@ -68,7 +68,7 @@ class Window:
         self.session, self.controls, self.clock, self.use_mouse = session, controls, clock, use_mouse
         self.captured = self.fullscreen = False
         self.fresh = True  # primed, and that picture not shown yet
-        self.on_first_dream: Callable[[], None] | None = dreamt
+        self.on_first_rollout: Callable[[], None] | None = generated
         self.complained = False
         self.shown = {"help": False, "facts": False, "beliefs": False, "smooth": smooth}
         self.note, self.note_until = "", 0.0
@@ -122,9 +122,9 @@ class Window:
             self.complained = True
             print(f"too slow for {self.clock.fps:g} steps/s: this machine makes {self.clock.rate:.1f}")
         self.draw()
-        if stepped and self.on_first_dream is not None:
-            self.on_first_dream()
-            self.on_first_dream = None
+        if stepped and self.on_first_rollout is not None:
+            self.on_first_rollout()
+            self.on_first_rollout = None
         return True
 
     def handle(self, event) -> bool:
@@ -190,7 +190,7 @@ class Window:
     # ------------------------------------------------------------ drawing
 
     def draw(self) -> None:
-        """Shows the picture (comparing: truth | dream) and what is written over it."""
+        """Shows the picture (comparing: truth | rollout) and what is written over it."""
         pg, screen = self.pygame, self.pygame.display.get_surface()  # another one after a change of size
         session = self.session
         pictures = [session.picture] if session.truth is None else [session.truth, session.picture]
@@ -258,7 +258,7 @@ class Window:
         self.veiled(screen, [hint], size, self.INK, bottomright=border.bottomright)
 
         if self.session.truth is not None:
-            for text, x in (("recorded", area.left), ("dreamt", area.centerx)):
+            for text, x in (("recorded", area.left), ("generated", area.centerx)):
                 self.veiled(screen, [text], size, self.INK, bottomleft=(x, max(area.top, 2 * size)))
         left = []
         if time.monotonic() < self.note_until:
@@ -303,7 +303,7 @@ def fact_lines(facts: dict, clock: StepClock) -> list[str]:
     position = ", ".join(f"{x:.1f}" for x in facts["position"]) or "not kept by this world"
     return [
         f"{clock.rate:.1f} of {clock.fps:g} steps/s, step {facts['step']}",
-        f"{facts['step_ms']:.1f} ms: model {facts['model_ms']:.1f}, choice {facts['choice_ms']:.1f}, "
+        f"{facts['step_ms']:.1f} ms: model {facts['model_ms']:.1f}, sampling {facts['choice_ms']:.1f}, "
         f"decode {facts['decode_ms']:.1f}",
         f"{facts['chosen']}; {facts['unique_codes']} different codes",
         f"position {position}",

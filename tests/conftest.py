@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-from data import ClipEntry, Manifest, write_token_file
+from dataset.token_files import ClipEntry, Manifest, write_token_file
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
+from rollout.world_model import world_content
+from runtime import checkpoint
+from vq_vae.tokenizer import Tokenizer, load_tokenizer, tokenizer_content
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 # A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
@@ -54,9 +56,13 @@ class PixelDistance(torch.nn.Module):
         return torch.nn.functional.avg_pool2d(pictures, 8).flatten(1)
 
 
-def tiny_tokenizer(seed: int = 0) -> VQVAE:
+def tiny_vqvae(seed: int = 0) -> VQVAE:
     torch.manual_seed(seed)
     return VQVAE(TINY_TOKENIZER)
+
+
+def tiny_tokenizer(seed: int = 0) -> Tokenizer:
+    return Tokenizer(tiny_vqvae(seed))
 
 
 @pytest.fixture
@@ -73,10 +79,10 @@ def tiny(tmp_path_factory) -> TinyFiles:
     """A tokenizer for 32x16 pictures, a world model for it (16 frames/s, 15 degrees a unit), a token file."""
     folder = tmp_path_factory.mktemp("tiny")
     files = TinyFiles(folder / "vqvae.pt", folder / "world.pt", folder / "tokens" / "clip.npz")
-    checkpoint.save(files.tokenizer, checkpoint.tokenizer_content(tiny_tokenizer()))
-    tokenizer = checkpoint.load_tokenizer(files.tokenizer)
+    checkpoint.save(files.tokenizer, tokenizer_content(tiny_vqvae()))
+    tokenizer = load_tokenizer(files.tokenizer)
     learned = {"fps": 16.0, "camera_degrees_per_unit": 15.0, "vertical_fov_degrees": 70.0}
-    world = checkpoint.world_content(ConvGRUWorldModel(TINY_WORLD), tokenizer.fingerprint, data=learned)
+    world = world_content(ConvGRUWorldModel(TINY_WORLD, tokenizer), data=learned)
     checkpoint.save(files.world, world)
     files.tokens.parent.mkdir()
     rng = np.random.default_rng(0)

@@ -13,8 +13,8 @@ import train
 from benchmarking import loading, play
 from benchmarking.measure import Task, in_turn, number
 from model_convGru import ConvGRUWorldModel
-from provenance import command_line
-from training import Terms, window_loss
+from runtime.provenance import command_line
+from training.convgru_window import convgru_window_loss
 
 TINY = {
     benchmark: {
@@ -47,7 +47,9 @@ def test_the_reference_is_the_recipe_of_train(monkeypatch):
     tokens, actions = torch.randint(64, (4, 7, 4, 8)), torch.rand(4, 6, 5) * 2 - 1
     ours, plain, tokenizer = tiny_model(), tiny_model(), tiny_tokenizer()
     torch.manual_seed(1)
-    result = window_loss(ours, Terms(tokenizer, None, train.loss_weights()), tokens, actions, feeding)
+    result = convgru_window_loss(
+        ours, StepLoss(tokenizer, None, train.loss_weights()), tokens, actions, feeding
+    )
     torch.manual_seed(1)
     loss = benchmark.reference_step(plain, tokenizer, tokens, actions, feeding.ar_len, feeding.teacher_prob)
     assert result.self_fed.any() and not result.self_fed[1:].all()
@@ -66,7 +68,7 @@ def test_what_is_timed_is_the_recipe_of_train(monkeypatch):
     assert train.loss_weights() == benchmark.WEIGHTS
     feeding = train.feeding(10_000, train.SEQ_LEN)
     assert (feeding.ar_len, feeding.teacher_prob) == (benchmark.AR_LEN, benchmark.TEACHER_PROB)
-    assert feeding.choice.greedy and feeding.token_noise == feeding.latent_noise == 0
+    assert feeding.sampling.greedy and feeding.token_noise == feeding.latent_noise == 0
     sizes = {"embed_dim": train.EMBED_DIM, "hidden_dim": train.HIDDEN_DIM, "layers": train.LAYERS}
     assert sizes == benchmark.FULL_SIZE
     timed = (benchmark.TRANSITIONS, benchmark.WINDOWS, benchmark.LR, benchmark.GRAD_CLIP)

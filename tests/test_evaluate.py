@@ -13,19 +13,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_WORLD, PixelDistance, tiny_tokenizer
+from conftest import TINY_WORLD, PixelDistance, tiny_vqvae
 
-import checkpoint
 import evaluate
-import provenance
-from data import ClipEntry, DataError, Manifest, TokenClips, write_token_file
-from evaluation import held_out, inverse_dynamics, rollouts, teacher_forced
-from evaluation.held_out import HeldOut, Judges, Plan, Subject, spread_windows
-from evaluation.score import Scores
+from dataset.token_files import ClipEntry, DataError, Manifest, write_token_file
+from dataset.windows import TokenClips
+from evaluation import held_out_clips, inverse_dynamics, rollouts, teacher_forced
+from evaluation.aggregate import Scores
+from evaluation.held_out_clips import HeldOutClips, Judges, Plan, Subject, spread_windows
 from metrics import PSNR_CEILING, psnr
 from model_convGru import ConvGRUWorldModel, Prediction
-from sampling import PLAY, Choice, Dream
-from video import read_frames, write_video
+from rollout.rollout import Rollout
+from rollout.sampling import PLAY, SamplingConfig
+from rollout.world_model import load_world_model, world_content
+from runtime import checkpoint, provenance
+from runtime.video import read_frames, write_video
+from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 
 CODES = TINY_WORLD.codebook_size
 SMALL = Plan(
@@ -64,10 +67,10 @@ def files(tmp_path_factory) -> Files:
     `random` can be opened: their 40 frames are every second one of a video of 79.
     """
     root = tmp_path_factory.mktemp("eval")
-    checkpoint.save(root / "vqvae.pt", checkpoint.tokenizer_content(tiny_tokenizer()))
-    tokenizer = checkpoint.load_tokenizer(root / "vqvae.pt")
+    checkpoint.save(root / "vqvae.pt", tokenizer_content(tiny_vqvae()))
+    tokenizer = load_tokenizer(root / "vqvae.pt")
     torch.manual_seed(1)
-    content = checkpoint.world_content(
+    content = world_content(
         ConvGRUWorldModel(TINY_WORLD),
         tokenizer.fingerprint,
         step=12,
@@ -96,12 +99,12 @@ def files(tmp_path_factory) -> Files:
 
 @pytest.fixture(scope="module")
 def tokenizer(files):
-    return checkpoint.load_tokenizer(files.tokenizer)
+    return load_tokenizer(files.tokenizer)
 
 
 @pytest.fixture(scope="module")
 def model(files, tokenizer) -> ConvGRUWorldModel:
-    return checkpoint.load_world_model(files.world, tokenizer)[0]
+    return load_world_model(files.world, tokenizer)[0]
 
 
 class Counter(ConvGRUWorldModel):
@@ -117,16 +120,18 @@ class Counter(ConvGRUWorldModel):
         return 50.0 * F.one_hot(wanted, CODES).movedim(-1, 1).float()
 
 
-def subject(model: ConvGRUWorldModel, tokenizer, choice: Choice | None = None) -> Subject:
-    return Subject("world", Path("world.pt"), model, {}, tokenizer, choice or Choice(), 0, torch.float32)
+def subject(model: ConvGRUWorldModel, tokenizer, sampling: SamplingConfig | None = None) -> Subject:
+    return Subject(
+        "world", Path("world.pt"), model, {}, tokenizer, sampling or SamplingConfig(), 0, torch.float32
+    )
 
 
-def held_clips(files: Files, tokenizer, split: str) -> HeldOut:
-    return HeldOut(TokenClips(files.tokens, split), tokenizer, seed=0)
+def held_clips(files: Files, tokenizer, split: str) -> HeldOutClips:
+    return HeldOutClips(TokenClips(files.tokens, split), tokenizer, seed=0)
 
 
 def test_a_dream_is_the_same_whether_or_not_its_context_was_kept(files, tokenizer):
-    """`Subject.dream` primes once for several commands; another context, or another pose, primes anew."""
+    """`Subject.rollout` primes once for several commands; another context, or another pose, primes anew."""
     held = held_clips(files, tokenizer, "all")
     torch.manual_seed(1)
     world = subject(ConvGRUWorldModel(TINY_WORLD), tokenizer)
@@ -134,24 +139,24 @@ def test_a_dream_is_the_same_whether_or_not_its_context_was_kept(files, tokenize
     seen, actions = held.batch(windows, 9)
     pose = held.pose(windows, 5)
     ways = [(seen[:, :5], actions, pose), (seen[:, :5], -actions, pose), (seen[:, 1:6], actions, pose)]
-    ways[1][1][:, :4] = actions[:, :4]  # the same until the dream begins
-    kept = [world.dream(*way, "dream") for way in (*ways, ways[0])]
+    ways[1][1][:, :4] = actions[:, :4]  # the same until the rollout begins
+    kept = [world.rollout(*way, "rollout") for way in (*ways, ways[0])]
     for way, tokens in zip((*ways, ways[0]), kept, strict=True):
         world.kept.clear()
-        assert torch.equal(world.dream(*way, "dream"), tokens)
+        assert torch.equal(world.rollout(*way, "rollout"), tokens)
     assert not torch.equal(kept[0], kept[2])
 
 
 # ---------------------------------------------------------------- teacher-forced
 
 
-def whole(held: HeldOut) -> list[tuple[int, int, int]]:
+def whole(held: HeldOutClips) -> list[tuple[int, int, int]]:
     return teacher_forced.stretches(held.lengths, 10_000)
 
 
 def test_teacher_forced_is_the_cross_entropy_of_each_whole_clip(files, tokenizer, model):
     held = held_clips(files, tokenizer, "all")
-    rows = teacher_forced.foretell(held, subject(model, tokenizer), whole(held))
+    rows = teacher_forced.predict(held, subject(model, tokenizer), whole(held))
     for i in range(4):
         tokens = torch.from_numpy(held.clips.tokens[i].astype(np.int64))[None]
         with torch.no_grad():
@@ -166,9 +171,9 @@ def test_teacher_forced_is_the_cross_entropy_of_each_whole_clip(files, tokenizer
 
 def test_more_clips_than_a_batch_give_the_same(files, tokenizer, model, monkeypatch):
     held = held_clips(files, tokenizer, "all")
-    together = teacher_forced.foretell(held, subject(model, tokenizer), whole(held))
+    together = teacher_forced.predict(held, subject(model, tokenizer), whole(held))
     monkeypatch.setattr(teacher_forced, "BATCH", 2)
-    apart = teacher_forced.foretell(held, subject(model, tokenizer), whole(held))
+    apart = teacher_forced.predict(held, subject(model, tokenizer), whole(held))
     for name in together:
         assert together[name].sum() == pytest.approx(apart[name].sum(), rel=1e-6)
 
@@ -183,7 +188,7 @@ def test_a_world_that_knows_the_rule_scores_perfect(files, tokenizer):
 
 
 def test_frames_are_told_apart_by_what_is_done(files, tokenizer, model, monkeypatch):
-    """The walking frames are foretold wrongly: the others do not suffer for it."""
+    """The walking frames are predicted wrongly: the others do not suffer for it."""
     held = held_clips(files, tokenizer, "train")
     actions = np.zeros((59, 5), np.float32)
     actions[10:20, 3] = 1  # moves
@@ -207,8 +212,8 @@ def test_frames_are_told_apart_by_what_is_done(files, tokenizer, model, monkeypa
 # ---------------------------------------------------------------- free-running
 
 
-def run_free(world: Subject, held: HeldOut, windows: list, monkeypatch) -> dict[str, float]:
-    monkeypatch.setattr(held_out, "spread_windows", lambda *_: np.array(windows))
+def run_free(world: Subject, held: HeldOutClips, windows: list, monkeypatch) -> dict[str, float]:
+    monkeypatch.setattr(held_out_clips, "spread_windows", lambda *_: np.array(windows))
     recorded = rollouts.record(held, SMALL, NOBODY)
     scores = Scores(0)
     rollouts.measure(held, world, SMALL, NOBODY, recorded, scores)
@@ -265,16 +270,16 @@ def test_copying_a_still_clip_is_perfect(files, model, tokenizer, monkeypatch):
 
 
 def test_rollouts_are_the_dream_of_play(files, model, tokenizer, monkeypatch):
-    """The same frames as a Dream by hand: context 6 ends at frame 16 of the window, actions follow."""
+    """The same frames as a Rollout by hand: context 6 ends at frame 16 of the window, actions follow."""
     held = held_clips(files, tokenizer, "val")
     tokens, actions = held.clips.batch(np.array([(1, 2)]), 35)
-    dream = Dream(model, tokenizer, Choice(greedy=True))
-    dream.prime(tokens[:, 10:16], actions[:, 10:15])
-    made = dream.rollout(actions[:, 15:])
-    found = run_free(subject(model, tokenizer, Choice(greedy=True)), held, [(1, 2)], monkeypatch)
+    rollout = Rollout(model, SamplingConfig(greedy=True))
+    rollout.prime(tokens[:, 10:16], actions[:, 10:15])
+    made = rollout.run(actions[:, 15:])
+    found = run_free(subject(model, tokenizer, SamplingConfig(greedy=True)), held, [(1, 2)], monkeypatch)
     for h in (1, 8, 20):
         with torch.no_grad():
-            decoded = tokenizer.decode_code(made[:, h - 1]), tokenizer.decode_code(tokens[:, 15 + h])
+            decoded = tokenizer.decode(made[:, h - 1]), tokenizer.decode(tokens[:, 15 + h])
         assert found[f"rollout.ctx6.h{h}.psnr_tokens"] == pytest.approx(psnr(*decoded).item(), rel=1e-4)
         accuracy = (made[:, h - 1] == tokens[:, 15 + h]).float().mean().item()
         assert found[f"rollout.ctx6.h{h}.token_acc"] == pytest.approx(accuracy)
@@ -302,7 +307,7 @@ def test_the_ceiling_is_the_decoded_truth(files, model, tokenizer, monkeypatch):
     found = run_free(subject(model, tokenizer), held, [(0, 3), (2, 3)], monkeypatch)
     real = dict(held.true_pictures(np.array([(0, 3)]), np.arange(16, 36)))[0]
     with torch.no_grad():
-        made = tokenizer.decode_code(torch.from_numpy(held.clips.tokens[0][19:39].astype(np.int64)))
+        made = tokenizer.decode(torch.from_numpy(held.clips.tokens[0][19:39].astype(np.int64)))
     expected = psnr(made, real)
     assert found["ceiling.ctx6.mean20.psnr_frames"] == pytest.approx(expected.mean().item(), rel=1e-4)
     assert found["ceiling.ctx6.h4.psnr_frames"] == pytest.approx(expected[3].item(), rel=1e-4)
@@ -494,10 +499,10 @@ def test_wrong_words_are_refused_in_one_line(files, capsys, more, told):
 
 def test_tokens_of_another_tokenizer_are_refused(files, capsys, tmp_path):
     other = tmp_path / "other.pt"
-    checkpoint.save(other, checkpoint.tokenizer_content(tiny_tokenizer(seed=5)))
+    checkpoint.save(other, tokenizer_content(tiny_vqvae(seed=5)))
     assert "--vqvae_ckpt" in refused(files, capsys, "--vqvae_ckpt", other), "the world minds first"
     content = checkpoint.load(files.world)
-    content["tokenizer"] = checkpoint.load_tokenizer(other).fingerprint
+    content["tokenizer"] = load_tokenizer(other).fingerprint
     checkpoint.save(tmp_path / "world.pt", content)
     message = refused(files, capsys, "--vqvae_ckpt", other, "--checkpoint", tmp_path / "world.pt")
     assert "manifest.json" in message and content["tokenizer"] in message

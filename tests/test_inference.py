@@ -13,15 +13,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer, write_manifest
+from conftest import tiny_vqvae, write_manifest
 from PIL import Image
 
-import checkpoint
 import inference
-import start
-from action_script import parse
-from data import read_token_file, write_token_file
-from video import read_frames, save_image, video_fps, write_video
+from dataset.token_files import read_token_file, write_token_file
+from rollout import context
+from rollout.action_script import parse
+from rollout.rollout import Rollout
+from rollout.sampling import SamplingConfig
+from runtime import checkpoint
+from runtime.video import read_frames, save_image, video_fps, write_video
+from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 
 ROOT = Path(__file__).resolve().parent.parent
 # Buffered, as Python is unless told otherwise.
@@ -42,7 +45,7 @@ def run(tiny, tmp_path, capsys):
 
 @pytest.fixture
 def world(tiny):
-    return start.load_world(inference.build_parser().parse_args(tiny.flags))
+    return context.load_world(inference.build_parser().parse_args(tiny.flags))
 
 
 def make_clip(folder: Path, entries: list[dict] | None, frames: int, fps: float = 16.0) -> Path:
@@ -80,11 +83,11 @@ def test_recorded_actions_are_shown_beside_the_truth(run, tiny, tmp_path):
 def test_a_perfect_dream_scores_perfectly(run, tiny, world, tmp_path):
     """Truth made by the model itself, greedily: a slip of one frame anywhere would show."""
     recorded = read_token_file(tiny.tokens)
-    dream = start.Dream(world.model, world.tokenizer, start.Choice(greedy=True), dtype=world.dtype)
+    rollout = Rollout(world.model, world.tokenizer, SamplingConfig(greedy=True), dtype=world.dtype)
     context, actions = torch.from_numpy(recorded["tokens"][:6].astype(np.int64)), recorded["actions"]
-    dream.prime(context[None], torch.from_numpy(actions[None, :5]))
-    dreamed = dream.rollout(torch.from_numpy(actions[None, 5:]))[0]
-    write_token_file(tmp_path / "own.npz", torch.cat([context, dreamed]).numpy(), actions, recorded["pose"])
+    rollout.prime(context[None], torch.from_numpy(actions[None, :5]))
+    generated = rollout.run(torch.from_numpy(actions[None, 5:]))[0]
+    write_token_file(tmp_path / "own.npz", torch.cat([context, generated]).numpy(), actions, recorded["pose"])
     _, out, _ = run("--context_npz", tmp_path / "own.npz", "--warmup", 6, "--greedy")
     assert "token accuracy 1.000" in out and "PSNR 58.9" in out
 
@@ -125,17 +128,17 @@ def test_from_a_clip_by_its_own_actions(run, tmp_path):
 
 def test_entry_k_leads_from_frame_k_minus_1_to_k(world, tmp_path):
     clip = make_clip(tmp_path, [entry(0.9, ws=2), *[entry(0.05 * k, ws=1) for k in range(1, 8)]], 8)
-    recording = start.read_clip(clip, world)
+    recording = context.read_clip(clip, world)
     assert len(recording) == 8 and len(recording.actions) == 7
     assert np.allclose(recording.actions[:, 0], 0.05 * np.arange(1, 8))
     assert (recording.actions[:, 3] == 1).all()  # entry "0" belongs to no frame
-    frames = np.stack([start.to_size(f, world) for f in read_frames(clip)])
-    assert torch.equal(recording.tokens, start.encode(list(frames), world))
+    frames = np.stack([context.to_size(f, world) for f in read_frames(clip)])
+    assert torch.equal(recording.tokens, context.encode(list(frames), world))
 
 
 def test_a_faster_clip_is_thinned_out_and_its_actions_pooled(world, tmp_path):
     clip = make_clip(tmp_path, [entry(9), *[entry(0.05 * k) for k in range(1, 10)]], 10, fps=32)
-    recording = start.read_clip(clip, world)
+    recording = context.read_clip(clip, world)
     assert len(recording) == 5  # frames 0, 2, 4, 6, 8; the turns between them add up
     assert np.allclose(recording.actions[:, 0], [0.15, 0.35, 0.55, 0.75])
 
@@ -143,7 +146,7 @@ def test_a_faster_clip_is_thinned_out_and_its_actions_pooled(world, tmp_path):
 def test_json_beside_the_clip_and_no_json(run, world, tmp_path):
     clip = make_clip(tmp_path, [entry(), *[entry(0.5)] * 5], 6)
     (tmp_path / "metadata" / "c.json").rename(clip.with_suffix(".json"))
-    assert np.allclose(start.read_clip(clip, world).actions[:, 0], 0.5)
+    assert np.allclose(context.read_clip(clip, world).actions[:, 0], 0.5)
     clip.with_suffix(".json").unlink()
     status, out, _ = run("--start", clip, "--script", "w*2")
     assert status == 0 and "only its first frame" in out and "(1 of context)" in out
@@ -154,24 +157,24 @@ def test_whole_recording_as_context(run, tiny):
     assert status == 0 and "(40 of context)" in out
 
 
-def dream_tokens(tiny, *flags) -> torch.Tensor:
+def rollout_tokens(tiny, *flags) -> torch.Tensor:
     args = inference.build_parser().parse_args([*tiny.flags, "--context_npz", str(tiny.tokens), *flags])
-    world = start.load_world(args)
-    context = start.load_recording(start.starts(args)[0], world).first(args.context_frames)
-    dream = start.dream_of(world, args)
-    dream.prime(context.tokens[None], context.actions[None])
-    return dream.rollout(torch.from_numpy(parse("w*8,yaw+0.5*4"))[None])
+    world = context.load_world(args)
+    first = context.load_recording(context.starts(args)[0], world).first(args.context_frames)
+    rollout = context.rollout_of(world, args)
+    rollout.prime(first.tokens[None], first.actions[None])
+    return rollout.run(torch.from_numpy(parse("w*8,yaw+0.5*4"))[None])
 
 
-def test_same_seed_same_dream(tiny):
-    first = dream_tokens(tiny, "--seed", "3")
-    torch.manual_seed(99)  # the dream has its own generator
-    assert torch.equal(first, dream_tokens(tiny, "--seed", "3"))
-    assert not torch.equal(first, dream_tokens(tiny, "--seed", "4"))
-    greedy = dream_tokens(tiny, "--seed", "3", "--greedy")
-    assert torch.equal(greedy, dream_tokens(tiny, "--seed", "4", "--greedy"))
-    assert torch.equal(greedy, dream_tokens(tiny, "--seed", "5", "--topk", "1"))
-    assert not torch.equal(first, dream_tokens(tiny, "--seed", "3", "--temperature", "0.1"))
+def test_same_seed_same_rollout(tiny):
+    first = rollout_tokens(tiny, "--seed", "3")
+    torch.manual_seed(99)  # the rollout has its own generator
+    assert torch.equal(first, rollout_tokens(tiny, "--seed", "3"))
+    assert not torch.equal(first, rollout_tokens(tiny, "--seed", "4"))
+    greedy = rollout_tokens(tiny, "--seed", "3", "--greedy")
+    assert torch.equal(greedy, rollout_tokens(tiny, "--seed", "4", "--greedy"))
+    assert torch.equal(greedy, rollout_tokens(tiny, "--seed", "5", "--topk", "1"))
+    assert not torch.equal(first, rollout_tokens(tiny, "--seed", "3", "--temperature", "0.1"))
 
 
 @pytest.fixture
@@ -185,7 +188,7 @@ def other(tiny, tmp_path) -> Path:
 
 def test_several_starts_are_dreamt_as_each_alone(run, tiny, other, tmp_path):
     def frames(*starts: Path) -> np.ndarray:
-        flags = "--context_frames", 4, "--frames", 6, "--scale", 1, "--greedy", "--columns", "dream"
+        flags = "--context_frames", 4, "--frames", 6, "--scale", 1, "--greedy", "--columns", "rollout"
         status, out, _ = run("--context_npz", *starts, *flags, "--out", tmp_path / "a.gif")
         assert status == 0
         with Image.open(tmp_path / "a.gif") as gif:
@@ -212,7 +215,7 @@ def test_several_starts_are_dreamt_as_each_alone(run, tiny, other, tmp_path):
 
 def test_places_that_ship_start_a_dream_by_name(tiny):
     args = inference.build_parser().parse_args(["--start", "all"])
-    assert [path.stem for path in start.starts(args)] == list(start.places())
+    assert [path.stem for path in context.starts(args)] == list(context.places())
 
 
 def test_the_shortest_context_counts_for_all(run, tiny, other, tmp_path):
@@ -220,7 +223,7 @@ def test_the_shortest_context_counts_for_all(run, tiny, other, tmp_path):
     status, out, _ = run("--start", tiny.tokens, tmp_path / "photo.png", "--script", "w*2")
     assert status == 0 and "the last 1 frames of each context" in out and "(1 of context)" in out
     status, out, _ = run("--start", tiny.tokens, other, "--context_frames", 20, "--frames", 50)
-    assert status == 0 and "only 10 actions" in out and "dreamed 10 frames" in out
+    assert status == 0 and "only 10 actions" in out and "generated 10 frames" in out
     status, out, _ = run("--start", tmp_path / "photo.png", tiny.tokens, "--frames", 2)
     assert "a scripted walk" in out
 
@@ -230,7 +233,7 @@ def test_video_and_sheet_name_the_starts(run, tiny, tmp_path):
     for name in ("here", "there"):
         write_token_file(tmp_path / f"{name}.npz", **read_token_file(tiny.tokens))
         starts = "--context_npz", tiny.tokens, tmp_path / f"{name}.npz"
-        assert run(*starts, "--frames", 2, "--columns", "dream")[0] == 0
+        assert run(*starts, "--frames", 2, "--columns", "rollout")[0] == 0
         shown[name] = next(read_frames(tmp_path / "out.mp4")), cv2.imread(str(tmp_path / "out.png"))
     for here, there in zip(shown["here"], shown["there"], strict=True):
         assert here.shape == there.shape and (here != there).any()  # the same but for the name
@@ -243,10 +246,10 @@ def test_columns(run, tiny, tmp_path):
         assert run(*flags, tmp_path / f"{column}.webm", "--columns", column)[0] == 0
         shown[column] = np.stack(list(read_frames(tmp_path / f"{column}.webm"))).astype(int)
         assert shown[column].shape == (3, 16, 32, 3)
-    expected = (inference.GAIN * np.abs(shown["truth"] - shown["dream"])).clip(0, 255)
-    assert np.abs(shown["difference"] - expected).mean() < 12 < np.abs(shown["dream"] - expected).mean()
+    expected = (inference.GAIN * np.abs(shown["truth"] - shown["rollout"])).clip(0, 255)
+    assert np.abs(shown["difference"] - expected).mean() < 12 < np.abs(shown["rollout"] - expected).mean()
     status, out, _ = run(*flags, tmp_path / "a.mp4", "--script", "w*2", "--columns", "truth")
-    assert status == 0 and "the dream alone" in out
+    assert status == 0 and "the rollout alone" in out
 
 
 def test_what_was_played_plays_again(run, tiny, tmp_path):
@@ -255,7 +258,7 @@ def test_what_was_played_plays_again(run, tiny, tmp_path):
     recorded = read_token_file(tiny.tokens)["actions"][15:24]
     assert inference.read_script(f"@{played}").tobytes() == recorded.tobytes()
     status, out, _ = run("--context_npz", tiny.tokens, "--script", f"@{played}")
-    assert status == 0 and "dreamed 9 frames" in out
+    assert status == 0 and "generated 9 frames" in out
 
 
 def pipe(tiny, *flags) -> subprocess.Popen:
@@ -286,12 +289,12 @@ def test_a_program_in_the_loop_gets_a_frame_for_each_action(tiny):
         assert process.stdout.read() == b"" and process.wait() == 0
         assert "32x16 RGB24 at 16 frames/s" in process.stderr.read().decode()
     args = inference.build_parser().parse_args([*tiny.flags, "--greedy"])
-    world = start.load_world(args)
-    dream = start.dream_of(world, args)
-    start.prime(dream, [start.read_tokens(tiny.tokens, world).first(16)])
+    world = context.load_world(args)
+    rollout = context.rollout_of(world, args)
+    context.prime(rollout, [context.read_tokens(tiny.tokens, world).first(16)])
     for frame, action in zip(frames, parse("w,yaw+1*2,w+jump"), strict=True):
-        dream.step(torch.from_numpy(action)[None])
-        assert frame == dream.pictures()[0].numpy().tobytes()
+        rollout.step(torch.from_numpy(action)[None])
+        assert frame == rollout.pictures()[0].numpy().tobytes()
 
 
 def test_several_starts_lie_side_by_side_in_a_pipe_without_names(tiny, other):
@@ -306,13 +309,13 @@ def test_several_starts_lie_side_by_side_in_a_pipe_without_names(tiny, other):
 
 
 def test_recorded_actions_into_a_pipe(tiny, run):
-    """Only the dream goes there, and it is compared all the same."""
+    """Only the rollout goes there, and it is compared all the same."""
     words = [*tiny.flags, "--context_npz", tiny.tokens, "--frames", 7, "--scale", 2, "--out", "-"]
     words = [sys.executable, str(ROOT / "inference.py"), *map(str, words), "--columns", "truth"]
     done = subprocess.run(words, capture_output=True, env=ENVIRONMENT)
     said = done.stderr.decode()
     assert done.returncode == 0 and len(done.stdout) == 7 * 32 * 64 * 3
-    assert "the dream alone is shown" in said and "token accuracy" in said and "Traceback" not in said
+    assert "the rollout alone is shown" in said and "token accuracy" in said and "Traceback" not in said
     scores = re.search("PSNR.*", said).group()
     assert scores in run("--context_npz", tiny.tokens, "--frames", 7)[1]
 
@@ -395,14 +398,14 @@ def test_broken_files_are_named(run, tiny, tmp_path):
 
 def test_files_that_do_not_go_together_are_refused(run, tiny, tmp_path):
     other = tmp_path / "other.pt"
-    checkpoint.save(other, checkpoint.tokenizer_content(tiny_tokenizer(seed=5)))
+    checkpoint.save(other, tokenizer_content(tiny_vqvae(seed=5)))
     refused(run("--vqvae_ckpt", other), "was made by tokenizer", str(tiny.world))
 
     copy = tmp_path / "copy.npz"
     copy.write_bytes(tiny.tokens.read_bytes())
     write_manifest(copy, "0123456789abcdef")
     refused(run("--context_npz", copy), str(copy), "0123456789abcdef", "encode the clips again")
-    write_manifest(copy, checkpoint.load_tokenizer(tiny.tokenizer).fingerprint, fps=8.0)
+    write_manifest(copy, load_tokenizer(tiny.tokenizer).fingerprint, fps=8.0)
     refused(run("--context_npz", copy), "8 frames/s", "--fps_target 16")
     (tmp_path / "manifest.json").unlink()
     assert run("--context_npz", copy, "--script", "w")[0] == 0  # nothing to hold against it

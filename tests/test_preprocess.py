@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-import clip_check
 import preprocess
-from data import SAMPLES, Manifest, read_token_file, split_of, unpack_indices
+from dataset import clip_check
+from dataset.token_files import SAMPLES, Manifest, read_token_file, split_of, unpack_indices
 from metrics import measure_turns
-from video import read_frames, resize, write_video
+from runtime import checkpoint
+from runtime.video import read_frames, resize, write_video
+from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +47,7 @@ def tokenizer(tmp_path_factory) -> Path:
     with torch.no_grad():
         model.quantizer.codebook.copy_(model.encoder(levels.expand(-1, 3, 16, 32))[:, :, 2, 4])
     path = tmp_path_factory.mktemp("tokenizer") / "grey.pt"
-    checkpoint.save(path, checkpoint.tokenizer_content(model))
+    checkpoint.save(path, tokenizer_content(model))
     return path
 
 
@@ -188,7 +189,7 @@ def test_entry_k_leads_from_frame_k_minus_1_to_frame_k(tmp_path, tokenizer, flat
     assert np.isnan(content["pose"][0]).all()
     assert manifest.fps == 16 and manifest.camera_degrees_per_unit == 15 and manifest.resize == "area"
     assert manifest.picture_size == [16, 32] and manifest.latent_size == [4, 8]
-    assert manifest.tokenizer == checkpoint.load_tokenizer(tokenizer).fingerprint
+    assert manifest.tokenizer == load_tokenizer(tokenizer).fingerprint
     entry = entry_of(manifest, "clip")
     assert (entry.frames, entry.split, entry.kept) == (20, split_of("clip", 0.1), [0, 19, 1])
     assert (tmp_path / "out" / entry.video).samefile(next((tmp_path / "clips").rglob("clip.mp4")))
@@ -633,9 +634,9 @@ def test_other_settings_in_the_same_folder_are_refused(five, tokenizer, capsys, 
 
 def test_another_tokenizer_in_the_same_folder_is_refused(five, tmp_path, tokenizer, capsys):
     clips, whole = five
-    model = checkpoint.load_tokenizer(tokenizer)
+    model = load_tokenizer(tokenizer)
     model.quantizer.codebook.add_(1)
-    checkpoint.save(tmp_path / "other.pt", checkpoint.tokenizer_content(model))
+    checkpoint.save(tmp_path / "other.pt", tokenizer_content(model))
     encode(clips, whole, tmp_path / "other.pt", status=2)
     assert f"tokenizer = {Manifest.load(whole).tokenizer}" in capsys.readouterr().err
 

@@ -23,10 +23,11 @@ import numpy as np
 import pytest
 from Xlib.protocol import event
 
-import actions
 import record
-from actions import DEGREES_PER_UNIT
-from clip_check import check_clips
+from dataset import actions
+from dataset.actions import DEGREES_PER_UNIT
+from dataset.clip_check import check_clips
+from dataset.recordings import clip_paths, find_clips, gamefactory_actions, gamefactory_track, world_key
 from luanti import game
 from luanti.game import (
     BITS,
@@ -61,8 +62,7 @@ from luanti.recorder import (
     place_of,
     plan_clips,
 )
-from recordings import clip_paths, find_clips, gamefactory_actions, gamefactory_track, world_key
-from video import count_frames, read_frames, video_fps
+from runtime.video import count_frames, read_frames, video_fps
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "OCHRE_TEST_RECORDING"  # in the environment of what a test starts

@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 import live_inference
-from data import SAMPLE_TOKENS, SAMPLES, Manifest, TokenClips, read_token_file, unpack_indices
+from dataset.token_files import SAMPLE_TOKENS, SAMPLES, Manifest, read_token_file, unpack_indices
+from dataset.windows import TokenClips
 from metrics import psnr, token_accuracy
-from sampling import PLAY, Dream, to_float
-from start import PLACE_FRAMES, PLACES
-from video import read_frames, resize
+from rollout.context import PLACES
+from rollout.rollout import Rollout
+from rollout.sampling import PLAY
+from rollout.world_model import SHIPPED_WORLD, load_world_model
+from runtime import checkpoint
+from runtime.video import read_frames, resize, to_float
+from tools.cut_start_places import PLACE_FRAMES
+from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return checkpoint.load_tokenizer(checkpoint.SHIPPED_TOKENIZER)
+    return load_tokenizer(SHIPPED_TOKENIZER)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def test_the_checksums_are_those_of_the_files():
 
 def test_a_damaged_file_that_ships_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "world.pt"
-    content = bytearray(checkpoint.SHIPPED_WORLD.read_bytes())
+    content = bytearray(SHIPPED_WORLD.read_bytes())
     path.write_bytes(content)
     (tmp_path / "SHA256SUMS").write_text(checkpoint.SUMS.read_text())
     monkeypatch.setattr(checkpoint, "SUMS", tmp_path / "SHA256SUMS")
@@ -66,20 +71,20 @@ def test_sample_tokens_paint_the_sample_clips(tokenizer, clips):
         frame = next(f for i, f in enumerate(read_frames(SAMPLE_TOKENS / entry.video)) if i == kept[100])
         height, width = clips.manifest.picture_size
         truth = to_float(torch.from_numpy(resize(frame, height, width)[None]))
-        made = tokenizer.decode_code(torch.from_numpy(tokens[100:101].astype(np.int64)))
+        made = tokenizer.decode(torch.from_numpy(tokens[100:101].astype(np.int64)))
         assert psnr(made, truth).item() > 24, entry.name
 
 
 @pytest.fixture(scope="module")
 def world(tokenizer):
-    return checkpoint.load_world_model(checkpoint.SHIPPED_WORLD, tokenizer)
+    return load_world_model(SHIPPED_WORLD, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def seen(clips):
     """Frames of each sample clip: tokens [N, 13, H, W], actions [N, 12, 5], pose [N, 13, 5]."""
     windows = np.array([[c, start] for c in range(len(clips.entries)) for start in (40, 70, 100)])
-    return *clips.batch(windows, 12), clips.poses(windows, 12)
+    return clips.batch(windows, 13)
 
 
 @torch.inference_mode()
@@ -103,14 +108,14 @@ def test_the_shipped_world_foretells_a_turning_camera_better_than_a_copy(world, 
 def test_the_shipped_world_turns_and_finds_what_it_left(world, tokenizer, seen):
     """Standing still it keeps every code but a few; after 60 degrees away and back most are there again."""
     tokens, actions, pose = seen
-    dream = Dream(world[0], tokenizer, PLAY)
-    dream.prime(tokens[:, :1], actions[:, :0], pose[:, :1])
-    left = dream.rollout(torch.zeros(len(tokens), 8, 5))[:, -1]
+    rollout = Rollout(world[0], tokenizer, PLAY)
+    rollout.prime(tokens[:, :1], actions[:, :0], pose[:, :1])
+    left = rollout.run(torch.zeros(len(tokens), 8, 5))[:, -1]
     assert token_accuracy(left, tokens[:, 0]).mean() > 0.9
     turn = torch.tensor([0.4, 0, 0, 0, 0]).expand(len(tokens), 10, 5)
-    away = dream.rollout(turn)[:, -1]
+    away = rollout.run(turn)[:, -1]
     assert token_accuracy(away, left).mean() < 0.4
-    back = dream.rollout(-turn)[:, -1]
+    back = rollout.run(-turn)[:, -1]
     assert token_accuracy(back, left).mean() > 0.75
 
 

@@ -15,13 +15,16 @@ import psutil
 import pytest
 import torch
 
-import checkpoint
-import distributed
-import losses
 import train
-from data import ClipEntry, DataError, Manifest, TokenClips, class_shares, draw_by_class, write_token_file
+from dataset.token_files import ClipEntry, DataError, Manifest, write_token_file
+from dataset.windows import TokenClips, class_shares, sample_by_class
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
-from training import Feeding, LossWeights, Terms, add_noise, window_loss
+from runtime import checkpoint
+from training import distributed
+from training import loss_terms as losses
+from training.convgru_window import add_noise, convgru_window_loss
+from training.window import InputConfig, LossWeights, StepLoss
+from vq_vae.tokenizer import fingerprint, load_tokenizer, tokenizer_content
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,10 +64,8 @@ def world_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)
     tokenizer = VQVAE(VQVAEConfig(ROWS * 4, COLUMNS * 4, CODES, embedding_dim=4, hidden_dim=8))
-    checkpoint.save(folder / "vqvae.pt", checkpoint.tokenizer_content(tokenizer))
-    manifest = Manifest(
-        16.0, [ROWS * 4, COLUMNS * 4], [ROWS, COLUMNS], CODES, checkpoint.fingerprint(tokenizer), 70.0
-    )
+    checkpoint.save(folder / "vqvae.pt", tokenizer_content(tokenizer))
+    manifest = Manifest(16.0, [ROWS * 4, COLUMNS * 4], [ROWS, COLUMNS], CODES, fingerprint(tokenizer), 70.0)
     rng = np.random.default_rng(0)
     scene = rng.integers(0, CODES, (ROWS, COLUMNS))
     for i in range(5):
@@ -191,11 +192,11 @@ def test_the_geometry_model_learns_its_world_and_logs_what_is_promised(tiny, mon
 def test_balance_draws_windows_of_rare_actions_more_often():
     kinds = [np.zeros(90, int), np.full(10, 1)]
     windows = np.array([(0, i) for i in range(0, 90, 5)] + [(1, 0), (1, 5)])
-    assert draw_by_class(windows, kinds, 5, 0.0, 1, 0) is windows
-    even = draw_by_class(np.repeat(windows, 50, 0), kinds, 5, 1.0, 1, 0)
-    assert np.array_equal(even, draw_by_class(np.repeat(windows, 50, 0), kinds, 5, 1.0, 1, 0))
-    assert not np.array_equal(even, draw_by_class(np.repeat(windows, 50, 0), kinds, 5, 1.0, 1, 1))
-    before, after = (class_shares(w, kinds, 5, 2) for w in (windows, even))
+    assert sample_by_class(windows, kinds, 6, 0.0, 1, 0) is windows
+    even = sample_by_class(np.repeat(windows, 50, 0), kinds, 6, 1.0, 1, 0)
+    assert np.array_equal(even, sample_by_class(np.repeat(windows, 50, 0), kinds, 6, 1.0, 1, 0))
+    assert not np.array_equal(even, sample_by_class(np.repeat(windows, 50, 0), kinds, 6, 1.0, 1, 1))
+    before, after = (class_shares(w, kinds, 6, 2) for w in (windows, even))
     assert before == pytest.approx([0.9, 0.1]) and after == pytest.approx([0.5, 0.5], abs=0.05)
 
 
@@ -221,11 +222,11 @@ def small_model() -> ConvGRUWorldModel:
 def test_self_fed_steps_see_the_models_own_tokens(world_dir):
     model = small_model()
     weights = LossWeights(label_smoothing=0.05)
-    terms = Terms(checkpoint.load_tokenizer(world_dir / "vqvae.pt"), None, weights)
+    terms = StepLoss(load_tokenizer(world_dir / "vqvae.pt"), None, weights)
     tokens, actions = torch.randint(CODES, (3, 7, ROWS, COLUMNS)), torch.zeros(3, 6, 5)
-    forced = window_loss(model, terms, tokens, actions, Feeding(0, 0.0))
-    fed = window_loss(model, terms, tokens, actions, Feeding(2, 0.0))
-    mixed = window_loss(model, terms, tokens, actions, Feeding(2, 1.0))
+    forced = convgru_window_loss(model, terms, tokens, actions, InputConfig(0, 0.0))
+    fed = convgru_window_loss(model, terms, tokens, actions, InputConfig(2, 0.0))
+    mixed = convgru_window_loss(model, terms, tokens, actions, InputConfig(2, 1.0))
     assert not forced.self_fed.any() and not mixed.self_fed.any()
     assert fed.self_fed[:4].any() == False and fed.self_fed[4:].all()  # noqa: E712
     torch.testing.assert_close(fed.step_loss[:4], forced.step_loss[:4])
@@ -245,9 +246,9 @@ def test_self_fed_steps_see_the_models_own_tokens(world_dir):
 def test_every_term_of_the_old_recipe_is_in_its_loss(tiny, world_dir, monkeypatch):
     for name, value in train.RECIPES["v4.5.2"].items():
         monkeypatch.setattr(train, name, value)
-    terms = Terms(checkpoint.load_tokenizer(world_dir / "vqvae.pt"), None, train.loss_weights())
+    terms = StepLoss(load_tokenizer(world_dir / "vqvae.pt"), None, train.loss_weights())
     tokens, actions = torch.randint(CODES, (2, 4, ROWS, COLUMNS)), torch.zeros(2, 3, 5)
-    result = window_loss(small_model(), terms, tokens, actions, Feeding(1, 0.5))
+    result = convgru_window_loss(small_model(), terms, tokens, actions, InputConfig(1, 0.5))
     assert set(result.terms) == {"neighbor", "semantic", "entropy_floor", "sharpness", "temporal"}
     assert sum(result.terms.values()).item() == pytest.approx(result.loss.item(), rel=1e-5)
 
@@ -365,8 +366,8 @@ def test_spikes_are_reported_with_their_clips(world_dir, tmp_path):
 def test_tokens_of_another_tokenizer_are_refused(tiny, world_dir, tmp_path, monkeypatch):
     torch.manual_seed(9)
     other = VQVAE(VQVAEConfig(ROWS * 4, COLUMNS * 4, CODES, embedding_dim=4, hidden_dim=8))
-    checkpoint.save(tmp_path / "other.pt", checkpoint.tokenizer_content(other))
-    with pytest.raises(DataError, match=f"in use is {checkpoint.fingerprint(other)}; encode"):
+    checkpoint.save(tmp_path / "other.pt", tokenizer_content(other))
+    with pytest.raises(DataError, match=f"in use is {fingerprint(other)}; encode"):
         run_here(tiny, monkeypatch, VQVAE_CKPT=str(tmp_path / "other.pt"))
 
 

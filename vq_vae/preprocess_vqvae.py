@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data import split_of
-from recordings import split_key
-from video import RESIZE, VideoError, read_frames, resize
+from dataset.recordings import split_key
+from dataset.token_files import split_of
+from runtime.video import RESIZE, VideoError, read_frames, resize
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".avi", ".mkv")
 

@@ -23,14 +23,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import checkpoint
-import settings
-from device import amp_dtype, autocast, pick_device
-from logs import RunLog, StopRequest
+from dataset.token_files import DataError
 from metrics import code_usage, psnr
-from perceptual import perceptual_distance
-from sampling import to_float, to_uint8
-from video import grid, save_image
+from metrics.perceptual import perceptual_distance
+from runtime import checkpoint
+from runtime import config as settings
+from runtime.device import amp_dtype, autocast, pick_device
+from runtime.errors import run_script
+from runtime.run_log import RunLog, StopRequest
+from runtime.video import grid, save_image, to_float, to_uint8
+from vq_vae.tokenizer import TOKENIZER_KIND, tokenizer_content
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 # --- data and places ---
@@ -90,15 +92,15 @@ def perceptual_weight(step: int) -> float:
 
 
 def load_pictures(path: str) -> dict[str, np.ndarray]:
-    """The `train` and `val` arrays [N, H, W, 3] uint8 of a picture file; exits with a message if unfit."""
+    """The `train` and `val` arrays [N, H, W, 3] uint8 of a picture file; raises DataError if unfit."""
     try:
         with np.load(path) as arrays:
             pictures = {split: arrays[split] for split in ("train", "val")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        settings.fail(f"PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py")
+        raise DataError(f"PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py") from None
     for split, array in pictures.items():
         if array.shape[1:] != (HEIGHT, WIDTH, 3) or not len(array):
-            settings.fail(
+            raise DataError(
                 f"PICTURES={path}: {split} is {array.shape}, expected [N > 0, {HEIGHT}, {WIDTH}, 3]; "
                 "sample again with other --height, --width or --val_fraction"
             )
@@ -147,9 +149,13 @@ def validate(
     return metrics, pairs.transpose(0, 1).flatten(0, 1)
 
 
-def main() -> None:
-    """Trains until STEPS, or until interrupted (which saves)."""
-    constants = settings.apply(globals())
+def main() -> int:
+    """The command line; returns the exit status."""
+    return run_script(lambda: train(settings.apply(globals())))
+
+
+def train(constants: dict) -> None:
+    """Trains until STEPS, or until interrupted (which saves). Raises UserError."""
     out = Path(OUT_DIR)
     out.mkdir(parents=True, exist_ok=True)
     device = pick_device(DEVICE)
@@ -169,11 +175,8 @@ def main() -> None:
     metrics: dict[str, float] = {}  # of the last validation
     last = out / "last.pt"
     if RESUME and last.is_file():
-        try:
-            content = checkpoint.load(last, checkpoint.TOKENIZER_KIND)
-            checkpoint.check_config(content, model.config, last)
-        except checkpoint.CheckpointError as error:
-            settings.fail(str(error))
+        content = checkpoint.load(last, TOKENIZER_KIND)
+        checkpoint.check_config(content, model.config, last)
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
@@ -188,7 +191,7 @@ def main() -> None:
     def save(name: str) -> None:
         checkpoint.save(
             out / name,
-            checkpoint.tokenizer_content(
+            tokenizer_content(
                 model,
                 constants=constants,
                 step=step,
@@ -275,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -17,20 +17,30 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from checkpoint import SHIPPED_TOKENIZER, CheckpointError, load_tokenizer
-from data import SAMPLES
-from device import pick_device
+from dataset.token_files import SAMPLES
 from metrics import code_usage, psnr
-from sampling import to_float, to_uint8
-from settings import fail
-from video import RESIZE, VideoError, enlarge, grid, label, read_frames, resize, save_image
+from runtime.device import pick_device
+from runtime.errors import UserError, run_script
+from runtime.video import (
+    RESIZE,
+    VideoError,
+    enlarge,
+    grid,
+    label,
+    read_frames,
+    resize,
+    save_image,
+    to_float,
+    to_uint8,
+)
+from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 COLUMNS = 4  # pictures side by side
 SCALE = 2
 GAP = 4  # pixels between them
 
 
-class PictureError(RuntimeError):
+class PictureError(UserError):
     """A picture file that is missing, broken, or of another size than the tokenizer's."""
 
 
@@ -87,8 +97,8 @@ def sheet(originals: np.ndarray, made: np.ndarray, names: list[str], decibels: l
     return grid([np.pad(cell, gap) for cell in cells], columns)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,31 +111,33 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/reconstructions.png"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     args = parser.parse_args(arguments)
-    try:
-        if args.count < 1:
-            raise ValueError(f"--count {args.count}: must be at least 1")
-        device = pick_device(args.device)
-        tokenizer = load_tokenizer(args.vqvae_ckpt, device)
-        height, width = tokenizer.config.height, tokenizer.config.width
-        if args.pictures:
-            originals, names = from_file(args.pictures, args.count, height, width)
-        else:
-            clips = [args.clip] if args.clip else sorted((SAMPLES / "video").glob("*.mp4"))
-            if not clips:
-                raise VideoError(f"{SAMPLES / 'video'}: holds no .mp4; give --clip or --pictures")
-            originals, names = from_clips(clips, args.count, height, width, args.resize)
-        made, decibels, counts = [], [], torch.zeros(tokenizer.config.codebook_size, dtype=torch.long)
-        with torch.inference_mode():
-            for picture in originals:
-                truth = to_float(torch.from_numpy(picture[None]).to(device))
-                tokens = tokenizer.encode(truth)
-                decoded = tokenizer.decode_code(tokens)
-                decibels.append(psnr(decoded, truth).item())
-                made.append(to_uint8(decoded)[0].numpy())
-                counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
-        save_image(args.out, sheet(originals, np.stack(made), names, decibels))
-    except (CheckpointError, PictureError, VideoError, ValueError) as error:
-        fail(str(error))
+    return run_script(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the sheet and prints the PSNR. Raises UserError."""
+    if args.count < 1:
+        raise PictureError(f"--count {args.count}: must be at least 1")
+    device = pick_device(args.device)
+    tokenizer = load_tokenizer(args.vqvae_ckpt, device)
+    height, width = tokenizer.config.height, tokenizer.config.width
+    if args.pictures:
+        originals, names = from_file(args.pictures, args.count, height, width)
+    else:
+        clips = [args.clip] if args.clip else sorted((SAMPLES / "video").glob("*.mp4"))
+        if not clips:
+            raise VideoError(f"{SAMPLES / 'video'}: holds no .mp4; give --clip or --pictures")
+        originals, names = from_clips(clips, args.count, height, width, args.resize)
+    made, decibels, counts = [], [], torch.zeros(tokenizer.config.codebook_size, dtype=torch.long)
+    with torch.inference_mode():
+        for picture in originals:
+            truth = to_float(torch.from_numpy(picture[None]).to(device))
+            tokens = tokenizer.encode(truth)
+            decoded = tokenizer.vqvae.decode_code(tokens)
+            decibels.append(psnr(decoded, truth).item())
+            made.append(to_uint8(decoded)[0].numpy())
+            counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
+    save_image(args.out, sheet(originals, np.stack(made), names, decibels))
     used, perplexity = code_usage(counts)
     print(
         f"{len(originals)} pictures: mean PSNR {np.mean(decibels):.2f} dB "
@@ -136,4 +148,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Actions, recordings, token files, windows of them, and the check of a data set."""

@@ -1,0 +1,125 @@
+"""The token files of a split in memory, and windows of consecutive frames drawn from them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset.token_files import MANIFEST, DataError, Manifest, read_token_file, with_first_pose
+from geometry.camera import relative_to_first
+
+
+class TokenClips:
+    """All clips of a split, inflated once into RAM: 1,152 bytes a frame at 32x18.
+
+    Slicing a window is then a copy of a few kB; opening the .npz for each sample would inflate the clip each
+    time.
+    """
+
+    def __init__(
+        self, directory: str | Path, split: str, tokenizer: str | None = None, progress: bool = False
+    ):
+        """Loads the clips of `split` ("train", "val" or "all") that `directory`'s manifest names.
+
+        Raises DataError if there are none, if a file is broken, or if they were made by a tokenizer whose
+        fingerprint is not `tokenizer`.
+        """
+        self.directory = Path(directory)
+        self.manifest = Manifest.load(directory)
+        if tokenizer is not None and self.manifest.tokenizer != tokenizer:
+            raise DataError(
+                f"{self.directory / MANIFEST}: tokens made by tokenizer {self.manifest.tokenizer}, "
+                f"the tokenizer in use is {tokenizer}; encode the clips again with it or give the other one"
+            )
+        self.entries = [c for c in self.manifest.clips if split == "all" or c.split == split]
+        if not self.entries:
+            counts = {s: sum(c.split == s for c in self.manifest.clips) for s in ("train", "val")}
+            raise DataError(f"{self.directory / MANIFEST}: no clip in split {split!r} (it has {counts})")
+        self.tokens: list[np.ndarray] = []  # [K, H, W] uint16 each
+        self.actions: list[np.ndarray] = []  # [K-1, 5] float32 each
+        self.pose: list[np.ndarray] = []  # [K, 5] float32 each
+        for entry in tqdm(self.entries, desc=f"load {split}", unit="clip", disable=not progress):
+            content = read_token_file(self.directory / entry.file)
+            if len(content["tokens"]) != entry.frames:
+                raise DataError(
+                    f"{self.directory / entry.file}: {len(content['tokens'])} frames, the manifest says "
+                    f"{entry.frames}; delete it and run preprocess.py again"
+                )
+            if list(content["tokens"].shape[1:]) != self.manifest.latent_size:
+                raise DataError(
+                    f"{self.directory / entry.file}: grid {list(content['tokens'].shape[1:])}, the manifest "
+                    f"says {self.manifest.latent_size}; delete it and run preprocess.py again"
+                )
+            self.tokens.append(content["tokens"])
+            self.actions.append(content["actions"])
+            scale = self.manifest.camera_degrees_per_unit
+            self.pose.append(with_first_pose(content["pose"], content["actions"], scale))
+
+    @property
+    def frames(self) -> int:
+        """Frames in all clips together."""
+        return sum(len(t) for t in self.tokens)
+
+    def window(self, clip: int, start: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """`frames` frames from `start` on: tokens [frames, H, W], actions between them [frames-1, 5]."""
+        end = start + frames
+        return self.tokens[clip][start:end], self.actions[clip][start : end - 1]
+
+    def batch(self, windows: np.ndarray, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows [B, 2] of (clip, start) -> tokens, actions, poses.
+
+        tokens [B, frames, H, W] int64; actions [B, frames-1, 5]; poses [B, frames, 5] float32 with x, y, z
+        relative to the window's first frame, NaN where unknown.
+        """
+        pairs = [self.window(clip, start, frames) for clip, start in windows]
+        tokens = np.stack([tokens for tokens, _ in pairs]).astype(np.int64)
+        actions = np.stack([actions for _, actions in pairs])
+        pose = torch.from_numpy(np.stack([self.pose[c][s : s + frames] for c, s in windows]))
+        return torch.from_numpy(tokens), torch.from_numpy(actions), relative_to_first(pose)
+
+
+def class_shares(windows: np.ndarray, classes: list[np.ndarray], frames: int, count: int) -> np.ndarray:
+    """The share of each of `count` action classes in the windows' transitions: [count].
+
+    `classes`: of each clip, the class of each transition.
+    """
+    found = [classes[clip][start : start + frames - 1] for clip, start in windows]
+    return np.bincount(np.concatenate(found), minlength=count) / (len(found) * (frames - 1))
+
+
+def sample_by_class(
+    windows: np.ndarray, classes: list[np.ndarray], frames: int, power: float, seed: int, epoch: int
+) -> np.ndarray:
+    """As many windows as given, sampled from them with replacement, those of rare actions more often.
+
+    A transition of a class with the share s has the weight s^-power: 0 samples evenly, 1 evens the classes
+    out as far as windows are of one class. A window's weight is the sum over its transitions. A function of
+    (seed, epoch) alone.
+    """
+    if power == 0 or not len(windows):
+        return windows
+    count = max(int(k.max(initial=0)) for k in classes) + 1
+    class_weight = np.maximum(class_shares(windows, classes, frames, count), 1e-6) ** -power
+    weight = np.array([class_weight[classes[clip][s : s + frames - 1]].sum() for clip, s in windows])
+    rng = np.random.default_rng([seed, epoch, 1])
+    return windows[rng.choice(len(windows), len(windows), p=weight / weight.sum())]
+
+
+def epoch_windows(lengths: list[int], frames: int, seed: int, epoch: int) -> np.ndarray:
+    """The windows of one pass over the data, shuffled: [N, 2] of (clip, start).
+
+    Each clip of K frames is cut into windows from a random first frame on. Neighbouring windows share one
+    frame, so that each transition is in one window at most. A function of (seed, epoch) alone: a resumed run
+    sees the same windows as an unbroken one. Clips shorter than a window give none.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    transitions = frames - 1
+    windows = []
+    for clip, length in enumerate(lengths):
+        spare = length - frames
+        if spare >= 0:
+            first = rng.integers(0, min(spare, transitions - 1) + 1)
+            windows += [(clip, start) for start in range(first, spare + 1, transitions)]
+    return rng.permutation(np.array(windows, dtype=np.int64).reshape(-1, 2))

@@ -1,0 +1,210 @@
+"""Pinhole geometry: where a picture taken at one pose is seen from another. Differentiable, batched.
+
+Ray distance: metres from the eye along the ray, the same while the camera turns. Axial depth: metres along
+the optical axis. This project stores inverse ray distances, in 1/m.
+
+Camera axes: x right, y down, z forward; pixels are square and the principal point is the picture's centre.
+World axes of this module: those of a camera at yaw 0 and pitch 0, so y is down here too. A pose
+[x, y, z, yaw, pitch] is in Minecraft's convention, in metres and degrees: y up,
+forward = (-sin yaw, 0, cos yaw), right = (-cos yaw, 0, -sin yaw), +yaw right, +pitch down. Its [x, y, z] is
+[-x, -y, z] here.
+
+Pinhole projection and homographies: Hartley and Zisserman, Multiple View Geometry in Computer Vision, 2nd
+edition, sections 6.1 and 13.1-13.2.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EYE_HEIGHT = 1.62  # metres from the ground to the eye of a standing Minecraft player; Luanti's is 1.47
+FAR_RAY_DISTANCE = 20.0  # metres, of what is above the horizon or farther; found by trial on recorded walks
+NEAREST = 1e-4  # least z of a ray of unit length that counts as in front of the camera
+
+
+def focal_length(height: int, vertical_fov_degrees: float) -> float:
+    """Focal length in pixels of a picture of `height` pixels: (height / 2) / tan(fov / 2).
+
+    Raises ValueError unless the field of view lies between 0 and 180 degrees.
+    """
+    if not 0 < vertical_fov_degrees < 180:
+        raise ValueError(f"vertical field of view {vertical_fov_degrees}: expected degrees between 0 and 180")
+    return height / 2 / math.tan(math.radians(vertical_fov_degrees) / 2)
+
+
+def rotation(yaw: Tensor, pitch: Tensor) -> Tensor:
+    """Degrees [...] -> camera-to-world matrices R = R_yaw R_pitch [..., 3, 3]; pitch is absolute, no roll.
+
+    R_yaw turns about the world's vertical, R_pitch about the camera's x axis. From camera a to camera b a ray
+    goes by R_b^T R_a, the rotation in the homography K R_b^T R_a K^-1 of two pictures from one place.
+    """
+    yaw, pitch = torch.broadcast_tensors(torch.deg2rad(yaw), torch.deg2rad(pitch))
+    cy, sy, cp, sp = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin()
+    zero = torch.zeros_like(cy)
+    rows = [[cy, -sy * sp, sy * cp], [zero, cp, sp], [-sy, -cy * sp, cy * cp]]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def rays(
+    height: int,
+    width: int,
+    vertical_fov_degrees: float,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Directions through the pixels' centres, in camera axes, of unit length: [H, W, 3].
+
+    Unit length, so a distance along a ray does not change while the camera only turns.
+    """
+    focal = focal_length(height, vertical_fov_degrees)
+    x = (torch.arange(width, device=device, dtype=dtype) + 0.5 - width / 2) / focal
+    y = (torch.arange(height, device=device, dtype=dtype) + 0.5 - height / 2) / focal
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return F.normalize(torch.stack([x, y, torch.ones_like(x)], -1), dim=-1)
+
+
+def project(points: Tensor, height: int, width: int, vertical_fov_degrees: float) -> tuple[Tensor, Tensor]:
+    """Points or directions in camera axes [..., 3] -> their positions in the picture [..., 2] and [...] bool.
+
+    Positions are grid_sample's (align_corners=False): -1 and +1 are the picture's edges. The mask is True for
+    what is in front of the camera and inside the picture; positions behind the camera are finite but
+    meaningless.
+    """
+    focal = focal_length(height, vertical_fov_degrees)
+    z = points[..., 2].clamp(min=NEAREST)
+    grid = torch.stack(
+        [points[..., 0] / z * (2 * focal / width), points[..., 1] / z * (2 * focal / height)], -1
+    )
+    return grid, (points[..., 2] > NEAREST) & (grid.abs() <= 1).all(-1)
+
+
+def position(pose: Tensor) -> Tensor:
+    """Pose [..., 5] -> where the eye is in this module's world axes [..., 3], metres."""
+    return pose[..., :3] * pose.new_tensor([-1.0, -1.0, 1.0])
+
+
+def reproject(
+    pose_from: Tensor,
+    pose_to: Tensor,
+    inverse_ray_distance: Tensor | float,
+    height: int,
+    width: int,
+    vertical_fov_degrees: float,
+) -> tuple[Tensor, Tensor]:
+    """Where each pixel of the picture at `pose_to` [B, 5] lies in the picture at `pose_from` [B, 5].
+
+    `inverse_ray_distance` (1/m, broadcast to [B, H, W]) is that of the picture at `pose_to`; 0 is infinitely
+    far away, where only the rotation matters. Returns the sampling grid
+    [B, H, W, 2] for `warp` and the mask [B, H, W] of pixels visible from `pose_from`.
+
+    The point at distance t along a ray d lies at c_to + t R_to d in the world. Divided by t, which does not
+    change its place in the picture, it is R_from^T (R_to d + (c_to - c_from) / t) to `pose_from`.
+    """
+    directions, moved, tilt = _relative_rays(pose_from, pose_to, height, width, vertical_fov_degrees)
+    inverse = torch.as_tensor(inverse_ray_distance, device=pose_to.device, dtype=pose_to.dtype)
+    world = directions + inverse.expand(len(pose_to), height, width)[..., None] * moved[:, None, None]
+    return project(world @ tilt, height, width, vertical_fov_degrees)
+
+
+def _relative_rays(
+    pose_from: Tensor, pose_to: Tensor, height: int, width: int, vertical_fov_degrees: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In level axes that look where `pose_from` looks: the rays of the picture at `pose_to` [B, H, W, 3], how
+    far `pose_to` lies from `pose_from` [B, 3] in metres, and the tilt of `pose_from` [B, 3, 3] (row vectors
+    times it are in camera axes)."""
+    turn = pose_to[:, 3] - pose_from[:, 3]
+    to_level = rotation(turn, pose_to[:, 4])  # [B, 3, 3]
+    zero = torch.zeros_like(turn)
+    moved = torch.einsum("bij,bi->bj", rotation(pose_from[:, 3], zero), position(pose_to - pose_from))
+    directions = rays(height, width, vertical_fov_degrees, pose_to.device, pose_to.dtype)
+    level = (directions.view(1, -1, 3) @ to_level.mT).view(-1, height, width, 3)
+    return level, moved, rotation(zero, pose_from[:, 4])[:, None]
+
+
+def warp_inverse_ray_distance(
+    inverse: Tensor,
+    pose_from: Tensor,
+    pose_to: Tensor,
+    initial: Tensor,
+    vertical_fov_degrees: float,
+    rounds: int = 2,
+) -> Tensor:
+    """The inverse ray distances [B, H, W] (1/m) of the picture at `pose_from`, as seen from `pose_to`.
+
+    Which source pixel a view pixel shows depends on the very distance that is sought, so both are computed in
+    turn, `rounds` times (fixed-point iteration), starting at `initial` [B, H, W]. Outside the source its
+    border is repeated. Gradients reach `inverse` through the last reading only.
+    """
+    height, width = inverse.shape[-2:]
+    directions, moved, tilt = _relative_rays(pose_from, pose_to, height, width, vertical_fov_degrees)
+    moved = moved[:, None, None]
+    found = initial
+    for _ in range(rounds):
+        level = directions + found.detach()[..., None] * moved
+        grid, _ = project(level @ tilt, height, width, vertical_fov_degrees)
+        there = warp(inverse[:, None], grid)[:, 0]
+        # The point lies 1/there along the source ray; the new eye sees it from there, less the displacement.
+        point = F.normalize(level, dim=-1) - there[..., None] * moved
+        found = there / point.norm(dim=-1).clamp(min=NEAREST)
+    return found
+
+
+def ground_plane(
+    pose_to: Tensor,
+    height: int,
+    width: int,
+    vertical_fov_degrees: float,
+    eye_height: float = EYE_HEIGHT,
+    far: float = FAR_RAY_DISTANCE,
+) -> Tensor:
+    """Inverse ray distances [B, H, W] in 1/m of a flat ground `eye_height` metres below the eye at `pose_to`.
+
+    A ray of unit length that falls by s metres per metre meets the ground at the distance eye_height / s, so
+    the inverse is s / eye_height; 1 / far for what is farther or above the horizon.
+    """
+    pitch = pose_to[:, 4]
+    down = rotation(torch.zeros_like(pitch), pitch)[:, 1]  # [B, 3]: the world's y of a camera ray
+    directions = rays(height, width, vertical_fov_degrees, pose_to.device, pose_to.dtype)
+    return (torch.einsum("bj,hwj->bhw", down, directions) / eye_height).clamp(min=1 / far)
+
+
+def disoccluded_mask(
+    pose_from: Tensor, pose_to: Tensor, height: int, width: int, vertical_fov_degrees: float
+) -> Tensor:
+    """[B, H, W] bool: cells of the view at `pose_to` [B, 5] that the view at `pose_from` does not show, over
+    a flat ground. False where a pose is unknown."""
+    pose_from, pose_to = relative_to_first(torch.stack([pose_from, pose_to], 1)).unbind(1)
+    ground = ground_plane(pose_to, height, width, vertical_fov_degrees)
+    _, visible = reproject(pose_from, pose_to, ground, height, width, vertical_fov_degrees)
+    known = pose_from.isfinite().all(1) & pose_to.isfinite().all(1)
+    return ~visible & known[:, None, None]
+
+
+def identity_grid(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+    """The positions of the pixels' own centres: [2, H, W], x then y, -1 and +1 being the picture's edges."""
+    x = (2 * torch.arange(width, device=device) + 1) / width - 1
+    y = (2 * torch.arange(height, device=device) + 1) / height - 1
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+
+def warp(pictures: Tensor, grid: Tensor) -> Tensor:
+    """Samples pictures [B, C, H, W] at the positions of a grid [B, H', W', 2] -> [B, C, H', W'].
+
+    Bilinear; a position outside takes the nearest border pixel (zeros there would be decoded as black).
+    """
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def relative_to(pose: Tensor, origin: Tensor) -> Tensor:
+    """Poses [..., 5] with x, y, z relative to those of `origin` [..., 5].
+
+    In float32 projections would lose centimetres far from the world's origin.
+    """
+    return torch.cat([pose[..., :3] - origin[..., :3], pose[..., 3:]], -1)
+
+
+def relative_to_first(pose: Tensor) -> Tensor:
+    """Poses [B, T, 5] with x, y, z relative to the first of each sequence."""
+    return relative_to(pose, pose[:, :1])

@@ -1,0 +1,146 @@
+"""Sampling the next frame's tokens from a prediction, for all scripts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geometry.keyframes import VISIBLE
+from rollout.world_model import WorldModel
+from runtime.config import SettingError
+
+TOP_P_CODES = 256  # top-p considers no more codes: sorting all of them would cost more than the model
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are sampled from logits.
+
+    `top_k` 0 and `top_p` 1 keep all codes. `greedy` takes the most likely code everywhere.
+
+    Visible cells, which are warped from earlier frames, take the most likely code (`visible_temperature` 0):
+    noise there would be warped on from frame to frame. `passes` above 1 is masked parallel decoding (MaskGIT,
+    arXiv 2202.04200): the most confident cells are sampled first, and the others are conditioned on them.
+
+    `trust` and `continuation` are added to the gates of the prior (`GeometryWorldModel.logits`): of visible
+    cells, and of disoccluded ones. The gates are trained on short windows and close too early in a long
+    rollout, which then drifts to the most frequent codes. `redraw`: cells with a source scale below it
+    (magnified) are treated as disoccluded; else what the player walks up to would only be magnified.
+    """
+
+    greedy: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    visible_temperature: float = 0.0
+    passes: int = 1
+    trust: float = 0.0
+    continuation: float = 0.0
+    redraw: float = 0.0
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise SettingError(f"temperature {self.temperature}: must be above 0 (use greedy for 0)")
+        if self.top_k < 0:
+            raise SettingError(f"top_k {self.top_k}: must be 0 (all codes) or more")
+        if not 0 < self.top_p <= 1:
+            raise SettingError(f"top_p {self.top_p}: must be above 0 and 1 at most (all codes)")
+        if self.passes < 1:
+            raise SettingError(f"passes {self.passes}: must be 1 (one pass) or more")
+
+
+# For play and evaluation; chosen on training clips, see docs/experiments.md.
+PLAY = SamplingConfig(temperature=1.0, top_p=0.95, passes=2, trust=6.0, continuation=2.5, redraw=0.5)
+
+
+@torch.no_grad()
+def sample_from_logits(
+    logits: Tensor,
+    sampling: SamplingConfig,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    visible_mask: Tensor | None = None,
+) -> Tensor:
+    """Logits [B, V, H, W] -> tokens [B, H, W] int64.
+
+    The cumulative distribution is inverted at one uniform number per cell: `noise` [B, H, W], or drawn from
+    `generator` (on the logits' device; the global one if None). `visible_mask` [B, H, W]: the share of each
+    cell that earlier frames show; None: all cells are disoccluded.
+    """
+    if sampling.greedy:
+        return logits.argmax(1)
+    if noise is None:
+        B, _, H, W = logits.shape
+        noise = torch.rand(B, H, W, generator=generator, device=logits.device)
+    if visible_mask is None:
+        return _sample(logits.movedim(1, -1), noise, sampling.temperature, sampling)
+    visible = visible_mask > VISIBLE
+    tokens = logits.argmax(1)
+    for cells, temperature in ((~visible, sampling.temperature), (visible, sampling.visible_temperature)):
+        if temperature:
+            tokens[cells] = _sample(logits.movedim(1, -1)[cells], noise[cells], temperature, sampling)
+    return tokens
+
+
+def _sample(logits: Tensor, noise: Tensor, temperature: float, sampling: SamplingConfig) -> Tensor:
+    """Logits [..., V], noise [...] in 0..1 -> codes [...]."""
+    scores, codes = logits.float() / temperature, None
+    if 0 < sampling.top_k < scores.shape[-1]:
+        scores, codes = scores.topk(sampling.top_k, dim=-1)
+    elif sampling.top_p < 1:
+        scores, codes = scores.topk(min(TOP_P_CODES, scores.shape[-1]), dim=-1)
+    probabilities = scores.softmax(-1)
+    cumulative = probabilities.cumsum(-1)
+    if sampling.top_p < 1:
+        # The most likely codes that together reach top_p: those with less than that before them.
+        probabilities = probabilities * (cumulative - probabilities < sampling.top_p)
+        cumulative = probabilities.cumsum(-1)
+    # Scaled by the last sum, which rounding may leave a little off 1.
+    index = torch.searchsorted(cumulative, (noise[..., None] * cumulative[..., -1:]).contiguous())
+    index = index.clamp_(max=scores.shape[-1] - 1)
+    if codes is not None:
+        index = codes.gather(-1, index)
+    return index[..., 0]
+
+
+@torch.no_grad()
+def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise: Tensor) -> Tensor:
+    """A model's prediction -> the next frame's tokens [B, H, W], in `sampling.passes` passes; noise [B, H, W].
+
+    The first pass samples all cells, and visible ones are final. Each further pass samples the least
+    confident disoccluded cells again, conditioned on the others: after pass p of P, the share cos(pi p / 2P)
+    of them. A prediction without a visible mask takes one pass.
+    """
+    trust, visible_mask = (sampling.trust, sampling.continuation), prediction.visible_mask
+    if sampling.redraw and visible_mask is not None:
+        fine = prediction.source_scale >= sampling.redraw
+        trust = torch.where(fine, sampling.trust, sampling.continuation), sampling.continuation
+        visible_mask = visible_mask * fine
+    logits = model.logits(prediction, trust=trust)
+    tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
+    if sampling.passes == 1 or sampling.greedy or visible_mask is None:
+        return tokens
+    disoccluded = (visible_mask <= VISIBLE).flatten(1)  # [B, H*W]
+    count = disoccluded.sum(1)
+    most = int(count.max())
+    if not most:
+        return tokens
+    # The disoccluded cells, in as many columns as the world with most of them needs.
+    cells = disoccluded.float().topk(most, 1).indices  # [B, most]
+    valid = torch.arange(most, device=cells.device) < count[:, None]
+    logits = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT
+    noise, flat = noise.flatten(1).gather(1, cells), tokens.flatten(1).clone()
+    sampled = flat.gather(1, cells)
+    for p in range(1, sampling.passes):
+        confidence = logits.log_softmax(-1).gather(2, sampled[..., None])[..., 0]
+        confidence = confidence.masked_fill(~valid, torch.inf)
+        remaining = (count * math.cos(math.pi / 2 * p / sampling.passes)).long()
+        rank = confidence.argsort(1).argsort(1)  # 0 is the least confident
+        again = rank < remaining[:, None]
+        given = torch.ones_like(disoccluded).scatter(1, cells, ~again).view_as(tokens)
+        conditioned = model.condition_on_tokens(prediction, flat.view_as(tokens), given)
+        logits = model.logits(conditioned, cells, trust)
+        sampled = torch.where(again, _sample(logits, noise, sampling.temperature, sampling), sampled)
+        flat = flat.scatter(1, cells, sampled)
+    return flat.view_as(tokens)

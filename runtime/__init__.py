@@ -1,0 +1,1 @@
+"""Shared by all scripts: settings, device, checkpoint files, run logs, video files, provenance."""

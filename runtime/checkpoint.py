@@ -1,0 +1,130 @@
+"""Saving and loading, for every network: the only torch.save and torch.load in the repo.
+
+A checkpoint is a dict of tensors and plain values. tools/strip_checkpoint.py makes one small enough to ship.
+"""
+
+import hashlib
+import os
+import textwrap
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from runtime.errors import UserError
+
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
+SUMS = SHIPPED / "SHA256SUMS"  # of the files that ship, as sha256sum writes and checks them
+
+
+class CheckpointError(UserError):
+    """A file that is missing, broken, of another kind, or made for another tokenizer."""
+
+
+def save(path: str | Path, content: dict) -> None:
+    """Writes atomically: to a temporary name beside `path`, flushed to disk, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: str | Path, kind: str | None = None) -> dict:
+    """Reads a checkpoint onto the CPU with weights_only=True.
+
+    Raises CheckpointError, naming the file and what to do, if it is missing, unreadable or not of `kind`, or
+    ships with another checksum.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; train one or give the path of one that exists")
+    check_sum(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({reason}); copy or train it again"
+        ) from None
+    found = content.get("kind") if isinstance(content, dict) else type(content).__name__
+    if kind is not None and found != kind:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of kind {kind!r}, found {found!r}; give the right file"
+        )
+    return content
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hex digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_sum(path: Path) -> None:
+    """Raises CheckpointError if a file that ships is not the one that SUMS names."""
+    if path.resolve().parent != SUMS.parent or not SUMS.is_file():
+        return
+    sums = {name: digest for digest, name in (line.split("  ", 1) for line in SUMS.read_text().splitlines())}
+    found = sha256(path)
+    if sums.get(path.name, found) != found:
+        raise CheckpointError(
+            f"{path}: its sha256 begins with {found[:12]}, {SUMS.name} says {sums[path.name][:12]}: damaged "
+            "or fetched in part: get it again; or run python tools/strip_checkpoint.py --sums, if it is your own"
+        )
+
+
+def write_sums() -> None:
+    """Writes SUMS for the weights and start places in its folder."""
+    files = sorted([*SUMS.parent.glob("*.pt"), *SUMS.parent.glob("starts/*.npz")])
+    names = (file.relative_to(SUMS.parent).as_posix() for file in files)
+    SUMS.write_text("".join(f"{sha256(file)}  {name}\n" for file, name in zip(files, names, strict=True)))
+
+
+def content_of(kind: str, model: nn.Module, **extra) -> dict:
+    """The dict that `build` reads: a network's config and weights, with `extra` plain values."""
+    return {"kind": kind, "config": asdict(model.config), "model": model.state_dict(), **extra}
+
+
+def build(
+    make: Callable[[object], nn.Module], config_class: type, content: dict, path: str | Path
+) -> nn.Module:
+    """The model that a checkpoint describes, with its weights: `make` of its config.
+
+    Raises CheckpointError if config and weights do not fit.
+    """
+    try:
+        model = make(config_class(**content["config"]))
+        model.load_state_dict(content["model"], strict=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = textwrap.shorten(str(error), 300)  # one line, however many tensors are at odds
+        raise CheckpointError(f"{path}: its weights do not fit its own config: {reason}") from None
+    return model
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of the random generators that a run on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Puts the random generators back to a saved `rng_state`; a run that moved to a GPU starts anew there."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def check_config(content: dict, config: object, path: str | Path) -> None:
+    """Raises CheckpointError unless the run in `path` was of a model with this config dataclass."""
+    if content["config"] != asdict(config):
+        raise CheckpointError(
+            f"{path}: was trained with {content['config']}, the constants now give {asdict(config)}; "
+            "give the same, or another OUT_DIR, RESUME=False or no INIT_FROM"
+        )

@@ -1,0 +1,66 @@
+"""Which device to run on, in what precision, said in one line."""
+
+import torch
+
+from runtime.errors import UserError
+
+
+class DeviceError(UserError):
+    """A device or precision that cannot be used here."""
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """cuda, else mps, else cpu; `wanted` ("cpu", "cuda", "cuda:1", "mps") overrides. Says its sampling.
+
+    Raises DeviceError if the wanted device is not there.
+    """
+    if wanted == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    else:
+        name = wanted
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"device {wanted!r} cannot be used here ({reason}); use cpu") from None
+    if device.type == "cuda":
+        detail = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        detail = f"{torch.get_num_threads()} threads"
+    else:
+        detail = "Apple GPU"
+    print(f"device: {device} ({detail})")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """True where bfloat16 is computed in hardware and so is faster than float32.
+
+    On CPUs that is AMX; without it bfloat16 is emulated and 10-100 times slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    return False
+
+
+def amp_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """The dtype for autocast: `precision` is "auto", "fp32", "bf16" or "fp16".
+
+    "auto" is bfloat16 where the hardware has it, float16 on older CUDA cards (P100, T4), else float32.
+    """
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision in named:
+        return named[precision]
+    if precision != "auto":
+        raise DeviceError(f"precision {precision!r}: expected one of auto, {', '.join(named)}")
+    if has_fast_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Mixed precision in `dtype`; does nothing for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

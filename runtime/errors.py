@@ -1,0 +1,33 @@
+"""The base class of what a user can mend, and the one place that prints it."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: a file, a flag or a setting.
+
+    The message names the file or the flag, what was expected, what was found, and what to do.
+    """
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run_script(body: Callable[[], int | None], interrupted: str = "") -> int:
+    """Runs the body of a script and returns its exit status.
+
+    What the body returns, or 0; 2 after one line on stderr for a UserError or an OSError; 130 after Ctrl-C,
+    which prints `interrupted`.
+    """
+    try:
+        return body() or 0
+    except (UserError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        return 130

@@ -1,0 +1,277 @@
+"""Pictures in and out: decoding clips in order, writing videos that a browser plays, contact sheets."""
+
+import math
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from runtime.errors import UserError
+
+RESIZE = {"area": cv2.INTER_AREA, "bicubic": cv2.INTER_CUBIC}
+CODECS = {
+    ".mp4": ("libx264", {"crf": "18", "preset": "medium"}),
+    ".webm": ("libvpx-vp9", {"crf": "24", "b": "0"}),
+}
+GIF_COLOURS, GIF_SAMPLE = 256, 1_000_000  # pixels, about, that the colours are chosen from
+GIF_TICK, GIF_LEAST = 10, 20  # ms; players slow down frames that last less than 20
+SHEET_CELLS, SHEET_HEIGHT = 24, 144  # of a contact sheet; pixels of a cell: wide enough for captions
+
+
+class VideoError(UserError):
+    """A video that is missing, cannot be decoded, or cannot be written."""
+
+
+class ShortVideoError(VideoError):
+    """A video that ends before it should."""
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[cv2.VideoCapture]:
+    """An open video, closed at the end of the `with` block. Raises VideoError if it is missing or none."""
+    if not Path(path).is_file():
+        raise VideoError(f"{path}: no such video")
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise VideoError(f"{path}: cannot be opened as a video; it may be truncated")
+        yield capture
+    finally:
+        capture.release()
+
+
+def read_frames(
+    path: str | Path, wanted: Sequence[int] | None = None, at_least: int = 1
+) -> Iterator[np.ndarray]:
+    """Yields the frames of a video in order, [H, W, 3] uint8 RGB. Seeking is slow: decode once, in order.
+
+    With `wanted`, rising frame numbers, only those: the others are decoded, but not converted to RGB, and
+    nothing is read behind the last of them and the first `at_least` frames. Raises VideoError if the file is
+    missing or no frame of it can be decoded, ShortVideoError if it has fewer than `at_least` or lacks one of
+    `wanted`.
+    """
+    needed = at_least if wanted is None else max(at_least, wanted[-1] + 1)
+    pending = None if wanted is None else iter([*wanted, -1])
+    following = 0 if pending is None else next(pending)
+    with _opened(path) as capture:
+        number = 0
+        while (wanted is None or number < needed) and capture.grab():
+            if number == following:
+                yield cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)
+                following = number + 1 if pending is None else next(pending)
+            number += 1
+    if not number:
+        raise VideoError(f"{path}: not one frame could be decoded; it may be truncated")
+    if number < needed:
+        raise ShortVideoError(f"{path}: {number} frames can be decoded, {needed} are needed")
+
+
+def count_frames(path: str | Path) -> int:
+    """How many frames can really be decoded: a header may claim more. Raises VideoError as `read_frames`."""
+    with _opened(path) as capture:
+        number = 0
+        while capture.grab():
+            number += 1
+        return number
+
+
+def video_fps(path: str | Path) -> float:
+    """Frames a second that a video's header claims; 0.0 where it claims none.
+
+    Raises VideoError if the file is missing or cannot be opened.
+    """
+    with _opened(path) as capture:
+        return max(0.0, capture.get(cv2.CAP_PROP_FPS))
+
+
+def header_frames(path: str | Path) -> int:
+    """How many frames a video's header claims; 0 where it claims none. Raises VideoError as `video_fps`."""
+    with _opened(path) as capture:
+        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+
+def has_frame(path: str | Path, number: int) -> bool:
+    """True if frame `number` can really be decoded. Seeks to it: about a quarter of a second.
+
+    Raises VideoError as `video_fps`.
+    """
+    with _opened(path) as capture:
+        return bool(capture.set(cv2.CAP_PROP_POS_FRAMES, number) and capture.grab())
+
+
+def resize(frame: np.ndarray, height: int, width: int, method: str = "area") -> np.ndarray:
+    """[H, W, 3] -> [height, width, 3]; `method` is "area" or "bicubic". A frame of that size is returned as
+    it is."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    return cv2.resize(frame, (width, height), interpolation=RESIZE[method])
+
+
+def enlarge(frame: np.ndarray, scale: int) -> np.ndarray:
+    """[H, W, 3] -> [H*scale, W*scale, 3] with sharp pixels."""
+    return np.repeat(np.repeat(frame, scale, 0), scale, 1)
+
+
+def check_ending(path: str | Path, endings: Collection[str] = (*CODECS, ".gif")) -> None:
+    """Raises VideoError unless `write_video` knows the ending: better before a long rollout than after it."""
+    ending = Path(path).suffix
+    if ending not in endings:
+        *others, last = endings
+        raise VideoError(
+            f"{path}: cannot write {ending or 'a file without an ending'}; use {', '.join(others)} or {last}"
+        )
+
+
+class VideoWriter:
+    """A video written frame by frame, .mp4 (H.264) or .webm (VP9), both played by any browser.
+
+    Use it as a context manager, or `close` it: the file is whole only then. `options` override those of the
+    encoder in CODECS (preset="veryfast" keeps up with a recorder). Raises VideoError for another ending, odd
+    sides, or a size that the codec refuses.
+    """
+
+    def __init__(self, path: str | Path, fps: float, **options: str):
+        self.path = Path(path)
+        check_ending(path, CODECS)
+        codec, usual = CODECS[self.path.suffix]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.container = av.open(str(path), "w")
+        rate = Fraction(fps).limit_denominator(1000)
+        self.stream = self.container.add_stream(codec, rate=rate, options={**usual, **options})
+        self.stream.pix_fmt = "yuv420p"
+        self.size: tuple[int, int] | None = None  # height, width
+        self.frames = 0  # written so far
+        self.closed = False
+
+    def write(self, frame: np.ndarray) -> None:
+        """Adds a frame, [H, W, 3] uint8 RGB."""
+        if self.size is None:
+            height, width = self.size = frame.shape[:2]
+            if height % 2 or width % 2:
+                raise VideoError(f"{self.path}: frames are {width}x{height}; both sides must be even")
+            self.stream.width, self.stream.height = width, height
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self.container.mux(self.stream.encode(picture))
+        self.frames += 1
+
+    def close(self) -> None:
+        """Writes what is left and ends the file; a second time does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            if self.size:
+                self.container.mux(self.stream.encode())
+        finally:
+            self.container.close()
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Writes [H, W, 3] uint8 RGB frames as a video, see VideoWriter, or as a .gif."""
+    if Path(path).suffix == ".gif":
+        return write_gif(path, frames, fps)
+    with VideoWriter(path, fps) as video:
+        for frame in frames:
+            video.write(frame)
+
+
+def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Writes [H, W, 3] uint8 RGB frames as a GIF that plays for ever, in the colours that suit all of it.
+
+    A GIF counts in hundredths of a second: durations vary by one, so that the whole lasts as long as it
+    should (16 frames/s, 62.5 ms: 60, 70, 60, 60 ms). Equal frames in a row become one that lasts longer; more
+    than 50 frames/s are slowed down to 50.
+    """
+    held, shape = [], (0, 0, 3)
+    for frame in frames:
+        shape = frame.shape
+        held.append(zlib.compress(np.ascontiguousarray(frame), 1))  # large frames would fill the memory
+    if not held:
+        raise VideoError(f"{path}: no frame to write")
+
+    def picture(n: int) -> np.ndarray:
+        return np.frombuffer(zlib.decompress(held[n]), np.uint8).reshape(shape)
+
+    # One palette, or the colours of what stands still would change with every frame.
+    step = math.ceil(math.sqrt(len(held) * shape[0] * shape[1] / GIF_SAMPLE))
+    together = Image.fromarray(np.concatenate([picture(n)[::step, ::step] for n in range(len(held))]))
+    palette = together.quantize(GIF_COLOURS, dither=Image.Dither.NONE)
+    lasts = max(1000 / fps, GIF_LEAST)
+    ends = [int(lasts * (n + 1) / GIF_TICK + 0.5) * GIF_TICK for n in range(len(held))]
+    durations = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    quantized = (
+        Image.fromarray(picture(n)).quantize(palette=palette, dither=Image.Dither.NONE)
+        for n in range(len(held))
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # disposal 1: only what changed is stored.
+    next(quantized).save(path, save_all=True, append_images=quantized, duration=durations, loop=0, disposal=1)
+
+
+def label(frame: np.ndarray, text: str) -> np.ndarray:
+    """The frame under a strip of 16 pixels that bears `text`."""
+    strip = np.zeros((16, frame.shape[1], 3), np.uint8)
+    cv2.putText(strip, text, (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.concatenate([strip, frame])
+
+
+def grid(frames: list[np.ndarray], columns: int) -> np.ndarray:
+    """Frames of one size [H, W, 3] in rows of `columns`, left to right; empty places are black."""
+    blank = np.zeros_like(frames[0])
+    padded = frames + [blank] * (-len(frames) % columns)
+    rows = [np.concatenate(padded[i : i + columns], 1) for i in range(0, len(padded), columns)]
+    return np.concatenate(rows)
+
+
+def spread(count: int, most: int = SHEET_CELLS) -> list[int]:
+    """At most `most` of the numbers 0..count-1, evenly spaced, the first and last among them."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
+
+
+def contact_sheet(frames: list[np.ndarray], captions: list[str], cells: int = SHEET_CELLS) -> np.ndarray:
+    """At most `cells` of the frames [H, W, 3], those that `spread` chooses, each under its caption, in rows
+    about 1,500 pixels wide."""
+    chosen = spread(len(frames), cells)
+    scale = max(1, round(SHEET_HEIGHT / frames[0].shape[0]))
+    pictures = [label(enlarge(frames[i], scale), captions[i]) for i in chosen]
+    return grid(pictures, min(len(pictures), max(1, 1536 // pictures[0].shape[1])))
+
+
+def save_image(path: str | Path, image: np.ndarray) -> None:
+    """Writes an [H, W, 3] uint8 RGB picture; the ending (.png, .jpg) chooses the format."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+        raise VideoError(f"{path}: could not be written; use .png or .jpg")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """[H, W, 3] uint8 RGB. Raises VideoError if the file is missing or not a picture."""
+    if not Path(path).is_file():
+        raise VideoError(f"{path}: no such picture")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise VideoError(f"{path}: not a picture that can be read")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def to_uint8(pictures: Tensor) -> Tensor:
+    """[B, 3, Hp, Wp] in [0, 1] -> [B, Hp, Wp, 3] uint8 on the CPU."""
+    return pictures.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu()
+
+
+def to_float(pictures: Tensor) -> Tensor:
+    """[B, Hp, Wp, 3] uint8 -> [B, 3, Hp, Wp] float32 in [0, 1], channels last in memory."""
+    return pictures.permute(0, 3, 1, 2).float().div(255)

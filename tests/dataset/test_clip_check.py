@@ -1,0 +1,234 @@
+"""The check of recorded clips: passes the clips of the repo, names what is wrong in damaged copies."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import actions, clip_check
+from dataset.clip_check import check_clips, check_pictures
+from dataset.recordings import find_clips
+from dataset.token_files import SAMPLES
+from geometry import camera
+from runtime.video import read_frames, write_video
+
+LIMIT = 500  # frames of each clip: few of them change the pitch
+
+
+def copy_of(folder: Path, change: Callable[[dict], dict] | None = None, clips: int | None = None) -> Path:
+    """The shipped clips with other entries: `change` maps {number: entry} to what is to be written."""
+    for clip in find_clips(SAMPLES, "gamefactory", SAMPLES)[1][:clips]:
+        content = json.loads(clip.metadata.read_text())
+        if change:
+            entries = {int(k): v for k, v in content["actions"].items()}
+            content["actions"] = {str(k): v for k, v in sorted(change(entries).items())}
+        (folder / "metadata").mkdir(parents=True, exist_ok=True)
+        (folder / "video").mkdir(exist_ok=True)
+        (folder / "metadata" / clip.metadata.name).write_text(json.dumps(content))
+        (folder / "video" / clip.video.name).symlink_to(clip.video)
+    return folder
+
+
+def check(folder: Path, **options) -> clip_check.Report:
+    return check_clips(folder, progress=False, limit_frames=LIMIT, **options)
+
+
+def shifted(by: int) -> Callable[[dict], dict]:
+    """Entry k + by tells of the turn and keys that led from frame k-1 to frame k; poses stay."""
+
+    def change(entries: dict) -> dict:
+        keys = ("ws", "ad", "scs", "yaw_delta", "pitch_delta")
+        last = max(entries)
+        return {k: e | {n: entries[min(max(k - by, 0), last)][n] for n in keys} for k, e in entries.items()}
+
+    return change
+
+
+def scaled(**factors: float) -> Callable[[dict], dict]:
+    """Multiplies fields of all entries; x and z are those of pos."""
+
+    def change(entries: dict) -> dict:
+        for entry in entries.values():
+            x, y, z = entry["pos"]
+            entry["pos"] = [x * factors.get("x", 1), y, z * factors.get("z", 1)]
+            entry.update({n: entry[n] * f for n, f in factors.items() if n not in "xz"})
+        return entries
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def good() -> clip_check.Report:
+    return check(SAMPLES, expected_fov=70.0)
+
+
+def test_the_shipped_clips_pass(good):
+    assert good.problems == [] and good.bad_files == []
+    pictures = good.pictures
+    for axis in (pictures.yaw, pictures.pitch):
+        others = [abs(c) for lag, c in axis.correlation.items() if lag]
+        assert axis.correlation[0] > 0.9 and max(others) < axis.correlation[0] - 0.4
+    assert pictures.yaw.degrees_a_degree == pytest.approx(1, abs=0.1)
+    assert pictures.fov == pytest.approx(70, abs=1.5)
+    assert min(pictures.turn_error, key=pictures.turn_error.get) == "++"
+    assert min(pictures.walk_error, key=pictures.walk_error.get) == "++"
+
+
+def test_the_report_is_plain_values_and_a_table(good):
+    content = json.loads(json.dumps(good.as_dict()))
+    assert content["clips"] == len(list((SAMPLES / "metadata").glob("*.json")))
+    assert content["frames"] == sum(
+        len(json.loads(path.read_text())["actions"]) for path in (SAMPLES / "metadata").glob("*.json")
+    )
+    assert sum(content["balance"]["classes"].values()) == pytest.approx(1)
+    assert sum(content["balance"]["turn_speeds"].values()) == pytest.approx(1)
+    assert sum(content["biomes"].values()) == content["clips"]
+    text = good.text()
+    for words in ("no problem found", "at lag", "vertical field of view", "walk+turn", "biomes"):
+        assert words in text
+
+
+@pytest.mark.parametrize("by, words", [(1, "1 frame late"), (-1, "1 frame early")])
+def test_shifted_actions_are_named(tmp_path, by, words):
+    report = check(copy_of(tmp_path, shifted(by)))
+    assert any(f"the actions are {words} (yaw: best lag {by:+d}" in p for p in report.problems), report.text()
+    assert "shift them" in report.text()
+    correlation = report.pictures.yaw.correlation
+    assert max(correlation, key=correlation.get) == by
+
+
+@pytest.mark.parametrize(
+    "factors, expected",
+    [
+        (
+            {"yaw": -1, "yaw_delta": -1},
+            ["yaw_delta has the wrong sign", "yaw has the wrong sign in the poses"],
+        ),
+        ({"pitch": -1}, ["pitch has the wrong sign in the poses"]),
+        ({"pitch_delta": -1}, ["pitch_delta has the wrong sign"]),
+        ({"z": -1}, ["z has the wrong sign in the poses"]),
+        ({"x": -1, "z": -1}, ["x and z have the wrong sign in the poses"]),
+        ({"yaw_delta": 0.3}, ["yaw_delta has the wrong unit"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_flipped_signs_and_wrong_units_are_named_and_nothing_else(tmp_path, factors, expected):
+    report = check(copy_of(tmp_path, scaled(**factors)))
+    assert len(report.problems) == len(expected), report.text()
+    for words in expected:
+        assert any(words in problem for problem in report.problems)
+
+
+def test_metadata_of_another_video_does_not_belong(tmp_path):
+    """Turns of the entries in reverse order: as many, but none where the pictures turn."""
+
+    def change(entries: dict) -> dict:
+        backwards = {k: entries[max(entries) - k] for k in entries}
+        return {k: e | {"yaw_delta": backwards[k]["yaw_delta"]} for k, e in entries.items()}
+
+    report = check(copy_of(tmp_path, change))
+    assert any("pictures and actions do not belong together" in p for p in report.problems), report.text()
+
+
+def test_an_unexpected_field_of_view_is_named():
+    report = check_pictures(find_clips(SAMPLES, "auto", SAMPLES)[1], LIMIT, expected_fov=80.0, progress=False)
+    assert len(report.problems) == 1 and "expected 80; record with that" in report.problems[0]
+
+
+def test_keyboard_only_clips_are_not_available_and_no_problem(tmp_path):
+    def change(entries: dict) -> dict:
+        return {k: {n: e[n] for n in ("ws", "ad", "scs")} for k, e in entries.items()}
+
+    report = check(copy_of(tmp_path, change, clips=1), expected_fov=70.0)
+    found = report.pictures
+    assert report.problems == []
+    assert found.yaw is found.pitch is found.turn_error is found.walk_error is found.fov is None
+    assert report.balance.pitch_mean is None and "record no camera turns" in report.text()
+
+
+def test_plain_pictures_are_too_little_to_tell_and_no_problem(tmp_path):
+    clip = find_clips(SAMPLES, "gamefactory", SAMPLES)[1][0]
+    content = json.loads(clip.metadata.read_text())
+    content["actions"] = {k: e for k, e in content["actions"].items() if int(k) < 20}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    write_video(tmp_path / "a.mp4", [np.full((72, 128, 3), 90, np.uint8)] * 20, 16)
+    report = check(tmp_path, expected_fov=70.0)
+    assert report.problems == [] and report.pictures.yaw is None
+    assert any("too little turning" in note for note in report.notes)
+
+
+def test_broken_files_are_named_one_line_each(tmp_path):
+    clip = find_clips(SAMPLES, "gamefactory", SAMPLES)[1][0]
+    content = json.loads(clip.metadata.read_text())
+    content["actions"] = {k: e for k, e in content["actions"].items() if int(k) < 30}
+    frames = list(read_frames(clip.video, wanted=range(30)))
+    write_video(tmp_path / "good.mp4", frames, 16)
+    (tmp_path / "good.json").write_text(json.dumps(content | {"ended": "crash", "world_seed": "7"}))
+    names = ("no_json", "no_video", "torn_json", "gap", "code", "torn_video", "short_video")
+    for name in names:
+        shutil.copy(tmp_path / "good.mp4", tmp_path / f"{name}.mp4")
+        shutil.copy(tmp_path / "good.json", tmp_path / f"{name}.json")
+    (tmp_path / "no_json.json").unlink()
+    (tmp_path / "no_video.mp4").unlink()
+    (tmp_path / "torn_json.json").write_text('{"actions": {"0"')
+    gap = {k: e for k, e in content["actions"].items() if k != "9"}
+    (tmp_path / "gap.json").write_text(json.dumps({"actions": gap}))
+    code = content["actions"] | {"4": content["actions"]["4"] | {"ws": 9}}
+    (tmp_path / "code.json").write_text(json.dumps({"actions": code}))
+    (tmp_path / "torn_video.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:-3000])
+    write_video(tmp_path / "short_video.mp4", frames[:25], 16)
+    report = check(tmp_path)
+    assert len(report.bad_files) == len(names)
+    for name in names:
+        assert sum(f"{name}." in line for line in report.bad_files) == 1, (name, report.bad_files)
+    assert len(report.problems) == 1 and f"{len(names)} of {len(names) + 1} clips" in report.problems[0]
+    assert (report.frames, report.ended_early, report.worlds) == (30, {"good": "crash"}, {"world_7": 1})
+
+
+def test_minerl_is_said_not_to_be_checked(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("recording.mp4", "metadata.json", "rendered.npz"):
+        (folder / name).write_bytes(b"")
+    report = check(tmp_path)
+    assert report.problems == [] and "MineRL trajectories are not checked" in report.text()
+
+
+def test_measured_turns_reach_15_degrees():
+    """A noise sphere seen from a turning camera."""
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.random((1, 1, 90, 180), np.float32))
+    yaw, pitch = np.array([0, 15, 0.0, 4.3, 4.3, -10.5]), np.array([10, 10, 10, 10, 18, 18.0])
+    rays = torch.einsum(
+        "bij,hwj->bhwi",
+        camera.rotation(torch.tensor(yaw), torch.tensor(pitch)).float(),
+        camera.rays(72, 128, 70.0),
+    )
+    x, y, z = rays.unbind(-1)
+    places = torch.stack([torch.atan2(x, z) / torch.pi, y.asin() / (torch.pi / 2)], -1)
+    grey = camera.warp(noise.expand(len(yaw), -1, -1, -1), places)
+    turns = clip_check.measure_turns(grey[:-1], grey[1:], pitch[:-1], 70.0)
+    np.testing.assert_allclose(turns[:, 0], np.diff(yaw), atol=0.05)
+    np.testing.assert_allclose(turns[:, 1], np.diff(pitch), atol=0.05)
+    assert (turns[:, 2] > clip_check.GOOD_MATCH).all()
+
+
+def test_action_classes():
+    cases = {
+        "still": [[0, 0, 0, 0, 0], [0.005, -0.005, 0, 0, 0]],
+        "turn": [[0.1, 0, 0, 0, 0], [-0.1, 0.3, 0, 0, 0]],
+        "look": [[0, -0.2, 0, 0, 0]],
+        "walk": [[0, 0, 0, 1, 0], [0, 0, 0, -0.5, 0]],
+        "strafe": [[0, 0, 1, 0, 0], [0, 0, -1, 1, 0]],
+        "jump": [[0, 0, 0, 0, 1], [0, 0, 1, 1, 1]],
+        "walk+turn": [[0.1, 0, 0, 1, 0], [0, 0.1, -1, 0, 0], [0.1, 0, 0, 0, 1]],
+    }
+    assert tuple(cases) == actions.CLASS_NAMES
+    for name, vectors in cases.items():
+        found = actions.action_class(np.array(vectors, np.float32))
+        assert [actions.CLASS_NAMES[c] for c in found] == [name] * len(vectors)
+    assert actions.action_class(np.zeros((0, 5))).shape == (0,)

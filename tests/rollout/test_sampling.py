@@ -1,0 +1,264 @@
+"""Choosing tokens, and a running rollout."""
+
+import pytest
+import torch
+from conftest import TINY_WORLD, tiny_tokenizer
+
+from model_convGru import ConvGRUWorldModel
+from rollout.rollout import Rollout
+from rollout.sampling import SamplingConfig, sample_from_logits
+from runtime.video import to_float, to_uint8
+
+
+def random_logits(batch: int = 2, codes: int = 12, seed: int = 0) -> torch.Tensor:
+    return 3 * torch.randn(batch, codes, 6, 7, generator=torch.Generator().manual_seed(seed))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def test_greedy_takes_the_likeliest():
+    logits = random_logits()
+    assert torch.equal(sample_from_logits(logits, SamplingConfig(greedy=True)), logits.argmax(1))
+
+
+@pytest.mark.parametrize("k", [1, 3, 11, 12, 50])
+def test_top_k_never_leaves_the_top_k(k):
+    logits = random_logits()
+    allowed = logits.topk(min(k, 12), dim=1).indices
+    seen = set()
+    for seed in range(200):
+        tokens = sample_from_logits(logits, SamplingConfig(temperature=3.0, top_k=k), generator(seed))
+        assert (allowed == tokens[:, None]).any(1).all()
+        seen.add(tokens[0, 0, 0].item())
+    assert len(seen) >= min(k, 3), "and it does not settle for one"
+
+
+def test_top_1_is_greedy():
+    logits = random_logits()
+    assert torch.equal(sample_from_logits(logits, SamplingConfig(top_k=1), generator()), logits.argmax(1))
+
+
+def test_a_low_temperature_approaches_greedy():
+    logits = random_logits()
+    agreement = [
+        (sample_from_logits(logits, SamplingConfig(temperature=t), generator()) == logits.argmax(1))
+        .float()
+        .mean()
+        .item()
+        for t in (10.0, 1.0, 0.01)
+    ]
+    assert agreement[0] < agreement[1] < agreement[2]
+    assert agreement[2] > 0.98
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingConfig(),
+        SamplingConfig(temperature=0.5),
+        SamplingConfig(temperature=2.0),
+        SamplingConfig(temperature=1.3, top_k=4),
+    ],
+)
+def test_frequencies_are_the_softmax_probabilities(sampling):
+    """Pearson's chi-square against the distribution that temperature and top-k define."""
+    logits = torch.tensor([2.0, -1.0, 0.5, 0.0, 1.5, -3.0, 1.0])
+    draws = 20_000
+    tokens = sample_from_logits(logits.view(1, 7, 1, 1).expand(1, 7, draws, 1), sampling, generator(3))
+    counts = torch.bincount(tokens.flatten(), minlength=7).double()
+    scaled = logits.double() / sampling.temperature
+    if sampling.top_k:
+        scaled[scaled < scaled.topk(sampling.top_k).values[-1]] = -torch.inf
+    expected = scaled.softmax(0) * draws
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+    assert chi_square < 22.5, "0.1 % point of chi-square with 6 degrees of freedom"
+
+
+def test_a_certain_code_is_always_chosen():
+    """Also where the cumulative sum of 1,024 probabilities rounds to a little below 1."""
+    for code in (0, 511, 1023):
+        logits = torch.full((1, 1024, 30, 30), -40.0)
+        logits[:, code] = 40.0
+        assert (sample_from_logits(logits, SamplingConfig(), generator()) == code).all()
+
+
+def test_the_generator_decides():
+    logits = random_logits()
+    first, again, other = (
+        sample_from_logits(logits, SamplingConfig(), generator(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    sample_from_logits(logits, SamplingConfig(), generator(1))
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is left alone"
+
+
+def test_cells_are_drawn_independently():
+    tokens = sample_from_logits(torch.zeros(1, 2, 100, 100), SamplingConfig(), generator())
+    left, right = tokens[..., :-1].float() - 0.5, tokens[..., 1:].float() - 0.5
+    assert abs((left * right).mean().item() / 0.25) < 0.05
+
+
+def test_top_p_keeps_the_likeliest_that_make_up_the_share():
+    shares = torch.tensor([0.05, 0.5, 0.25, 0.2])
+    logits = shares.log()[None, :, None, None].expand(1, 4, 40, 40)
+    for top_p, kept in ((0.4, {1}), (0.6, {1, 2}), (0.9, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
+        tokens = sample_from_logits(logits, SamplingConfig(top_p=top_p), generator())
+        assert set(tokens.unique().tolist()) == kept
+        share = (tokens == 1).float().mean().item()
+        assert share == pytest.approx(0.5 / shares[list(kept)].sum().item(), abs=0.05)
+
+
+def test_carried_cells_take_the_likeliest_and_the_others_are_drawn():
+    logits = torch.randn(1, 8, 30, 30)
+    seen = torch.zeros(1, 30, 30)
+    seen[..., :15] = 1
+    tokens = sample_from_logits(logits, SamplingConfig(), generator(), seen=seen)
+    assert torch.equal(tokens[..., :15], logits.argmax(1)[..., :15])
+    assert (tokens[..., 15:] == logits.argmax(1)[..., 15:]).float().mean() < 0.6
+    warm = sample_from_logits(logits, SamplingConfig(visible_temperature=1.0), generator(), seen=seen)
+    assert (warm[..., :15] == logits.argmax(1)[..., :15]).float().mean() < 0.6
+
+
+def test_the_same_noise_makes_the_same_choice():
+    logits, noise = torch.randn(2, 8, 5, 5), torch.rand(2, 5, 5)
+    first = sample_from_logits(logits, SamplingConfig(), noise=noise)
+    assert torch.equal(first, sample_from_logits(logits, SamplingConfig(), generator(), noise=noise))
+    assert not torch.equal(first, sample_from_logits(logits, SamplingConfig(), noise=1 - noise))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"passes": 0},
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingConfig(**wrong)
+
+
+# ---------------------------------------------------------------- rolling out
+
+
+@pytest.fixture
+def model() -> ConvGRUWorldModel:
+    torch.manual_seed(0)
+    return ConvGRUWorldModel(TINY_WORLD).eval()
+
+
+@pytest.fixture
+def recording() -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [2, 6, 4, 8] and the 5 actions between them."""
+    return torch.randint(0, 64, (2, 6, 4, 8), generator=generator()), torch.rand(
+        2, 5, 5, generator=generator(1)
+    )
+
+
+def test_dream_is_the_model_stepped_by_hand(model, recording):
+    tokens, actions = recording
+    rollout = Rollout(model, SamplingConfig(greedy=True))
+    rollout.prime(tokens[:, :3], actions[:, :2])
+    made = rollout.run(actions[:, 2:])
+    with torch.no_grad():
+        state = None
+        for t in range(2):
+            _, state = model.step(tokens[:, t], actions[:, t], state)
+        now = tokens[:, 2]
+        for t in range(3):
+            logits, state = model.step(now, actions[:, 2 + t], state)
+            now = logits.argmax(1)
+            assert torch.equal(made[:, t], now)
+    torch.testing.assert_close(rollout.state, state, rtol=0, atol=1e-6)
+    assert torch.equal(rollout.tokens, made[:, -1])
+
+
+@pytest.mark.parametrize("context", [1, 2, 6])
+def test_any_context_primes(model, recording, context):
+    tokens, actions = recording
+    rollout = Rollout(model)
+    rollout.prime(tokens[:, :context], actions[:, : context - 1])
+    assert torch.equal(rollout.tokens, tokens[:, context - 1])
+    assert rollout.step(actions[:, 0]).shape == (2, 4, 8)
+
+
+def test_the_context_matters_beyond_its_last_frame(model, recording):
+    tokens, actions = recording
+    long, short = Rollout(model), Rollout(model)
+    long.prime(tokens, actions)
+    short.prime(tokens[:, -1:], actions[:, :0])
+    assert torch.equal(long.tokens, short.tokens)
+    assert not torch.allclose(long.state, short.state)
+
+
+def test_prime_starts_anew(model, recording):
+    tokens, actions = recording
+    rollout = Rollout(model, seed=3)
+    rollouts = []
+    for _ in range(2):
+        rollout.prime(tokens, actions)
+        rollouts.append(rollout.run(actions))
+    assert torch.equal(*rollouts)
+    other = Rollout(model, seed=4)
+    other.prime(tokens, actions)
+    assert not torch.equal(other.run(actions), rollouts[0])
+
+
+def test_a_copy_dreams_on_as_the_dream_itself_would(model, recording):
+    tokens, actions = recording
+    rollout = Rollout(model, SamplingConfig(temperature=2.0), seed=4)
+    rollout.prime(tokens, actions)
+    ahead = torch.ones(len(tokens), 4, 5)
+    copies = [rollout.copy(), rollout.copy()]
+    first = copies[0].rollout(-ahead)
+    assert torch.equal(rollout.run(ahead), copies[1].rollout(ahead))
+    rollout.prime(tokens, actions)
+    assert torch.equal(first, rollout.run(-ahead))
+
+
+def test_a_dream_that_saw_nothing_says_so(model, recording):
+    with pytest.raises(RuntimeError, match="prime"):
+        Rollout(model).step(recording[1][:, 0])
+
+
+def test_prime_wants_one_action_less_than_frames(model, recording):
+    with pytest.raises(ValueError, match="6 frames need 5 actions, got 4"):
+        Rollout(model).prime(recording[0], recording[1][:, :4])
+
+
+def test_pictures_are_the_decoded_tokens(model, recording):
+    tokenizer = tiny_tokenizer()
+    rollout = Rollout(model)
+    rollout.prime(recording[0][:, :1], recording[1][:, :0])
+    pictures = rollout.pictures()
+    assert pictures.shape == (2, 16, 32, 3) and pictures.dtype == torch.uint8
+    with torch.no_grad():
+        decoded = tokenizer.decode(recording[0][:, 0])
+    assert (pictures.float() / 255 - decoded.permute(0, 2, 3, 1)).abs().max() < 0.5 / 255 + 1e-6
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_pictures_survive_the_way_to_floats_and_back():
+    pictures = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
+    floats = to_float(pictures)
+    assert floats.shape == (1, 3, 16, 16) and floats.min() == 0 and floats.max() == 1
+    assert torch.equal(to_uint8(floats), pictures)
+
+
+def test_colours_out_of_range_are_clipped_not_wrapped():
+    assert to_uint8(torch.tensor([-0.5, 1.5, 0.5]).view(1, 3, 1, 1)).flatten().tolist() == [0, 255, 128]

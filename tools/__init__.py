@@ -1,0 +1,1 @@
+"""Scripts for occasional use: pack clips, cut start places, convert and strip checkpoints."""

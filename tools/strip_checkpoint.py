@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Makes a checkpoint small enough to ship: without optimizer, random state and position in the data.
+
+python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt
+python tools/strip_checkpoint.py --sums        # writes checkpoints/SHA256SUMS anew
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runtime.checkpoint import CheckpointError, load, save, write_sums
+from runtime.errors import run_script
+
+TRAINING_ONLY = ("optimizer", "scaler", "rng", "position")
+
+
+def strip(source: Path, target: Path) -> None:
+    """Copies a checkpoint without what only training needs. Raises CheckpointError."""
+    if target.exists() and source.resolve() == target.resolve():
+        raise CheckpointError(f"{target}: is the checkpoint to read; give another file to write")
+    content = load(source)
+    for name in TRAINING_ONLY:
+        content.pop(name, None)
+    save(target, content)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, nargs="?", help="training checkpoint")
+    parser.add_argument("target", type=Path, nargs="?", help="file to write")
+    parser.add_argument("--sums", action="store_true", help="write checkpoints/SHA256SUMS anew")
+    args = parser.parse_args(arguments)
+    if args.sums:
+        return run_script(write_sums)
+    if args.target is None:
+        parser.error("give SOURCE and TARGET, or --sums")
+    return run_script(lambda: strip(args.source, args.target))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

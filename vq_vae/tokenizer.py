@@ -1,0 +1,127 @@
+"""The tokenizer in use: a frozen VQ-VAE, loaded from a checkpoint and known by its fingerprint.
+
+Token files and world models carry the fingerprint of the tokenizer that they belong to.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.checkpoint import SHIPPED, CheckpointError, build, content_of, load
+from runtime.device import autocast
+from runtime.video import to_float
+from vq_vae.vq_vae import VQVAE, VQVAEConfig
+
+SHIPPED_TOKENIZER = SHIPPED / "vqvae.pt"
+TOKENIZER_KIND = "vq_vae"
+BATCH = 64  # pictures that go through the network together
+
+
+class Tokenizer:
+    """A frozen VQ-VAE with its fingerprint.
+
+    It is not a Module: a world model that holds one does not count its weights as its own.
+    """
+
+    def __init__(self, vqvae: VQVAE, path: str | Path = ""):
+        self.vqvae = vqvae.requires_grad_(False).eval()
+        self.path = Path(path)
+        self.fingerprint = fingerprint(vqvae)
+
+    @property
+    def config(self) -> VQVAEConfig:
+        """Picture size, grid size and codebook size."""
+        return self.vqvae.config
+
+    @property
+    def codebook(self) -> Tensor:
+        """Code vectors [V, E]."""
+        return self.vqvae.quantizer.codebook
+
+    @property
+    def device(self) -> torch.device:
+        return self.codebook.device
+
+    def to(self, device: torch.device | str) -> "Tokenizer":
+        """Moves the weights."""
+        self.vqvae.to(device)
+        return self
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, Hp, Wp] in [0, 1] -> encoder outputs [B, E, H, W], before quantization."""
+        return self.vqvae.encoder(pictures.contiguous(memory_format=torch.channels_last))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, Hp, Wp] in [0, 1] -> tokens [B, H, W] int64. Raises ValueError for another size."""
+        return self.vqvae.encode(pictures)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, H, W] -> pictures [B, 3, Hp, Wp] float32 in [0, 1]; tokens [H, W] -> one picture."""
+        return self.vqvae.decode_code(tokens).clamp(0, 1)
+
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
+        """Code vectors [B, E, H, W] -> pictures [B, 3, Hp, Wp], not clamped: gradients pass through."""
+        return self.vqvae.decode(vectors)
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: np.ndarray | Tensor) -> Tensor:
+        """Any number of frames [K, Hp, Wp, 3] uint8, or [K, 3, Hp, Wp] float in [0, 1] -> tokens [K, H, W]
+        int64 on the CPU. Computed in float32: bfloat16 distances pick wrong codes."""
+        frames = torch.as_tensor(frames)
+        if frames.dtype == torch.uint8:
+            frames = to_float(frames)
+        return torch.cat([self.encode(part.to(self.device)).cpu() for part in frames.split(BATCH)])
+
+    @torch.inference_mode()
+    def decode_frames(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
+        """Any number of grids [K, H, W] -> pictures [k, 3, Hp, Wp] in [0, 1] on the CPU, batch by batch."""
+        for part in tokens.split(BATCH):
+            with autocast(self.device, dtype):
+                pictures = self.decode(part.to(self.device))
+            yield pictures.cpu()
+
+
+def fingerprint(vqvae: VQVAE) -> str:
+    """16 hex digits that change when codes or pictures could: sha256 of the config and the weights."""
+    digest = hashlib.sha256(repr(sorted(asdict(vqvae.config).items())).encode())
+    for name, tensor in sorted(vqvae.state_dict().items()):
+        if "ema_" not in name:
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_content(vqvae: VQVAE, **extra) -> dict:
+    """The dict that `load_tokenizer` reads, with `extra` plain values (constants, step, metrics, ...)."""
+    return content_of(TOKENIZER_KIND, vqvae, fingerprint=fingerprint(vqvae), **extra)
+
+
+def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Tokenizer:
+    """The tokenizer in `path`, on `device`.
+
+    Raises CheckpointError if the file is missing or broken, or was changed after it was written.
+    """
+    content = load(path, TOKENIZER_KIND)
+    tokenizer = Tokenizer(build(VQVAE, VQVAEConfig, content, path), path)
+    if tokenizer.fingerprint != content["fingerprint"]:
+        raise CheckpointError(
+            f"{path}: its weights have fingerprint {tokenizer.fingerprint}, the file says "
+            f"{content['fingerprint']}; it was changed after it was written: copy or train it again"
+        )
+    return tokenizer.to(device)
+
+
+def check_tokenizer(expected: str, found: str, what: str, whose: str) -> None:
+    """Raises CheckpointError unless two tokenizer fingerprints agree.
+
+    `what` names the thing that was made by tokenizer `found`; `whose` names the file that wants `expected`.
+    """
+    if expected != found:
+        raise CheckpointError(
+            f"{what} was made by tokenizer {found}, but {whose} belongs to tokenizer {expected}; "
+            "change one of the two: encode the clips again, or give files that belong together"
+        )
