@@ -1,0 +1,62 @@
+"""The depth network in use: frozen, loaded from a checkpoint."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from depth.depth_net import DepthConfig, DepthNet
+from runtime.checkpoint import SHIPPED, build, load
+from runtime.device import amp_dtype, autocast
+
+SHIPPED_DEPTH = SHIPPED / "depth.pt"
+DEPTH_KIND = "depth"
+BATCH = 64  # pictures that go through the network together
+
+
+class DepthPredictor:
+    """A frozen DepthNet. It is not a Module: what holds one does not count its weights as its own."""
+
+    def __init__(self, network: DepthNet, path: str | Path = ""):
+        self.network = network.requires_grad_(False).eval()
+        self.path = Path(path)
+
+    @property
+    def config(self) -> DepthConfig:
+        """Sizes, field of view and the sky's ray distance."""
+        return self.network.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.stem.weight.device
+
+    def to(self, device: torch.device | str) -> "DepthPredictor":
+        """Moves the weights."""
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def predict(self, pictures: Tensor, pitch: Tensor | None = None) -> Tensor:
+        """Pictures [B, 3, Hp, Wp] in [0, 1] -> inverse ray distances [B, H, W] float32 in 1/m.
+
+        `pitch` [B] is the camera's in degrees, NaN where it is unknown; None: unknown for all. The result
+        is on the network's device. Raises ValueError for pictures of another size.
+        """
+        return self.predict_with_error(pictures, pitch)[0]
+
+    @torch.no_grad()
+    def predict_with_error(self, pictures: Tensor, pitch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `predict`, and the expected absolute error of the logarithm [B, H, W]: 0.1 is 10 %."""
+        inverse, errors = [], []
+        pitches = [None] * len(pictures) if pitch is None else pitch.to(self.device).float().split(BATCH)
+        for part, angle in zip(pictures.split(BATCH), pitches, strict=False):
+            with autocast(self.device, amp_dtype(self.device)):
+                log_inverse, log_error = self.network(part.to(self.device), angle)
+            inverse.append(log_inverse.exp().clamp(min=1 / self.config.farthest_m))
+            errors.append(log_error.exp())
+        return torch.cat(inverse), torch.cat(errors)
+
+
+def load_depth(path: str | Path = SHIPPED_DEPTH, device: torch.device | str = "cpu") -> DepthPredictor:
+    """The depth network in `path`, on `device`. Raises CheckpointError if the file is missing or broken."""
+    return DepthPredictor(build(DepthNet, DepthConfig, load(path, DEPTH_KIND), path), path).to(device)

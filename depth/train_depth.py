@@ -1,0 +1,317 @@
+#!/usr/bin/env python3
+"""Trains the depth network on recorded clips with depth (record.py writes them).
+
+    python depth/train_depth.py DATA_DIRS=data/luanti [NAME=value ...]
+
+Loss: L1 in log inverse ray distance, near surfaces weighing more, + GRADIENT_WEIGHT * differences of the error
+between neighbours + UNCERTAINTY_WEIGHT * negative log likelihood of the error that the network expects of itself.
+What is kept and validated is an exponential moving average of the weights.
+
+The first run decodes the clips and passes part of the frames through the tokenizer; the result is kept in
+CACHE_DIR. Writes last.pt, best.pt (by the error in held-out worlds), pictures and log.jsonl into OUT_DIR.
+Ctrl-C saves; the same command then continues exactly where the run stopped.
+"""
+
+import copy
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset.token_files import DataError
+from depth.depth_clips import DepthFrames, augment, find_depth_clips, load_clips, split_clips
+from depth.depth_loss import depth_error, error_likelihood, gradient_error
+from depth.depth_net import DepthConfig, DepthNet
+from depth.depth_pictures import depth_sheet
+from depth.predictor import DEPTH_KIND
+from runtime import checkpoint
+from runtime.config import constants_of, load
+from runtime.device import amp_dtype, autocast, pick_device
+from runtime.errors import run_script
+from runtime.run_log import Means, RunLog, StopRequest
+from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
+from runtime.video import save_image
+from vq_vae.tokenizer import load_tokenizer
+
+# --- files ---
+DATA_DIRS = "data/luanti"  # folders of clips with depth, separated by commas
+VQVAE_CKPT = "checkpoints/vqvae.pt"  # the tokenizer whose pictures the network shall also understand
+CACHE_DIR = "runs/depth_cache"  # prepared frames; may be deleted
+OUT_DIR = "runs/depth"
+RESUME = True  # continue from OUT_DIR/last.pt if it exists
+
+# --- data ---
+FRAME_STEP = 4  # every so many frames of a clip; a frame takes 30 kB of memory
+VAL_FRACTION = 0.1  # share of the worlds held out, by the same rule as preprocess.py's
+DECODED_SHARE = 0.33  # share of the frames that is replaced by what the tokenizer decodes of it
+DECODED_NOISE = 0.2  # half of these have a share of their tokens, from 0..this, replaced by similar codes
+UNKNOWN_PITCH = 0.3  # share of the samples for which the camera's pitch is unknown, as for photos
+FLIP = True  # mirror half of the pictures left-right
+BRIGHTNESS = 0.1  # pictures up to so much brighter or darker; stronger changes of colour cost accuracy
+
+# --- model ---
+HEIGHT = 72
+WIDTH = 128
+CHANNELS = (24, 48, 96, 128)  # of the levels, 36x64 to 5x8
+BLOCKS = (0, 1, 1, 1)  # residual blocks of each level of the encoder
+DROPOUT = 0.1
+
+# --- optimization ---
+STEPS = 20_000
+BATCH_SIZE = 32
+LR = 1.5e-3  # after a linear warm-up; then cosine decay to MIN_LR at STEPS
+MIN_LR = 1e-5
+WARMUP_STEPS = 200
+WEIGHT_DECAY = 0.02
+GRAD_CLIP = 1.0
+AVERAGE_DECAY = 0.999  # of the moving average of the weights
+GRADIENT_WEIGHT = 0.5
+UNCERTAINTY_WEIGHT = 0.05
+PRECISION = "auto"  # fp32, bf16, fp16, or auto: bf16 where it is fast, fp16 on older CUDA cards, else fp32
+DEVICE = "auto"  # auto, cuda, mps or cpu
+SEED = 1
+
+# --- logging and saving, every so many steps ---
+LOG_STEPS = 50
+VAL_STEPS = 500
+VAL_FRAMES = 1024
+SAVE_STEPS = 1000
+SAVE_MINUTES = 10.0  # last.pt is also saved when so many minutes have passed
+WANDB = "auto"  # online, offline, disabled, or auto: online where an API key is found
+WANDB_PROJECT = "project-ochre-depth"
+
+
+@dataclass(frozen=True)
+class DepthTrainConfig:
+    """The constants above, with the values that ship; `load` tells by them which ones were edited."""
+
+    data_dirs: str = "data/luanti"
+    vqvae_ckpt: str = "checkpoints/vqvae.pt"
+    cache_dir: str = "runs/depth_cache"
+    out_dir: str = "runs/depth"
+    resume: bool = True
+    frame_step: int = 4
+    val_fraction: float = 0.1
+    decoded_share: float = 0.33
+    decoded_noise: float = 0.2
+    unknown_pitch: float = 0.3
+    flip: bool = True
+    brightness: float = 0.1
+    height: int = 72
+    width: int = 128
+    channels: tuple[int, ...] = (24, 48, 96, 128)
+    blocks: tuple[int, ...] = (0, 1, 1, 1)
+    dropout: float = 0.1
+    steps: int = 20_000
+    batch_size: int = 32
+    lr: float = 1.5e-3
+    min_lr: float = 1e-5
+    warmup_steps: int = 200
+    weight_decay: float = 0.02
+    grad_clip: float = 1.0
+    average_decay: float = 0.999
+    gradient_weight: float = 0.5
+    uncertainty_weight: float = 0.05
+    precision: str = "auto"
+    device: str = "auto"
+    seed: int = 1
+    log_steps: int = 50
+    val_steps: int = 500
+    val_frames: int = 1024
+    save_steps: int = 1000
+    save_minutes: float = 10.0
+    wandb: str = "auto"
+    wandb_project: str = "project-ochre-depth"
+
+
+def load_frames(
+    config: DepthTrainConfig, network: DepthConfig, device: torch.device
+) -> dict[str, DepthFrames]:
+    """The frames of the splits "train" and "val". Raises DataError if one of them is empty."""
+    splits = split_clips(find_depth_clips(config.data_dirs), config.val_fraction)
+    for split, clips in splits.items():
+        if not clips:
+            raise DataError(
+                f"DATA_DIRS={config.data_dirs}: no clip for {split} with VAL_FRACTION={config.val_fraction}; "
+                "whole worlds are held out: record more worlds or change VAL_FRACTION"
+            )
+    tokenizer = load_tokenizer(config.vqvae_ckpt, device) if config.decoded_share else None
+    frames = {}
+    for split, clips in splits.items():
+        loaded = load_clips(
+            clips,
+            config.frame_step,
+            (config.height, config.width),
+            Path(config.cache_dir),
+            tokenizer,
+            config.decoded_share,
+            config.decoded_noise,
+        )
+        for clip in loaded:
+            if clip.codes.shape[1:] != network.size:
+                raise DataError(
+                    f"{clip.name}: depth of {list(clip.codes.shape[1:])}, the network gives {list(network.size)}; "
+                    "change HEIGHT and WIDTH or record again"
+                )
+        frames[split] = DepthFrames(loaded, network.farthest_m)
+    return frames
+
+
+@torch.no_grad()
+def validate(
+    network: DepthNet, frames: DepthFrames, config: DepthTrainConfig, dtype: torch.dtype
+) -> tuple[dict[str, float], np.ndarray]:
+    """Errors over evenly spaced held-out frames, and a picture of some of them with both depths.
+
+    `val_error` is `depth_error` of recorded pictures with the pitch known; `_no_pitch` without it, `_decoded`
+    of pictures that went through the tokenizer, `_ground` that of the flat ground.
+    """
+    device = next(network.parameters()).device
+    numbers = np.linspace(0, len(frames) - 1, min(config.val_frames, len(frames))).astype(int)
+    decoded = frames.decoded[numbers]
+    network.eval()
+    rows: dict[str, list[float]] = {}
+    show = []
+    for name, chosen in (("", numbers[~decoded]), ("_decoded", numbers[decoded])):
+        for part in np.array_split(chosen, -(-len(chosen) // config.batch_size)) if len(chosen) else []:
+            batch = frames.batch(part).to(device)
+            with autocast(device, dtype):
+                predicted, log_error = network(batch.pictures, batch.pitch)
+                blind, _ = network(batch.pictures)
+            made = {name: predicted} | (
+                {} if name else {"_no_pitch": blind, "_ground": network.ground(batch.pitch)}
+            )
+            for key, log_inverse in made.items():
+                rows.setdefault(f"val_error{key}", []).append(float(depth_error(log_inverse, batch.target)))
+            rows.setdefault("val_expected_over_made", []).append(
+                float(log_error.exp().mean() / (predicted - batch.target).abs().mean())
+            )
+            show.append((batch.pictures[0], predicted[0].exp(), batch.target[0].exp()))
+    picks = [show[i] for i in np.linspace(0, len(show) - 1, min(8, len(show))).astype(int)]
+    sheet = depth_sheet(*(torch.stack(column).cpu() for column in zip(*picks, strict=True)))
+    return {name: float(np.mean(values)) for name, values in rows.items()}, sheet
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    return run_script(lambda: train(load(globals(), config_class=DepthTrainConfig)))
+
+
+def train(config: DepthTrainConfig) -> None:
+    """Trains until STEPS, or until SIGINT or SIGTERM, which save. Raises UserError."""
+    out = Path(config.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    device = pick_device(config.device)
+    dtype = amp_dtype(device, config.precision)
+    print(f"precision: {dtype}")
+    torch.manual_seed(config.seed)
+
+    # data
+    network_config = DepthConfig(
+        config.height, config.width, config.channels, config.blocks, dropout=config.dropout
+    )
+    frames = load_frames(config, network_config, device)
+    train_frames, held_out = frames["train"], frames["val"]
+    print(
+        f"data: {len(train_frames)} train frames of {len(train_frames.clips)} clips, {len(held_out)} held out of "
+        f"{len(held_out.clips)} clips in other worlds; {(train_frames.nbytes + held_out.nbytes) / 1e6:.0f} MB"
+    )
+
+    # model, optimizer
+    network = DepthNet(network_config).to(device)
+    average = copy.deepcopy(network).requires_grad_(False)
+    print(f"model: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {network_config}")
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    state = TrainingState(network, optimizer, scaler, device)
+    last = out / "last.pt"
+    resumed = config.resume and last.is_file()
+    if resumed:
+        content = checkpoint.load(last, DEPTH_KIND)
+        average.load_state_dict(content["model"])
+        state.restore({**content, "model": content["trained"]}, last)
+
+    constants = constants_of(config)
+
+    def save(name: str) -> None:
+        """`model` is the average, which is used; `trained` is what training continues from."""
+        content = checkpoint.content_of(
+            DEPTH_KIND, average, constants=constants, trained=network.state_dict()
+        )
+        checkpoint.save(out / name, content | state.content())
+
+    log = RunLog(out, config.wandb, config.wandb_project, constants, resumed)
+    means, save_timer, stop = Means(), SaveTimer(config.save_steps, config.save_minutes), StopRequest()
+    network.train()
+    bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2)
+    while state.step < config.steps and not stop:
+        lr = warmup_cosine(state.step, config.lr, config.min_lr, config.warmup_steps, config.steps)
+        state.set_learning_rate(lr)
+        rng = np.random.default_rng([config.seed, state.step])
+        batch = train_frames.batch(np.sort(rng.integers(0, len(train_frames), config.batch_size)))
+        batch = augment(batch, rng, config.flip, config.brightness, config.unknown_pitch).to(device)
+
+        # forward, backward, clip, optimizer step
+        with autocast(device, dtype):
+            predicted, log_error = network(batch.pictures, batch.pitch)
+        terms = {
+            "error": depth_error(predicted, batch.target),
+            "gradient_error": gradient_error(predicted, batch.target),
+            "error_likelihood": error_likelihood(log_error, predicted, batch.target),
+        }
+        loss = (
+            terms["error"]
+            + config.gradient_weight * terms["gradient_error"]
+            + config.uncertainty_weight * terms["error_likelihood"]
+        )
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        state.step = step = state.step + 1
+        # In the first steps the average follows fast: the untrained weights must not stay in it.
+        decay = min(config.average_decay, step / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        bar.update()
+
+        # log
+        means.add(
+            config.batch_size,
+            {"loss": float(loss.detach()), "grad_norm": float(grad_norm)}
+            | {name: float(value.detach()) for name, value in terms.items()},
+        )
+        if step % config.log_steps == 0:
+            row, pictures_per_s, seconds = means.take()
+            state.seconds += seconds
+            log.write(step, row | {"lr": lr, "pictures_per_s": pictures_per_s})
+            bar.set_postfix(loss=f"{row['loss']:.4f}", error=f"{row['error']:.4f}")
+
+        # validate; an improvement saves best.pt
+        if step % config.val_steps == 0 or step == config.steps:
+            state.metrics, picture = validate(average, held_out, config, dtype)
+            log.write(step, state.metrics)
+            save_image(out / f"val_{step:06d}.png", picture)
+            log.picture(step, "picture | predicted | recorded depth", picture)
+            tqdm.write(f"step {step}: " + json.dumps({k: round(v, 4) for k, v in state.metrics.items()}))
+            if state.metrics["val_error"] < state.best:
+                state.best = state.metrics["val_error"]
+                save("best.pt")
+        if save_timer.due(step):
+            save("last.pt")
+    bar.close()
+    save("last.pt")
+    log.close()
+    stop.release()
+    print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
