@@ -22,7 +22,7 @@ from dataset.recordings import Clip, find_clips, gamefactory_track, read_gamefac
 from dataset.token_files import DataError, split_of
 from runtime.video import read_frames, resize, to_float, to_uint8
 from vq_vae.code_space import CodeSpace
-from vq_vae.tokenizer import BATCH, Tokenizer
+from vq_vae.tokenizer import Tokenizer
 
 # ---------------------------------------------------------------- depth files
 
@@ -78,7 +78,7 @@ class DepthClip:
 
 
 def find_depth_clips(folders: str) -> list[Clip]:
-    """All clips with depth in some folders, given as "FOLDER,FOLDER,...". Raises DataError if there is none."""
+    """All clips with depth in folders given as "FOLDER,FOLDER,...". Raises DataError if there is none."""
     found = []
     for folder in filter(None, folders.split(",")):
         _, clips = find_clips(Path(folder), "gamefactory", Path(folder) / "depth")

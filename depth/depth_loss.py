@@ -16,7 +16,7 @@ GRADIENT_SCALES = (1, 2, 4)  # distances between neighbours in `gradient_error`,
 
 
 def near_weight(target: Tensor) -> Tensor:
-    """Weights of positions, by their true log inverse ray distances [B, H, W] -> [B, H, W] in FAR_WEIGHT..1."""
+    """True log inverse ray distances [B, H, W] -> weights of the positions [B, H, W], FAR_WEIGHT..1."""
     return (target.exp() * FULL_WEIGHT_M).clamp(FAR_WEIGHT, 1)
 
 

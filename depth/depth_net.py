@@ -1,8 +1,8 @@
 """The depth network: a 128x72 picture to the inverse ray distances of a 64x36 grid.
 
 A U-Net (Ronneberger et al., arXiv 1505.04597) with four levels; self-attention at the coarsest lets each
-position see the whole picture. It predicts the logarithm of the inverse ray distance as a correction of a flat
-ground's, which is known where the camera's pitch is, and how large its own error is.
+position see the whole picture. It predicts the logarithm of the inverse ray distance, as a correction of that
+of a flat ground, and how large its own error is. The pitch of the camera gives the ground where it is known.
 
 Ray distance: metres from the eye along a pixel's ray (geometry/camera.py).
 """
@@ -116,14 +116,14 @@ class DepthNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def ground(self, pitch: Tensor) -> Tensor:
-        """Pitch [B] in degrees -> log inverse ray distances [B, H, W] of a flat ground; NaN counts as level."""
+        """Pitch [B] in degrees -> log inverse ray distances of a flat ground [B, H, W]; NaN counts as 0."""
         pose = pitch.new_zeros(len(pitch), 5)
         pose[:, 4] = pitch.nan_to_num(0.0)
         return camera.ground_plane(pose, *self.config.size, self.config.vertical_fov_degrees).log()
 
     def forward(self, pictures: Tensor, pitch: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """-> log inverse ray distances [B, H, W], in log(1/m), and the logarithm of the absolute error that is
-        to be expected of them [B, H, W]; both float32.
+        """-> log inverse ray distances [B, H, W] in log(1/m), and the logarithms of the absolute errors that
+        the network expects of them [B, H, W]; both float32.
 
         `pitch` [B] is the camera's in degrees, NaN where it is unknown; None: unknown for all. Raises
         ValueError for pictures of another size than the config's.

@@ -40,7 +40,8 @@ class DepthPredictor:
         """Pictures [B, 3, Hp, Wp] in [0, 1] -> inverse ray distances [B, H, W] float32 in 1/m.
 
         `pitch` [B] is the camera's in degrees, NaN where it is unknown; None: unknown for all. The result
-        is on the network's device. Raises ValueError for pictures of another size.
+        is on the network's device, and the sky at the config's `farthest_m`. Raises ValueError for pictures
+        of another size.
         """
         return self.predict_with_error(pictures, pitch)[0]
 
@@ -48,10 +49,11 @@ class DepthPredictor:
     def predict_with_error(self, pictures: Tensor, pitch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `predict`, and the expected absolute error of the logarithm [B, H, W]: 0.1 is 10 %."""
         inverse, errors = [], []
-        pitches = [None] * len(pictures) if pitch is None else pitch.to(self.device).float().split(BATCH)
-        for part, angle in zip(pictures.split(BATCH), pitches, strict=False):
+        if pitch is None:
+            pitch = torch.full((len(pictures),), torch.nan)
+        for part, angle in zip(pictures.split(BATCH), pitch.float().split(BATCH), strict=True):
             with autocast(self.device, amp_dtype(self.device)):
-                log_inverse, log_error = self.network(part.to(self.device), angle)
+                log_inverse, log_error = self.network(part.to(self.device), angle.to(self.device))
             inverse.append(log_inverse.exp().clamp(min=1 / self.config.farthest_m))
             errors.append(log_error.exp())
         return torch.cat(inverse), torch.cat(errors)

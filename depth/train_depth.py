@@ -3,9 +3,9 @@
 
     python depth/train_depth.py DATA_DIRS=data/luanti [NAME=value ...]
 
-Loss: L1 in log inverse ray distance, near surfaces weighing more, + GRADIENT_WEIGHT * differences of the error
-between neighbours + UNCERTAINTY_WEIGHT * negative log likelihood of the error that the network expects of itself.
-What is kept and validated is an exponential moving average of the weights.
+Loss (depth_loss.py): L1 in log inverse ray distance, near surfaces weighing more; + GRADIENT_WEIGHT *
+differences of the error between neighbours; + UNCERTAINTY_WEIGHT * negative log likelihood of the error that
+the network expects of itself. An exponential moving average of the weights is validated and used.
 
 The first run decodes the clips and passes part of the frames through the tokenizer; the result is kept in
 CACHE_DIR. Writes last.pt, best.pt (by the error in held-out worlds), pictures and log.jsonl into OUT_DIR.
@@ -63,7 +63,7 @@ BLOCKS = (0, 1, 1, 1)  # residual blocks of each level of the encoder
 DROPOUT = 0.1
 
 # --- optimization ---
-STEPS = 20_000
+STEPS = 12_000
 BATCH_SIZE = 32
 LR = 1.5e-3  # after a linear warm-up; then cosine decay to MIN_LR at STEPS
 MIN_LR = 1e-5
@@ -108,7 +108,7 @@ class DepthTrainConfig:
     channels: tuple[int, ...] = (24, 48, 96, 128)
     blocks: tuple[int, ...] = (0, 1, 1, 1)
     dropout: float = 0.1
-    steps: int = 20_000
+    steps: int = 12_000
     batch_size: int = 32
     lr: float = 1.5e-3
     min_lr: float = 1e-5
@@ -156,8 +156,8 @@ def load_frames(
         for clip in loaded:
             if clip.codes.shape[1:] != network.size:
                 raise DataError(
-                    f"{clip.name}: depth of {list(clip.codes.shape[1:])}, the network gives {list(network.size)}; "
-                    "change HEIGHT and WIDTH or record again"
+                    f"{clip.name}: depth of {list(clip.codes.shape[1:])}, the network gives "
+                    f"{list(network.size)}; change HEIGHT and WIDTH or record again"
                 )
         frames[split] = DepthFrames(loaded, network.farthest_m)
     return frames
@@ -219,8 +219,9 @@ def train(config: DepthTrainConfig) -> None:
     frames = load_frames(config, network_config, device)
     train_frames, held_out = frames["train"], frames["val"]
     print(
-        f"data: {len(train_frames)} train frames of {len(train_frames.clips)} clips, {len(held_out)} held out of "
-        f"{len(held_out.clips)} clips in other worlds; {(train_frames.nbytes + held_out.nbytes) / 1e6:.0f} MB"
+        f"data: {len(train_frames)} train frames of {len(train_frames.clips)} clips, {len(held_out)} held "
+        f"out of {len(held_out.clips)} clips in other worlds; "
+        f"{(train_frames.nbytes + held_out.nbytes) / 1e6:.0f} MB of memory"
     )
 
     # model, optimizer

@@ -1,0 +1,123 @@
+"""What a depth is good for: how well a frame, warped by its depth, shows a later frame.
+
+A recorded frame is warped to the recorded pose of a later one, by several depths of the source frame, and
+compared with the later frame. Nothing else is learnt or filled in, so the PSNR measures the depth alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataset.token_files import DataError
+from depth.depth_clips import DepthClip, decode_inverse_distance
+from depth.predictor import DepthPredictor
+from geometry import camera
+from geometry.zbuffer import warp_by_zbuffer
+from metrics import psnr
+from runtime.video import to_float
+from vq_vae.tokenizer import Tokenizer
+
+HORIZONS = (1, 4, 8, 16, 20)  # frames ahead
+FIRST, EVERY = 6, 37  # source frames of a clip: the first, and every so many
+COPY, ROTATION, GROUND = "copy", "rotation", "flat ground"
+RECORDED, PREDICTED, DECODED = "recorded depth", "predicted depth", "predicted depth of decoded pictures"
+VISIBLE = "share of the view that the source shows"
+
+
+@dataclass(frozen=True)
+class WarpQuality:
+    """PSNR in dB of each kind of warp, and the share that is visible by the recorded depth, by horizon."""
+
+    rows: dict[str, dict[int, float]]  # means over windows
+    windows: int
+
+    def gain_share(self, kind: str, horizon: int) -> float:
+        """The gain of `kind` over the flat ground, in shares of that of the recorded depth."""
+        ground, recorded, found = (self.rows[row][horizon] for row in (GROUND, RECORDED, kind))
+        return (found - ground) / (recorded - ground)
+
+    def table(self) -> str:
+        """The rows as text."""
+        horizons = list(self.rows[COPY])
+        lines = [
+            f"{f'PSNR (dB), {self.windows} windows; frames ahead':45s}" + "".join(f"{h:7d}" for h in horizons)
+        ]
+        for kind, values in self.rows.items():
+            lines.append(f"{kind:45s}" + "".join(f"{values[h]:7.2f}" for h in horizons))
+        for kind in (PREDICTED, DECODED):
+            if kind in self.rows:
+                shares = "".join(f"{self.gain_share(kind, h):7.2f}" for h in horizons)
+                lines.append(f"{f'{kind}: share of gain':45s}{shares}")
+        return "\n".join(lines)
+
+
+def warp_quality(
+    clips: Iterable[DepthClip],
+    fov: float,
+    predictor: DepthPredictor | None = None,
+    tokenizer: Tokenizer | None = None,
+    horizons: Sequence[int] = HORIZONS,
+    every: int = EVERY,
+) -> WarpQuality:
+    """Warps frames of whole clips (step 1), by their recorded depth and what `predictor` makes of them.
+
+    With `tokenizer` also by what it makes of the frame encoded and decoded; the frame that is warped is
+    always the recorded one. `fov` is the vertical field of view in degrees. Raises DataError if all
+    clips are too short.
+    """
+    values: dict[str, dict[int, list[Tensor]]] = {}
+    for clip in clips:
+        starts = torch.tensor(range(FIRST, len(clip.pictures) - max(horizons), every))
+        if not len(starts):
+            continue
+        pictures = to_float(torch.from_numpy(clip.pictures))
+        pose = torch.from_numpy(clip.pose)
+        source, pitch = pictures[starts], pose[starts, 4]
+        depths = {RECORDED: torch.from_numpy(decode_inverse_distance(clip.codes[starts]))}
+        if predictor:
+            depths[PREDICTED] = predictor.predict(source, pitch).cpu()
+            if tokenizer:
+                decoded = torch.cat(list(tokenizer.decode_frames(tokenizer.encode_frames(source))))
+                depths[DECODED] = predictor.predict(decoded, pitch).cpu()
+        for horizon in horizons:
+            for kind, result in _warps(source, depths, pose[starts], pose[starts + horizon], fov).items():
+                found = result if kind == VISIBLE else psnr(result, pictures[starts + horizon])
+                values.setdefault(kind, {}).setdefault(horizon, []).append(found)
+    if not values:
+        raise DataError(f"none of the clips has {FIRST + max(horizons) + 1} frames; give longer clips")
+    means = {k: {h: torch.cat(v).mean().item() for h, v in row.items()} for k, row in values.items()}
+    return WarpQuality(means, sum(map(len, values[COPY][horizons[0]])))
+
+
+def _warps(
+    source: Tensor, depths: dict[str, Tensor], pose_from: Tensor, pose_to: Tensor, fov: float
+) -> dict[str, Tensor]:
+    """Frames [N, 3, Hp, Wp] warped in all ways, and the share of each view that is visible [N]."""
+    size = next(iter(depths.values())).shape[-2:]
+    # Relative poses: in float32 projections lose centimetres far from the world's origin.
+    pose_to = camera.relative_to(pose_to, pose_from)
+    pose_from = camera.relative_to(pose_from, pose_from)
+    ground = camera.ground_plane(pose_to, *size, fov)
+    turned, _ = camera.reproject(pose_from, pose_to, 0.0, *size, fov)
+    flat, _ = camera.reproject(pose_from, pose_to, ground, *size, fov)
+    made = {COPY: source, ROTATION: read_source(source, turned), GROUND: read_source(source, flat)}
+    for kind, inverse in depths.items():
+        _, grid, visible = warp_by_zbuffer(inverse, pose_from, pose_to, ground, fov)
+        made[kind] = read_source(source, grid)
+        if kind == RECORDED:
+            made[VISIBLE] = visible.float().mean((1, 2))
+    return made
+
+
+def read_source(pictures: Tensor, grid: Tensor) -> Tensor:
+    """Pictures [N, 3, Hp, Wp] read at a coarser grid [N, H, W, 2] -> [N, 3, Hp, Wp].
+
+    The offset from the identity is interpolated: it is smooth; the grid would be cut off at the border.
+    """
+    size = pictures.shape[-2:]
+    offset = grid.movedim(-1, 1) - camera.identity_grid(*grid.shape[1:3], grid.device)
+    full = F.interpolate(offset, size, mode="bilinear") + camera.identity_grid(*size, grid.device)
+    return camera.warp(pictures, full.movedim(1, -1))

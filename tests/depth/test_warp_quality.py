@@ -1,0 +1,73 @@
+"""The PSNR of warped frames, on a wall whose depth is known exactly."""
+
+import numpy as np
+import pytest
+import torch
+
+from depth.depth_clips import FARTHEST_M, NEAREST_M, DepthClip
+from depth.depth_pictures import depth_colours, depth_sheet
+from depth.warp_quality import (
+    COPY,
+    GROUND,
+    RECORDED,
+    ROTATION,
+    VISIBLE,
+    WarpQuality,
+    read_source,
+    warp_quality,
+)
+from geometry import camera
+from runtime.video import to_uint8
+
+FOV = 70.0
+WALL_M = 8.0  # metres to the wall from frame 0
+
+
+def wall_clip(frames: int = 40) -> DepthClip:
+    """A walk of 0.1 m a frame straight towards a wall with stripes, the camera level."""
+    rays = camera.rays(72, 128, FOV)
+    coarse = camera.rays(36, 64, FOV)
+    pictures, codes = [], []
+    for k in range(frames):
+        left = WALL_M - 0.1 * k
+        x, y = (rays[..., i] / rays[..., 2] * left for i in (0, 1))
+        colour = torch.stack([torch.sin(3 * x), torch.sin(2 * y), torch.sin(x + y)]) * 0.5 + 0.5
+        pictures.append(to_uint8(colour[None])[0].numpy())
+        steps = np.log(FARTHEST_M * (coarse[..., 2] / left).numpy()) / np.log(FARTHEST_M / NEAREST_M) * 255
+        codes.append(steps.round().astype(np.uint8))
+    pose = np.zeros((frames, 5), np.float32)
+    pose[:, 2] = 0.1 * np.arange(frames)
+    return DepthClip("wall", np.stack(pictures), np.zeros(frames, bool), np.stack(codes), pose)
+
+
+def test_recorded_depth_warps_best():
+    found = warp_quality([wall_clip()], FOV, horizons=(1, 8, 16), every=8)
+    assert found.windows == 3
+    for horizon in (8, 16):
+        row = {kind: values[horizon] for kind, values in found.rows.items()}
+        assert row[ROTATION] == pytest.approx(row[COPY], abs=0.3), "the camera does not turn"
+        assert row[RECORDED] > row[GROUND] + 5 and row[RECORDED] > row[COPY] + 5
+        assert 0.95 < row[VISIBLE] <= 1
+    assert found.rows[RECORDED][8] > 30
+    text = found.table()
+    assert "3 windows" in text and all(kind in text for kind in found.rows)
+
+
+def test_gain_share_by_hand():
+    quality = WarpQuality({GROUND: {1: 20.0}, RECORDED: {1: 24.0}, "predicted depth": {1: 22.0}}, 1)
+    assert quality.gain_share("predicted depth", 1) == 0.5
+    assert quality.gain_share(GROUND, 1) == 0
+
+
+def test_reading_at_the_identity_changes_nothing():
+    pictures = torch.rand(2, 3, 72, 128)
+    grid = camera.identity_grid(36, 64).movedim(0, -1).expand(2, 36, 64, 2)
+    torch.testing.assert_close(read_source(pictures, grid), pictures, atol=1e-4, rtol=0)
+
+
+def test_near_is_bright_and_the_sheet_has_a_row_for_each_frame():
+    shade = depth_colours(torch.tensor([[1.0, 0.1, 0.0]])).astype(int).sum(-1)[0]
+    assert shade[0] > shade[1] > shade[2]
+    pictures, inverse = torch.rand(2, 3, 16, 32), torch.rand(2, 8, 16)
+    assert depth_sheet(pictures, inverse, inverse).shape == (2 * (32 + 16 + 4), 3 * (64 + 4), 3)
+    assert depth_sheet(pictures, inverse).shape[1] == 2 * (64 + 4)
