@@ -121,7 +121,7 @@ def write_depth_clip(folder: Path, name: str, world: str, rng: np.random.Generat
         codes[k, :, : edge // 2], codes[k, :, edge // 2 :] = left, right
         pictures[k, :, :edge, 0 if red_left else 2] = 200
         pictures[k, :, edge:, 2 if red_left else 0] = 200
-    entry = {"ws": 0, "ad": 0, "scs": 0, "pitch_delta": 0, "yaw_delta": 0}
+    entry = {"ws": 0, "ad": 0, "scs": 0, "pitch_delta": 1 / 15, "yaw_delta": 0}
     actions = {
         str(k): {**entry, "yaw": 0.0, "pitch": float(k), "pos": [0.0, 10.0, 0.1 * k]} for k in range(frames)
     }

@@ -32,7 +32,7 @@ def test_a_sheet_of_clips_with_the_error(depth_data, flags, tmp_path, capsys, ex
 def test_photos_have_no_recorded_depth(flags, tmp_path, capsys):
     save_image(tmp_path / "house.png", np.zeros((90, 120, 3), np.uint8))
     assert depth_inference.main([*flags, "--photos", str(tmp_path / "house.png")]) == 0
-    assert "recorded" not in capsys.readouterr().out
+    assert "recorded depth" not in capsys.readouterr().out
     assert read_image(tmp_path / "sheet.png").shape[1] == 2 * (64 + 4)
 
 
