@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -106,11 +107,12 @@ class RunLog:
                 print(f"wandb: {error}; continuing without it")
         print(f"wandb: {mode if self.run else 'disabled'}; metrics in {Path(directory) / 'log.jsonl'}")
 
-    def _run_id(self, file: Path, resumed: bool) -> str:
+    @staticmethod
+    def _run_id(file: Path, resumed: bool) -> str:
         """The id in `file` for a resumed run, else a new id, which is written there."""
         if resumed and file.is_file():
             return file.read_text().strip()
-        file.write_text(run_id := self.wandb.util.generate_id())
+        file.write_text(run_id := secrets.token_hex(4))
         return run_id
 
     def write(self, step: int, metrics: dict) -> None:

@@ -1,5 +1,7 @@
 """The world model: one frame at a time is the same as a sequence, actions matter, and so does the past."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,13 +188,15 @@ def test_a_few_steps_of_training_learn_to_copy(model):
     assert losses[0] > 2.0 and losses[-1] < 0.5
 
 
-def test_started_on_a_codebook_alike_codes_are_alike():
+def test_similar_codes_start_with_similar_weights():
     torch.manual_seed(0)
     kinds = torch.randn(4, 24) * 3
-    codebook = kinds.repeat_interleave(8, 0) + 0.1 * torch.randn(32, 24)  # codes 0-7 look alike, 8-15, ...
+    codebook = kinds.repeat_interleave(8, 0) + 0.1 * torch.randn(32, 24)  # codes 0-7 are similar, 8-15, ...
+    tokenizer = SimpleNamespace(codebook=codebook)
     for width in (6, 40):  # fewer and more dimensions than the codebook has
-        model = ConvGRUWorldModel(WorldModelConfig(32, 3, 4, embed_dim=width, hidden_dim=width, layers=1))
-        model.init_from_codebook(codebook)
+        config = WorldModelConfig(32, 3, 4, embed_dim=width, hidden_dim=width, layers=1)
+        model = ConvGRUWorldModel(config, tokenizer)
+        model.init_from_codebook()
         for weight in (model.embed.weight, model.head.weight[:, :, 0, 0]):
             distance = torch.cdist(weight.detach(), weight.detach()) + 1e9 * torch.eye(32)
             nearest = distance.argsort(1)[:, :7] // 8

@@ -77,7 +77,7 @@ def entropy(log_probs: Tensor) -> Tensor:
 
 
 def straight_through_pictures(log_probs: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """Decoded pictures [B, 3, Hp, Wp] of the most likely codes, with the gradient of the expected code vector.
+    """Pictures [B, 3, Hp, Wp] of the most likely codes, with the gradient of the expected code vector.
 
     Hard forward, soft backward (Bengio et al., arXiv 1308.3432): a mixture of code vectors would be outside
     the decoder's training distribution.
