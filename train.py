@@ -88,15 +88,15 @@ SEQ_LEN_MAX = 12  # above SEQ_LEN: the window grows by one ...
 SEQ_LEN_GROW_STEPS = 5000  # ... every so many steps
 BALANCE = 0.5  # windows of rare actions are sampled more often, by share^-BALANCE; 0: all alike
 
-# --- curriculum: the last `ar_len` steps of a window are self-fed, unless the truth is given after all ---
+# --- curriculum: the last `ar_len` steps of a window may be self-fed ---
 AR_GROWTH = "rollout"  # `ar_len` grows when the validation rollouts improve; ramp: with the step
 AR_LEN_MAX = 8  # at most; and always below the window's length
 AR_START_STEP = 0  # no self-fed step before this training step
 AR_STEP = 2  # rollout only: `ar_len` starts at this and grows by it
 AR_RAMP_STEPS = 4000  # ramp only: `ar_len` grows from 0 to AR_LEN_MAX over so many steps
-# Probability that the truth is given: in geometry drawn once for a sample (which else is self-fed in its last
-# 0..ar_len steps), in convgru for each sample and step. rollout: SS_MIN_TEACHER_PROB. ramp:
-# 1 / (1 + exp((step - SS_MIDPOINT_STEP) / SS_STEEPNESS)), kept between the two bounds.
+# Probability p that recorded tokens are given after all. rollout: p = SS_MIN_TEACHER_PROB. ramp:
+# p = 1 / (1 + exp((step - SS_MIDPOINT_STEP) / SS_STEEPNESS)), kept between the two bounds. The geometry model
+# samples this once per window, and else self-feeds the last 0..ar_len steps; convgru samples it at each step.
 SS_MIN_TEACHER_PROB = 0.15
 SS_MAX_TEACHER_PROB = 0.95  # ramp only
 SS_MIDPOINT_STEP = 6000  # ramp only
@@ -110,27 +110,27 @@ SIMILAR_CODES = 0.7  # geometry only: share of the replacements that are similar
 LATENT_NOISE = 0.0  # convgru only: standard deviation of Gaussian noise on the embedded input
 
 # --- loss weights (training/loss_terms.py has the terms) ---
-CE_WEIGHT = 1.0
+CE_WEIGHT = 1.0  # cross-entropy
 LABEL_SMOOTHING = 0.05
-PERCEPTUAL_WEIGHT = 0.0
-PERCEPTUAL = "auto"  # the perceptual distance: auto, lpips-alex or effnet-lite0
+PERCEPTUAL_WEIGHT = 0.0  # distance of the decoded prediction to the decoded target
+PERCEPTUAL = "auto"  # the distance: auto, lpips-alex or effnet-lite0
 # geometry only
 DISOCCLUDED_WEIGHT = 3.0  # of a disoccluded cell in the cross-entropy; a visible one has 1
 LOSS_CELLS = 0.3  # share of the cells that is sampled, by weight, for the cross-entropy
 MASKED_DECODING = 0.5  # share of the samples that are given part of the target, for masked parallel decoding
-REPROJECTION_WEIGHT = 5.0
-SMOOTHNESS_WEIGHT = 0.01
-MOTION_WEIGHT = 2.0
+REPROJECTION_WEIGHT = 5.0  # depth: an earlier picture warped into the next view, against the next picture
+SMOOTHNESS_WEIGHT = 0.01  # depth: gradients where the picture has none
+MOTION_WEIGHT = 2.0  # predicted displacement against the recorded one
 MOTION_STEPS = 3000  # the motion model is first trained alone, on actions and poses (about a minute)
 # convgru only
-NEIGHBOR_WEIGHT = 0.0
-NEIGHBOR_KERNEL = 3
-NEIGHBOR_EXACT_MIX = 0.3
-SEMANTIC_WEIGHT = 0.0
-ENTROPY_WEIGHT = 0.0
-ENTROPY_FLOOR = 4.5  # nats
-SHARPNESS_WEIGHT = 0.0
-TEMPORAL_WEIGHT = 0.0
+NEIGHBOR_WEIGHT = 0.0  # cross-entropy to any code of the target in ...
+NEIGHBOR_KERNEL = 3  # ... so many cells square ...
+NEIGHBOR_EXACT_MIX = 0.3  # ... mixed with this share of the exact one
+SEMANTIC_WEIGHT = 0.0  # squared error of the expected code vector
+ENTROPY_WEIGHT = 0.0  # entropy of a cell below ...
+ENTROPY_FLOOR = 4.5  # ... this, in nats
+SHARPNESS_WEIGHT = 0.0  # 1 - probability of the most likely code
+TEMPORAL_WEIGHT = 0.0  # KL divergence from the prediction of the previous step
 
 # --- logging and saving, every so many steps ---
 LOG_STEPS = 20

@@ -1,4 +1,4 @@
-"""The tokenizer: shapes, the quantizer's arithmetic, and its scripts run for real at a tiny size."""
+"""The tokenizer: shapes, the quantizer, and the scripts of vq_vae/ at a tiny size."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_pictures_of_another_size_are_refused():
 
 
 def quantizer(codes: int = 8, dim: int = 3, decay: float = 0.9) -> VectorQuantizerEMA:
-    """A quantizer whose codebook is not seeded from the first batch."""
+    """A quantizer whose codebook is not initialised from the first batch."""
     torch.manual_seed(0)
     made = VectorQuantizerEMA(codes, dim, decay)
     made.initialised.fill_(True)
@@ -83,7 +83,7 @@ def brute_force(flat: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_nearest_is_the_nearest_by_brute_force(autocast):
-    """The codes lie closer together than bfloat16 can tell: only float32 inside finds the right one."""
+    """The codes are closer together than bfloat16 can resolve, so only float32 finds the nearest."""
     torch.manual_seed(0)
     vq = VectorQuantizerEMA(256, 16, 0.99).eval()
     vq.codebook.copy_(5 + 0.05 * torch.randn(256, 16))
@@ -91,14 +91,14 @@ def test_nearest_is_the_nearest_by_brute_force(autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         quantized, tokens, commitment = vq(z)
         flat = z.permute(0, 2, 3, 1).reshape(-1, 16)
-        assert torch.equal(vq.nearest(flat), tokens.flatten()), "called on its own, as encode does, too"
+        assert torch.equal(vq.nearest(flat), tokens.flatten()), "also when called alone, as by encode"
     right = brute_force(flat, vq.codebook)
     distance = (flat - vq.codebook[tokens.flatten()]).square().sum(1)
     torch.testing.assert_close(distance, (flat - vq.codebook[right]).square().sum(1), rtol=1e-3, atol=1e-4)
     assert (tokens.flatten() == right).float().mean() > 0.97, "but for ties within float32's rounding"
     assert quantized.dtype == commitment.dtype == torch.float32
     in_bfloat16 = brute_force(flat.bfloat16(), vq.codebook.bfloat16())
-    assert (in_bfloat16 == right).float().mean() < 0.9, "the case is hard enough to tell"
+    assert (in_bfloat16 == right).float().mean() < 0.9, "bfloat16 would fail here"
 
 
 def test_ema_update_by_hand():
@@ -106,7 +106,7 @@ def test_ema_update_by_hand():
     vq.codebook.copy_(torch.tensor([[0.0], [10.0]]))
     vq.ema_count.fill_(2.0)
     vq.ema_sum.copy_(vq.codebook * 2)
-    vq.train()(torch.tensor([1.0, 2.0, 3.0, 8.0]).view(1, 1, 2, 2))  # three go to code 0, one to code 1
+    vq.train()(torch.tensor([1.0, 2.0, 3.0, 8.0]).view(1, 1, 2, 2))  # three of code 0, one of code 1
     count = torch.tensor([0.9 * 2 + 0.1 * 3, 0.9 * 2 + 0.1 * 1])
     total = torch.tensor([0.9 * 0 + 0.1 * 6, 0.9 * 20 + 0.1 * 8])
     torch.testing.assert_close(vq.ema_count, count)
@@ -114,7 +114,7 @@ def test_ema_update_by_hand():
     torch.testing.assert_close(vq.codebook[:, 0], total / count)
 
 
-def test_dead_codes_are_reseeded_from_the_batch():
+def test_dead_codes_are_replaced_by_vectors_of_the_batch():
     vq = quantizer(codes=4, dim=2)
     vq.codebook.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0], [500.0, 500.0], [-500.0, 500.0]]))
     vq.ema_sum.copy_(vq.codebook)
@@ -125,19 +125,19 @@ def test_dead_codes_are_reseeded_from_the_batch():
     for code in (2, 3):
         assert (rows == vq.codebook[code]).all(1).any(), "a vector of this batch"
     assert not torch.equal(vq.codebook[2], vq.codebook[3])
-    torch.testing.assert_close(vq.ema_sum, vq.codebook * vq.ema_count[:, None]), "it stays where it is put"
-    assert vq.codebook[:2].abs().max() < 2, "codes in use are left to the average"
+    torch.testing.assert_close(vq.ema_sum, vq.codebook * vq.ema_count[:, None]), "the next EMA step keeps it"
+    assert vq.codebook[:2].abs().max() < 2, "codes in use follow the average"
     tokens = vq.eval()(z)[1]
     assert {2, 3} <= set(tokens.flatten().tolist()), "and they are used at once"
 
 
-def test_the_first_batch_seeds_the_codebook():
+def test_the_first_batch_initialises_the_codebook():
     torch.manual_seed(0)
     vq = VectorQuantizerEMA(8, 2, 0.99).train()
     z = 100 + torch.rand(2, 2, 4, 4)
     vq(z)
     assert vq.initialised
-    assert vq.codebook.min() > 99, "no code is left where the random start put it"
+    assert vq.codebook.min() > 99, "no code keeps its random start"
 
 
 def test_straight_through_gradient_is_the_identity():
@@ -220,7 +220,7 @@ def train(monkeypatch, pictures: Path, out: Path, *words: str) -> int:
     return train_vqvae.main()
 
 
-def test_train_vqvae_as_a_user_runs_it(pictures, tmp_path):
+def test_train_vqvae_as_a_script(pictures, tmp_path):
     command = [sys.executable, str(SCRIPTS / "train_vqvae.py"), f"PICTURES={pictures}", *TINY]
     done = subprocess.run(
         [*command, "STEPS=4", "OUT_DIR=run"], cwd=tmp_path, capture_output=True, text=True, env=os.environ
@@ -297,8 +297,8 @@ def test_preprocess_vqvae_samples_frames_of_whole_clips(tmp_path, capsys):
     fraction = next(f / 100 for f in range(100) if split_of("one", f / 100) != split_of("two", f / 100))
     words = (tmp_path / "clips", out, "--height", 16, "--width", 24, "--val_fraction", fraction)
     assert preprocess_vqvae.main([str(word) for word in words]) == 0
-    said = capsys.readouterr().out
-    assert "broken.mp4" in said and "1 skipped" in said
+    printed = capsys.readouterr().out
+    assert "broken.mp4" in printed and "1 skipped" in printed
     with np.load(out) as arrays:
         found = {split_of(name, fraction): first for name, first in (("one", 0), ("two", 100))}
         for split, first in found.items():
@@ -338,8 +338,8 @@ def test_vq_vae_inference_shows_originals_above_reconstructions(pictures, shown,
     tokenizer = load_tokenizer(shown)
     with torch.no_grad():
         expected = psnr(tokenizer.decode(tokenizer.encode(truth)), truth).mean().item()
-    said = capsys.readouterr().out
-    assert f"2 pictures: mean PSNR {expected:.2f} dB" in said and "of 8 codes used" in said
+    printed = capsys.readouterr().out
+    assert f"2 pictures: mean PSNR {expected:.2f} dB" in printed and "of 8 codes used" in printed
     sheet = read_image(out)
     for i, original in enumerate(val[[0, 2]]):
         left = i * (sheet.shape[1] // 2)
