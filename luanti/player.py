@@ -234,6 +234,11 @@ class Player:
             step = speed * self.random.uniform(0.2, 1.0) if uneven else speed
             yield Command(frozenset(keys), pitch=math.copysign(min(abs(missing), step), missing))
 
+    def _tilt(self, goal: float, speed: float) -> float:
+        """The pitch of one frame on the way to `goal`."""
+        missing = goal - self.senses.pitch
+        return math.copysign(min(abs(missing), speed), missing) if abs(missing) > 0.3 else 0.0
+
     def _yaw_rates(self, frames: int) -> list[float]:
         """Degrees a frame of one turn: held, swinging up and down like a hand, uneven, or to and fro."""
         shape = self.random.choice(("held", "swing", "uneven", "to and fro"))
@@ -296,10 +301,8 @@ class Player:
         speed = self._log_uniform(0.4, 4)
         hop = self.random.randrange(frames) if self.random.random() < 0.25 else -1
         for k, rate in enumerate(self._yaw_rates(frames)):
-            missing = goal - self.senses.pitch
-            pitch = math.copysign(min(abs(missing), speed), missing) if abs(missing) > 0.3 else 0.0
             jumping = {"jump"} if hop >= 0 and k in range(hop, hop + 4) else set()
-            yield Command(frozenset(keys | jumping), yaw=rate, pitch=pitch)
+            yield Command(frozenset(keys | jumping), yaw=rate, pitch=self._tilt(goal, speed))
 
     def _look_away(self) -> Behaviour:
         """Turns away, waits, and turns back to where it looked."""
@@ -333,21 +336,21 @@ class Player:
     def _straight(self) -> Behaviour:
         """A long way straight on, or in a wide bend, and over what is one block high."""
         bend = self._sign() * self.random.choice((0.0, 0.0, 0.3, 0.8))
+        goal, speed = self._level(), self._log_uniform(0.2, 3)
         for _ in range(self._frames(48, 144)):
-            yield Command(frozenset({"forward"} | self._hop()), yaw=bend)
+            yield Command(frozenset({"forward"} | self._hop()), yaw=bend, pitch=self._tilt(goal, speed))
 
     def _approach(self) -> Behaviour:
         """Walks up to something that stands in the way, pushes against it for a moment, then slides along it,
         steps aside, or goes back."""
         yield from self._turn_by(self._to_obstacle(), self._turn_speed(2, 12))
-        if self.random.random() < 0.3:
-            yield from self._pitch_to(self._level(), self._turn_speed(1, 8))
         touched, enough = 0, self.random.randint(2, 7)
+        goal, speed = self._level(), self._log_uniform(0.2, 3)
         for k in range(56):
             touched = touched + 1 if k > 3 and self.made < TOUCHING else 0
             if touched >= enough:
                 break
-            yield Command(frozenset({"forward"}))
+            yield Command(frozenset({"forward"}), pitch=self._tilt(goal, speed))
         side = self._sign()
         what = self.random.choices(("slide", "sidestep", "back"), (5, 2, 2))[0]
         if what == "slide":
@@ -380,10 +383,11 @@ class Player:
         turn = wrap(self.random.choice(good))
         yield from self._turn_by(turn, self._turn_speed(3, 14))
         start = self.senses.pos[1]
+        goal, speed = self.random.triangular(-5, 45, 10), self._log_uniform(0.5, 6)  # an eye on the step
         for _ in range(32):
             if abs(self.senses.pos[1] - start) > 0.7 and self.random.random() < 0.2:
                 break
-            yield Command(frozenset({"forward"} | self._hop()))
+            yield Command(frozenset({"forward"} | self._hop()), pitch=self._tilt(goal, speed))
 
     def _ground(self, ahead: float, yaw: float) -> int | None:
         """Metres from the feet's node up to the ground `ahead` metres along `yaw`; DEEP where it is below the

@@ -151,7 +151,9 @@ def test_the_wanted_shares_are_reached(plays):
     kinds = Counter(moment.kind for moments in plays for moment in moments)
     assert set(kinds) == set(EVEN.shares)
     for kind, share in EVEN.shares.items():
-        assert kinds[kind] / (len(SEEDS) * FRAMES) == pytest.approx(share, abs=0.03), kind
+        assert kinds[kind] / (len(SEEDS) * FRAMES) == pytest.approx(share, abs=0.04), (
+            kind
+        )  # long ones are few
 
 
 def test_each_style_names_every_kind_and_its_shares_and_chances_add_up():
