@@ -2,13 +2,17 @@
 
 A token file is an .npz with `tokens` [K, H, W] uint16, `actions` [K-1, 5] float32 and `pose` [K, 5] float32
 ([x, y, z, yaw, pitch], metres and degrees; NaN where the source has none). `actions[t]` leads from frame t to
-frame t+1. `manifest.json` lies beside them and says what a reader needs to refuse a mismatch.
+frame t+1. Optional: `depth` [K, 2H, 2W] uint8, inverse ray distances in the code whose scale the manifest
+states (`depth_scale`), and the nodes around the player, `nodes` [K, 7, 7, 7] uint8 and `origin` [K, 3] int32;
+surroundings.py describes them. `manifest.json` lies beside the token files and says what a reader needs to
+refuse a mismatch.
 """
 
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,11 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from actions import ACTION_DIM, ACTION_NAMES, DEGREES_PER_UNIT, PITCH, YAW
+from surroundings import BOX, SCALE
 
 MANIFEST = "manifest.json"
 SAMPLES = Path(__file__).resolve().parent / "samples"  # clips that come with the repo
 SAMPLE_TOKENS = SAMPLES / "tokens"  # the same, encoded by the tokenizer that ships
 FORMAT = 1
+EXTRAS = ("depth", "nodes", "origin")  # arrays that a token file may have
 
 
 class DataError(RuntimeError):
@@ -58,6 +64,7 @@ class Manifest:
     trim_seconds: float = 0.0  # left out at the start of each clip
     precision: str = "fp32"  # of the tokenizer while it encoded
     val_fraction: float = 0.1
+    depth_scale: dict | None = None  # surroundings.SCALE where some token files have depth
     action_names: list[str] = field(default_factory=lambda: list(ACTION_NAMES))
     format: int = FORMAT
     clips: list[ClipEntry] = field(default_factory=list)
@@ -118,12 +125,16 @@ def unpack_indices(kept: list[int], frames: int) -> list[int]:
     return list(kept)
 
 
-def read_token_file(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads one token file. Raises DataError if it is missing, broken, or its lengths do not agree."""
+def read_token_file(path: str | Path, extras: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Reads one token file, and those of its optional arrays (EXTRAS) that are in `extras` and in the file.
+
+    Raises DataError if it is missing, broken, or its lengths, shapes or types do not agree.
+    """
     path = Path(path)
     try:
         with np.load(path) as arrays:
-            content = {name: arrays[name] for name in ("tokens", "actions", "pose")}
+            names = ["tokens", "actions", "pose", *(name for name in extras if name in arrays)]
+            content = {name: arrays[name] for name in names}
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such token file; run preprocess.py again, it makes what is missing"
@@ -143,6 +154,19 @@ def read_token_file(path: str | Path) -> dict[str, np.ndarray]:
             f"{path}: expected tokens [K, H, W], actions [K-1, {ACTION_DIM}], pose [K, 5], found {shapes}; "
             "delete it and run preprocess.py again"
         )
+    _, height, width = shapes["tokens"]
+    expected = {
+        "depth": ("uint8", (frames, 2 * height, 2 * width)),
+        "nodes": ("uint8", (frames, *BOX)),
+        "origin": ("int32", (frames, 3)),
+    }
+    for name in EXTRAS:
+        if name in content and (found := (content[name].dtype.name, shapes[name])) != expected[name]:
+            kind, shape = expected[name]
+            raise DataError(
+                f"{path}: expected {name} {kind} {list(shape)}, found {found[0]} {list(found[1])}; delete it "
+                "and run preprocess.py again"
+            )
     return content
 
 
@@ -156,8 +180,10 @@ def with_first_pose(pose: np.ndarray, actions: np.ndarray, degrees_per_unit: flo
     return np.concatenate([first[None], pose[1:]])
 
 
-def write_token_file(path: str | Path, tokens: np.ndarray, actions: np.ndarray, pose: np.ndarray) -> None:
-    """Writes one token file atomically, so that a half-written file never counts."""
+def write_token_file(
+    path: str | Path, tokens: np.ndarray, actions: np.ndarray, pose: np.ndarray, **extras: np.ndarray
+) -> None:
+    """Writes one token file atomically, so that a half-written file never counts. `extras`: see EXTRAS."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
@@ -166,6 +192,7 @@ def write_token_file(path: str | Path, tokens: np.ndarray, actions: np.ndarray, 
             tokens=tokens.astype(np.uint16),
             actions=actions.astype(np.float32),
             pose=pose.astype(np.float32),
+            **extras,
         )
     os.replace(temporary, path)
 
@@ -178,12 +205,19 @@ class TokenClips:
     """
 
     def __init__(
-        self, directory: str | Path, split: str, tokenizer: str | None = None, progress: bool = False
+        self,
+        directory: str | Path,
+        split: str,
+        tokenizer: str | None = None,
+        progress: bool = False,
+        extras: Collection[str] = (),
     ):
         """Loads the clips of `split` ("train", "val" or "all") that `directory`'s manifest names.
 
-        Raises DataError if there are none, if a file is broken, or if they were made by a tokenizer whose
-        fingerprint is not `tokenizer`.
+        `extras` names optional arrays to load, too: at 32x18 `depth` takes 2,304 bytes a frame, `nodes` 343.
+
+        Raises DataError if there are none, if a file is broken, if they were made by a tokenizer whose
+        fingerprint is not `tokenizer`, or if their depth is on another scale than surroundings.py reads.
         """
         self.directory = Path(directory)
         self.manifest = Manifest.load(directory)
@@ -192,6 +226,11 @@ class TokenClips:
                 f"{self.directory / MANIFEST}: tokens made by tokenizer {self.manifest.tokenizer}, "
                 f"the tokenizer in use is {tokenizer}; encode the clips again with it or give the other one"
             )
+        if "depth" in extras and self.manifest.depth_scale not in (None, SCALE):
+            raise DataError(
+                f"{self.directory / MANIFEST}: depth on the scale {self.manifest.depth_scale}, expected "
+                f"{SCALE}; preprocess again"
+            )
         self.entries = [c for c in self.manifest.clips if split == "all" or c.split == split]
         if not self.entries:
             counts = {s: sum(c.split == s for c in self.manifest.clips) for s in ("train", "val")}
@@ -199,8 +238,10 @@ class TokenClips:
         self.tokens: list[np.ndarray] = []  # [K, H, W] uint16 each
         self.actions: list[np.ndarray] = []  # [K-1, 5] float32 each
         self.pose: list[np.ndarray] = []  # [K, 5] float32 each
+        # [K, ...] each, None for a clip that has none.
+        self.extras: dict[str, list[np.ndarray | None]] = {name: [] for name in extras}
         for entry in tqdm(self.entries, desc=f"load {split}", unit="clip", disable=not progress):
-            content = read_token_file(self.directory / entry.file)
+            content = read_token_file(self.directory / entry.file, extras)
             if len(content["tokens"]) != entry.frames:
                 raise DataError(
                     f"{self.directory / entry.file}: {len(content['tokens'])} frames, the manifest says "
@@ -213,6 +254,8 @@ class TokenClips:
                 )
             self.tokens.append(content["tokens"])
             self.actions.append(content["actions"])
+            for name, arrays in self.extras.items():
+                arrays.append(content.get(name))
             scale = self.manifest.camera_degrees_per_unit
             self.pose.append(with_first_pose(content["pose"], content["actions"], scale))
 
