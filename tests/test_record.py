@@ -72,7 +72,16 @@ from recordings import (
     read_depth_file,
     world_key,
 )
-from surroundings import BOX, FREE, LOW, REACH, SOLID, decode_inverse_distance, encode_inverse_distance
+from surroundings import (
+    BOX,
+    FREE,
+    LIQUID,
+    LOW,
+    REACH,
+    SOLID,
+    decode_inverse_distance,
+    encode_inverse_distance,
+)
 from video import count_frames, read_frames, video_fps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -551,8 +560,9 @@ def missing() -> list[str]:
 needs_game = pytest.mark.skipif(
     bool(missing()), reason=f"NOT TESTED, no {', no '.join(missing())}: {INSTALL}"
 )
-FEW = ("--clips", "2", "--clips_per_world", "2", "--jobs", "1", "--seed", "7", "--biomes", "grassland")
-LENGTH = 300  # frames: enough changes of the turning speed in two clips to tell the lags apart
+FEW = ("--clips", "2", "--clips_per_world", "2", "--jobs", "1", "--seed", "6", "--biomes", "grassland")
+# Of an even and a brisk player: enough changes of the turning speed in two clips to tell the lags apart.
+LENGTH = 300  # frames
 FEW += ("--frames", str(LENGTH))
 
 
@@ -677,7 +687,7 @@ def assert_tidy(out: Path, names: list[str]) -> None:
     assert not (out / ".recorder").exists()
 
 
-CLIPS = ["clip_07_00000", "clip_07_00001"]
+CLIPS = ["clip_06_00000", "clip_06_00001"]
 
 
 @needs_game
@@ -692,7 +702,7 @@ def test_a_recording_is_whole_and_nothing_else_is_left(recorded):
 
 @needs_game
 def test_metadata_say_what_was_recorded(recorded):
-    for name, planned in zip(CLIPS, plan_clips(7, 2, 2, ["grassland"], ["noon"], ["clear"]), strict=True):
+    for name, planned in zip(CLIPS, plan_clips(6, 2, 2, ["grassland"], ["noon"], ["clear"]), strict=True):
         content = content_of(recorded.out, name)
         assert content["biome"] == "grassland"
         assert content["initial_weather"] == "clear" and content["start_time"] == "noon"
@@ -736,27 +746,32 @@ def test_poses_follow_from_the_actions(recorded):
 
 @needs_game
 def test_the_ground_lies_where_depth_and_nodes_say(recorded):
-    """Below a player that stands on level ground, the ray straight on meets it where the nodes have it."""
-    checked = 0
+    """The ray through the middle of the lowest row meets level ground, by the nodes, where depth has it."""
+    ratios = []
     for name in CLIPS:
         video = clip_paths(recorded.out, name)[1]
         _, pose = gamefactory_track(content_of(recorded.out, name)["actions"], Path(name))
         found = read_depth_file(video, len(pose))
         inverse = decode_inverse_distance(found.log_inverse)
-        for k in range(1, len(pose) - 1, 7):
-            feet = pose[k, :3] - found.origin[k]
-            assert (np.abs(feet - REACH) <= [0.6, 1.6, 0.6]).all()
-            level = (found.nodes[k, :, REACH - 1] == SOLID).all() and (found.nodes[k, :, REACH] == FREE).all()
-            if not level or abs(pose[k, 1] - round(pose[k, 1] - 0.5) - 0.5) > 0.01:
+        assert set(np.unique(found.nodes)) <= {FREE, LIQUID, SOLID, LOW}
+        for nodes, origin, (x, y, z, yaw, pitch), row in zip(
+            found.nodes, found.origin, pose, inverse[:, -1], strict=True
+        ):
+            assert (np.abs([x, y, z] - origin - REACH) <= [0.6, 1.6, 0.6]).all()
+            assert nodes[REACH, REACH, REACH] != SOLID
+            height = (
+                EYE_HEIGHT + y - (origin[1] + REACH - 0.5)
+            )  # of the eye, over the floor of the feet's node
+            down = np.radians(pitch + 34.4)  # of the lowest row's centre: atan(17.5 / 18 * tan(35))
+            ahead = np.linspace(0, height / np.tan(down), 9)
+            i = np.rint(x - ahead * np.sin(np.radians(yaw)) - origin[0]).astype(int)
+            k = np.rint(z + ahead * np.cos(np.radians(yaw)) - origin[2]).astype(int)
+            if min(i.min(), k.min()) < 0 or max(i.max(), k.max()) >= BOX[0]:
                 continue
-            # The lowest rows look down by pitch and more; ground at most 2.5 m away is in the box.
-            down = np.radians(pose[k, 4] + 33.5)  # of the lowest row's centre, in the middle
-            distance = EYE_HEIGHT / np.sin(down)
-            if distance * np.cos(down) < REACH - 0.5:
-                assert inverse[k, -1, 31:33].mean() * distance == pytest.approx(1, abs=0.08)
-                checked += 1
-        assert set(np.unique(found.nodes[:, REACH, REACH, REACH])) <= {FREE, LOW, 2}
-    assert checked >= 5
+            if (nodes[i, REACH - 1, k] == SOLID).all() and (nodes[i, REACH, k] == FREE).all():
+                ratios.append(row[31:33].mean() * height / np.sin(down))
+    assert len(ratios) > 50
+    assert np.median(ratios) == pytest.approx(1, abs=0.03)  # grass on some of them is nearer
 
 
 @needs_game
