@@ -14,7 +14,7 @@ play: $(READY)
 
 # Needs: apt-get install minetest xvfb gcc libc6-dev
 data: $(READY)
-	$(VENV)/bin/python record.py --out data/luanti --clips 300 --seed 1 $(ARGS)
+	$(VENV)/bin/python record.py --out data/luanti --clips 308 --clips_per_world 7 --frames 1200 --seed 100 $(ARGS)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest $(ARGS)
