@@ -52,7 +52,7 @@ VQVAE_CKPT = "checkpoints/vqvae.pt"  # the tokenizer that made the tokens
 OUT_DIR = "runs/world"
 RESUME = True  # continue from OUT_DIR/last.pt if it exists
 INIT_FROM = ""  # a world model whose weights the run starts from, with a fresh optimizer
-RECIPE = ""  # name of a file in training/recipes/, whose values replace those below
+RECIPE = ""  # name of a file of values in training/recipes/; values that you edit here win over it
 
 # --- model (codebook, picture and grid size come from the tokenizer, the field of view from the data) ---
 MODEL = "geometry"  # geometry or convgru (the baseline)

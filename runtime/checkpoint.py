@@ -1,4 +1,4 @@
-"""Saving and loading, for every network: the only torch.save and torch.load in the repo.
+"""Saving and loading of networks: the only torch.save and torch.load in the repo.
 
 A checkpoint is a dict of tensors and plain values. tools/strip_checkpoint.py makes one small enough to ship.
 """
@@ -16,7 +16,7 @@ from torch import nn
 from runtime.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
-SUMS = SHIPPED / "SHA256SUMS"  # of the files that ship, as sha256sum writes and checks them
+SUMS = SHIPPED / "SHA256SUMS"  # of the files that ship, in the format of sha256sum
 
 
 class CheckpointError(UserError):
@@ -38,8 +38,8 @@ def save(path: str | Path, content: dict) -> None:
 def load(path: str | Path, kind: str | None = None) -> dict:
     """Reads a checkpoint onto the CPU with weights_only=True.
 
-    Raises CheckpointError, naming the file and what to do, if it is missing, unreadable or not of `kind`, or
-    ships with another checksum.
+    Raises CheckpointError, naming the file and what to do, if it is missing, unreadable, not of `kind`, or
+    if it ships and its checksum differs.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,25 +61,25 @@ def load(path: str | Path, kind: str | None = None) -> dict:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hex digits."""
+    """SHA-256 of a file in hex digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_sum(path: Path) -> None:
-    """Raises CheckpointError if a file that ships is not the one that SUMS names."""
+    """Raises CheckpointError if a file that ships does not have the checksum in SUMS."""
     if path.resolve().parent != SUMS.parent or not SUMS.is_file():
         return
     sums = {name: digest for digest, name in (line.split("  ", 1) for line in SUMS.read_text().splitlines())}
     found = sha256(path)
     if sums.get(path.name, found) != found:
         raise CheckpointError(
-            f"{path}: its sha256 begins with {found[:12]}, {SUMS.name} says {sums[path.name][:12]}: damaged "
-            "or fetched in part: get it again; or run python tools/strip_checkpoint.py --sums, if it is your own"
+            f"{path}: its sha256 begins with {found[:12]}, {SUMS.name} says {sums[path.name][:12]}: it is "
+            "damaged or incomplete: fetch it again; if it is your own: python tools/strip_checkpoint.py --sums"
         )
 
 
 def write_sums() -> None:
-    """Writes SUMS for the weights and start places in its folder."""
+    """Writes SUMS for the weights and start places that ship."""
     files = sorted([*SUMS.parent.glob("*.pt"), *SUMS.parent.glob("starts/*.npz")])
     names = (file.relative_to(SUMS.parent).as_posix() for file in files)
     SUMS.write_text("".join(f"{sha256(file)}  {name}\n" for file, name in zip(files, names, strict=True)))
@@ -115,7 +115,7 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def restore_rng(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Puts the random generators back to a saved `rng_state`; a run that moved to a GPU starts anew there."""
+    """Restores the random generators from `rng_state`. A GPU generator that was not saved stays as it is."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -110,12 +110,13 @@ def load(
     """The settings of a script as a frozen dataclass, one lowercase field for each constant.
 
     `namespace` is the script's `globals()`, `arguments` its NAME=value words (default: the command line),
-    `recipes` the folder of files that the constant RECIPE names. The recipe goes over the file, the command
-    line over both. Each value that is not the default is printed with its source.
+    `recipes` the folder of files that the constant RECIPE names.
 
     `config_class` holds the default of each constant, so that a value edited in the file can be told from one
-    that was not. A recipe that replaces an edited value says so. A constant that is set but has no effect
-    (`used_if`) is announced or refused. Without `config_class` the file's values are the defaults.
+    that was not; without it the file's values are the defaults. A recipe goes over the defaults, an edited
+    value over the recipe (which is printed), and the command line over all. Each value that is not the
+    default is printed with its source. A constant that is set but has no effect (`used_if`) is announced or
+    refused.
 
     `--help` prints the script's docstring and constants and exits. Raises SettingError.
     """
@@ -143,17 +144,13 @@ def load(
     for name in recipe:
         _check_name(name, defaults, f"recipe {recipe_name}")
 
-    sources = dict.fromkeys(edited, script)
-    sources |= dict.fromkeys(recipe, f"recipe {recipe_name}") | dict.fromkeys(given, "command line")
-    values = in_file | recipe | given
+    sources = dict.fromkeys(recipe, f"recipe {recipe_name}")
+    sources |= dict.fromkeys(edited, script) | dict.fromkeys(given, "command line")
+    values = defaults | recipe | edited | given
     for name, source in sources.items():
-        print(f"{name} = {values[name]!r}  ({source})")
-    for name, value in edited.items():
-        if name in recipe and name not in given and recipe[name] != value:
-            print(
-                f"note: recipe {recipe_name} replaces {name} = {value!r} of {script}; "
-                f"to keep that value give {name}={value} on the command line"
-            )
+        kept = name in recipe and values[name] != recipe[name]
+        instead = f", instead of {recipe[name]!r} of recipe {recipe_name}" if kept else ""
+        print(f"{name} = {values[name]!r}  ({source}{instead})")
     config = config_class(**{name.lower(): value for name, value in values.items()})
     _report_unused(config, sources)
     return config

@@ -1,4 +1,4 @@
-"""Which device to run on, in what precision, said in one line."""
+"""Choice of the device and the precision."""
 
 import torch
 
@@ -10,7 +10,7 @@ class DeviceError(UserError):
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
-    """cuda, else mps, else cpu; `wanted` ("cpu", "cuda", "cuda:1", "mps") overrides. Says its sampling.
+    """cuda, else mps, else cpu; `wanted` ("cpu", "cuda", "cuda:1", "mps") overrides. Prints the device.
 
     Raises DeviceError if the wanted device is not there.
     """

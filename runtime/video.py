@@ -1,4 +1,4 @@
-"""Pictures in and out: decoding clips in order, writing videos that a browser plays, contact sheets."""
+"""Pictures and videos: decoding clips in order, writing videos that browsers play, contact sheets."""
 
 import math
 import zlib
@@ -20,9 +20,9 @@ CODECS = {
     ".mp4": ("libx264", {"crf": "18", "preset": "medium"}),
     ".webm": ("libvpx-vp9", {"crf": "24", "b": "0"}),
 }
-GIF_COLOURS, GIF_SAMPLE = 256, 1_000_000  # pixels, about, that the colours are chosen from
-GIF_TICK, GIF_LEAST = 10, 20  # ms; players slow down frames that last less than 20
-SHEET_CELLS, SHEET_HEIGHT = 24, 144  # of a contact sheet; pixels of a cell: wide enough for captions
+GIF_COLOURS, GIF_SAMPLE = 256, 1_000_000  # colours; about so many pixels decide them
+GIF_TICK, GIF_MIN = 10, 20  # ms; players slow down frames shorter than 20
+SHEET_CELLS, SHEET_HEIGHT = 24, 144  # of a contact sheet: pictures, and the height of each in pixels
 
 
 class VideoError(UserError):
@@ -35,7 +35,7 @@ class ShortVideoError(VideoError):
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[cv2.VideoCapture]:
-    """An open video, closed at the end of the `with` block. Raises VideoError if it is missing or none."""
+    """An open video, closed at the end of the `with` block. Raises VideoError if it cannot be opened."""
     if not Path(path).is_file():
         raise VideoError(f"{path}: no such video")
     capture = cv2.VideoCapture(str(path))
@@ -52,8 +52,8 @@ def read_frames(
 ) -> Iterator[np.ndarray]:
     """Yields the frames of a video in order, [H, W, 3] uint8 RGB. Seeking is slow: decode once, in order.
 
-    With `wanted`, rising frame numbers, only those: the others are decoded, but not converted to RGB, and
-    nothing is read behind the last of them and the first `at_least` frames. Raises VideoError if the file is
+    With `wanted` (increasing frame numbers) only those: the others are decoded but not converted to RGB, and
+    decoding stops after the last of them and the first `at_least` frames. Raises VideoError if the file is
     missing or no frame of it can be decoded, ShortVideoError if it has fewer than `at_least` or lacks one of
     `wanted`.
     """
@@ -74,7 +74,7 @@ def read_frames(
 
 
 def count_frames(path: str | Path) -> int:
-    """How many frames can really be decoded: a header may claim more. Raises VideoError as `read_frames`."""
+    """The number of frames that can be decoded; a header may claim more. Raises VideoError as `read_frames`."""
     with _opened(path) as capture:
         number = 0
         while capture.grab():
@@ -83,7 +83,7 @@ def count_frames(path: str | Path) -> int:
 
 
 def video_fps(path: str | Path) -> float:
-    """Frames a second that a video's header claims; 0.0 where it claims none.
+    """Frames per second by the video's header; 0.0 if it has none.
 
     Raises VideoError if the file is missing or cannot be opened.
     """
@@ -92,13 +92,13 @@ def video_fps(path: str | Path) -> float:
 
 
 def header_frames(path: str | Path) -> int:
-    """How many frames a video's header claims; 0 where it claims none. Raises VideoError as `video_fps`."""
+    """The number of frames by the video's header; 0 if it has none. Raises VideoError as `video_fps`."""
     with _opened(path) as capture:
         return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
 
 def has_frame(path: str | Path, number: int) -> bool:
-    """True if frame `number` can really be decoded. Seeks to it: about a quarter of a second.
+    """True if frame `number` can be decoded. Seeking takes about a quarter of a second.
 
     Raises VideoError as `video_fps`.
     """
@@ -107,8 +107,8 @@ def has_frame(path: str | Path, number: int) -> bool:
 
 
 def resize(frame: np.ndarray, height: int, width: int, method: str = "area") -> np.ndarray:
-    """[H, W, 3] -> [height, width, 3]; `method` is "area" or "bicubic". A frame of that size is returned as
-    it is."""
+    """[H, W, 3] -> [height, width, 3]; `method` is "area" or "bicubic". A frame of that size is returned
+    unchanged."""
     if frame.shape[:2] == (height, width):
         return frame
     return cv2.resize(frame, (width, height), interpolation=RESIZE[method])
@@ -120,7 +120,7 @@ def enlarge(frame: np.ndarray, scale: int) -> np.ndarray:
 
 
 def check_ending(path: str | Path, endings: Collection[str] = (*CODECS, ".gif")) -> None:
-    """Raises VideoError unless `write_video` knows the ending: better before a long rollout than after it."""
+    """Raises VideoError unless `write_video` knows the ending. Call it before a long rollout, not after."""
     ending = Path(path).suffix
     if ending not in endings:
         *others, last = endings
@@ -132,8 +132,8 @@ def check_ending(path: str | Path, endings: Collection[str] = (*CODECS, ".gif"))
 class VideoWriter:
     """A video written frame by frame, .mp4 (H.264) or .webm (VP9), both played by any browser.
 
-    Use it as a context manager, or `close` it: the file is whole only then. `options` override those of the
-    encoder in CODECS (preset="veryfast" keeps up with a recorder). Raises VideoError for another ending, odd
+    Use it as a context manager, or `close` it: the file is complete only then. `options` override those of
+    CODECS (preset="veryfast" keeps up with a recorder). Raises VideoError for another ending, odd
     sides, or a size that the codec refuses.
     """
 
@@ -162,7 +162,7 @@ class VideoWriter:
         self.frames += 1
 
     def close(self) -> None:
-        """Writes what is left and ends the file; a second time does nothing."""
+        """Writes what is left and ends the file. A second call does nothing."""
         if self.closed:
             return
         self.closed = True
@@ -189,47 +189,49 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
 
 
 def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes [H, W, 3] uint8 RGB frames as a GIF that plays for ever, in the colours that suit all of it.
+    """Writes [H, W, 3] uint8 RGB frames as a GIF that repeats, with one palette for all frames.
 
-    A GIF counts in hundredths of a second: durations vary by one, so that the whole lasts as long as it
-    should (16 frames/s, 62.5 ms: 60, 70, 60, 60 ms). Equal frames in a row become one that lasts longer; more
-    than 50 frames/s are slowed down to 50.
+    Durations in a GIF are hundredths of a second. They vary by one, so that the total is right (16 frames/s,
+    62.5 ms: 60, 70, 60, 60 ms). Equal frames in a row become one longer frame. The rate is limited to 50
+    frames/s.
     """
-    held, shape = [], (0, 0, 3)
+    compressed, shape = [], (0, 0, 3)
     for frame in frames:
         shape = frame.shape
-        held.append(zlib.compress(np.ascontiguousarray(frame), 1))  # large frames would fill the memory
-    if not held:
+        compressed.append(
+            zlib.compress(np.ascontiguousarray(frame), 1)
+        )  # or large frames would fill the memory
+    if not compressed:
         raise VideoError(f"{path}: no frame to write")
 
     def picture(n: int) -> np.ndarray:
-        return np.frombuffer(zlib.decompress(held[n]), np.uint8).reshape(shape)
+        return np.frombuffer(zlib.decompress(compressed[n]), np.uint8).reshape(shape)
 
-    # One palette, or the colours of what stands still would change with every frame.
-    step = math.ceil(math.sqrt(len(held) * shape[0] * shape[1] / GIF_SAMPLE))
-    together = Image.fromarray(np.concatenate([picture(n)[::step, ::step] for n in range(len(held))]))
+    # One palette: with one per frame, the colours of a still picture would change.
+    step = math.ceil(math.sqrt(len(compressed) * shape[0] * shape[1] / GIF_SAMPLE))
+    together = Image.fromarray(np.concatenate([picture(n)[::step, ::step] for n in range(len(compressed))]))
     palette = together.quantize(GIF_COLOURS, dither=Image.Dither.NONE)
-    lasts = max(1000 / fps, GIF_LEAST)
-    ends = [int(lasts * (n + 1) / GIF_TICK + 0.5) * GIF_TICK for n in range(len(held))]
+    duration = max(1000 / fps, GIF_MIN)
+    ends = [int(duration * (n + 1) / GIF_TICK + 0.5) * GIF_TICK for n in range(len(compressed))]
     durations = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     quantized = (
         Image.fromarray(picture(n)).quantize(palette=palette, dither=Image.Dither.NONE)
-        for n in range(len(held))
+        for n in range(len(compressed))
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # disposal 1: only what changed is stored.
+    # disposal 1: only changes are stored.
     next(quantized).save(path, save_all=True, append_images=quantized, duration=durations, loop=0, disposal=1)
 
 
 def label(frame: np.ndarray, text: str) -> np.ndarray:
-    """The frame under a strip of 16 pixels that bears `text`."""
+    """The frame under a strip of 16 pixels with `text`."""
     strip = np.zeros((16, frame.shape[1], 3), np.uint8)
     cv2.putText(strip, text, (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
     return np.concatenate([strip, frame])
 
 
 def grid(frames: list[np.ndarray], columns: int) -> np.ndarray:
-    """Frames of one size [H, W, 3] in rows of `columns`, left to right; empty places are black."""
+    """Frames of one size [H, W, 3] in rows of `columns`, left to right; missing frames are black."""
     blank = np.zeros_like(frames[0])
     padded = frames + [blank] * (-len(frames) % columns)
     rows = [np.concatenate(padded[i : i + columns], 1) for i in range(0, len(padded), columns)]
@@ -242,11 +244,11 @@ def spread(count: int, most: int = SHEET_CELLS) -> list[int]:
 
 
 def contact_sheet(frames: list[np.ndarray], captions: list[str], cells: int = SHEET_CELLS) -> np.ndarray:
-    """At most `cells` of the frames [H, W, 3], those that `spread` chooses, each under its caption, in rows
-    about 1,500 pixels wide."""
-    chosen = spread(len(frames), cells)
+    """At most `cells` of the frames [H, W, 3], evenly spread, each under its caption, in rows of about 1,500
+    pixels."""
+    selected = spread(len(frames), cells)
     scale = max(1, round(SHEET_HEIGHT / frames[0].shape[0]))
-    pictures = [label(enlarge(frames[i], scale), captions[i]) for i in chosen]
+    pictures = [label(enlarge(frames[i], scale), captions[i]) for i in selected]
     return grid(pictures, min(len(pictures), max(1, 1536 // pictures[0].shape[1])))
 
 

@@ -1,4 +1,4 @@
-"""The world model that carries what was seen: on the clips that ship, with the tokenizer that ships."""
+"""The geometry world model, on the clips that ship, with the tokenizer that ships."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,15 +10,16 @@ import torch
 from dataset.token_files import SAMPLE_TOKENS
 from dataset.windows import TokenClips
 from geometry import camera
+from geometry.motion import displacement_between
 from metrics import psnr, token_accuracy
 from model_geometry import GeometryConfig, GeometryWorldModel
 from rollout.rollout import Rollout
 from rollout.sampling import PLAY, SamplingConfig, sample_tokens
 from rollout.world_model import load_world_model, world_content
 from runtime import checkpoint
-from training.geometry_window import corrupt, geometry_window_loss
+from training.geometry_window import geometry_window_loss
 from training.motion_pretraining import pretrain_motion
-from training.window import InputConfig, LossWeights, StepLoss
+from training.window import InputConfig, LossWeights, StepLoss, corrupt_tokens
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 CONFIG = GeometryConfig(1024, channels=16, coarse_channels=16, motion_dim=8, keyframes=4)
@@ -40,18 +41,25 @@ def recording():
 
 def untrained(tokenizer, **changes) -> GeometryWorldModel:
     torch.manual_seed(0)
-    model = GeometryWorldModel(replace(CONFIG, **changes)).attach(tokenizer).eval()
-    model.init_from_codebook(tokenizer.codebook)
+    model = GeometryWorldModel(replace(CONFIG, **changes), tokenizer).eval()
+    model.init_from_codebook()
     return model
 
 
+def step(model: GeometryWorldModel, tokens, actions, state=None, **inputs):
+    """One frame -> logits [B, V, H, W] and the new state."""
+    state = model.init_state(len(tokens)) if state is None else state
+    prediction, state = model.predict(tokens, actions, state, **inputs)
+    return model.logits(prediction), state
+
+
 @torch.inference_mode()
-def test_untrained_it_is_the_geometry_warped_copy(tokenizer, recording):
+def test_untrained_model_is_the_geometry_warped_copy(tokenizer, recording):
     tokens, actions, pose = recording
     model = untrained(tokenizer)
     state = model.init_state(len(tokens))
     state.pose = pose[:, 0]
-    prediction, _ = model.predict(tokens[:, 0], actions[:, 0], state, next_pose=pose[:, 1])
+    prediction, _ = model.predict(tokens[:, 0], actions[:, 0], state, true_next_pose=pose[:, 1])
     made = model.logits(prediction).argmax(1)
     before, truth = (tokenizer.decode(tokens[:, t]).clamp(0, 1) for t in (0, 1))
     ground = camera.ground_plane(pose[:, 1], 72, 128, 70.0, camera.EYE_HEIGHT, camera.FAR_RAY_DISTANCE)
@@ -68,9 +76,9 @@ def test_untrained_it_is_the_geometry_warped_copy(tokenizer, recording):
 
 
 @torch.inference_mode()
-def test_untrained_it_stands_still_and_finds_what_it_left(tokenizer, recording):
+def test_untrained_model_stands_still_and_comes_back_to_the_same_view(tokenizer, recording):
     tokens, _, _ = recording
-    rollout = Rollout(untrained(tokenizer, keyframes=32), tokenizer, GREEDY)
+    rollout = Rollout(untrained(tokenizer, keyframes=32), GREEDY)
     rollout.prime(tokens[:2, :1], torch.zeros(2, 0, 5))
     for _ in range(3):
         assert torch.equal(rollout.step(torch.zeros(2, 5)), tokens[:2, 0])
@@ -82,41 +90,85 @@ def test_untrained_it_stands_still_and_finds_what_it_left(tokenizer, recording):
     for _ in range(15):
         rollout.step(-turn)
     assert token_accuracy(rollout.tokens, tokens[:2, 0]).min() > 0.95
-    forgetful = Rollout(untrained(tokenizer, keyframes=0), tokenizer, GREEDY)
+    forgetful = Rollout(untrained(tokenizer, keyframes=0), GREEDY)
     forgetful.prime(tokens[:2, :1], torch.zeros(2, 0, 5))
-    forgetful.rollout(torch.stack([turn] * 15 + [-turn] * 15, 1))
+    forgetful.run(torch.stack([turn] * 15 + [-turn] * 15, 1))
     assert token_accuracy(forgetful.tokens, tokens[:2, 0]).max() < 0.5, "without keyframes it is gone"
 
 
-def test_poses_add_up_as_minecraft_counts_them(tokenizer):
+def test_poses_follow_the_convention_of_minecraft(tokenizer):
     model = untrained(tokenizer)
     pose = torch.tensor([[0.0, 0.0, 0.0, 0.0, 80.0]])
     turn = torch.tensor([[6.0 / 15, 1.0, 0.0, 1.0, 0.0]])
     moved = torch.tensor([[1.0, 0.5, 2.0]])
-    after = model.go(pose, turn, moved)
+    after = model.next_pose(pose, turn, moved)
     yaw = np.radians(6.0)
     right, forward = np.array([-np.cos(yaw), -np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
     np.testing.assert_allclose(after[0, [0, 2]], right + 2 * forward, rtol=1e-5)
     assert after[0, 1] == 0.5 and after[0, 3].item() == pytest.approx(6.0) and after[0, 4] == 90.0
-    torch.testing.assert_close(model.moved_between(pose, after), moved)
+    torch.testing.assert_close(displacement_between(pose, after), moved)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("switch", ["rotate", "move", "depth", "prior", "warp_state", "coarse", "keyframes"])
-def test_each_switch_takes_its_mechanism_away(tokenizer, recording, switch):
+@pytest.mark.parametrize("switch", ["prior", "keyframes"])
+def test_switches_change_the_prediction(tokenizer, recording, switch):
     tokens, actions, pose = recording
 
-    def made(**changes) -> torch.Tensor:
+    def logits_of(**changes) -> torch.Tensor:
         model = untrained(tokenizer, **changes)
-        for part in (model.out, model.far[-1], model.mix[-1]):  # so that all of it has a say
+        for part in (
+            model.out_proj,
+            model.depth_head[-1],
+            model.output_block[-1],
+        ):  # so that all parts matter
             torch.nn.init.normal_(part.weight, std=0.05)
         state = model.init_state(len(tokens))
         for t in range(3):
             known = pose[:, t] if t < 2 else None
-            logits, state = model.step(tokens[:, t], actions[:, t], state, observed=t < 2, pose=known)
+            logits, state = step(model, tokens[:, t], actions[:, t], state, observed=t < 2, true_pose=known)
         return logits
 
-    assert not torch.allclose(made(), made(**{switch: 0 if switch == "keyframes" else False}), atol=1e-3)
+    off = logits_of(**{switch: 0 if switch == "keyframes" else False})
+    assert not torch.allclose(logits_of(), off, atol=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "part", ["depth", "displacement", "rotation", "hidden state", "coarse levels", "pitch", "level"]
+)
+def test_each_input_and_part_matters(tokenizer, recording, part):
+    """Takes one thing away from the second step, and the logits change."""
+    tokens, actions, pose = recording
+    model = untrained(tokenizer)
+    for layer in (model.out_proj, model.depth_head[-1], model.output_block[-1]):
+        torch.nn.init.normal_(layer.weight, std=0.05)
+    _, state = step(model, tokens[:, 0], actions[:, 0], true_pose=pose[:, 0])
+
+    def logits_of(**inputs) -> torch.Tensor:
+        inputs = {"actions": actions[:, 1], "state": state, "true_next_pose": pose[:, 2], **inputs}
+        return step(model, tokens[:, 1], inputs.pop("actions"), inputs.pop("state"), **inputs)[0]
+
+    whole, moved = logits_of(), pose[:, 2].clone()
+    if part == "depth":
+        torch.nn.init.zeros_(model.depth_head[-1].weight)
+        without = logits_of()
+    elif part == "displacement":
+        moved[:, :3] += 1.0
+        without = logits_of(true_next_pose=moved)
+    elif part == "rotation":
+        moved[:, 3] += 5.0
+        without = logits_of(true_next_pose=moved)
+    elif part == "pitch":
+        moved[:, 4] += 5.0
+        without = logits_of(true_next_pose=moved)
+    elif part == "hidden state":
+        without = logits_of(state=replace(state, hidden=[torch.zeros_like(h) for h in state.hidden]))
+    elif part == "coarse levels":
+        torch.nn.init.zeros_(model.up[0].weight)
+        without = logits_of()
+    else:
+        without = logits_of(level=0.5)
+    assert not torch.allclose(whole, without, atol=1e-3)
 
 
 @torch.inference_mode()
@@ -137,15 +189,14 @@ def test_logits_of_some_cells_are_those_of_all(tokenizer, recording):
 
 
 @torch.inference_mode()
-@torch.inference_mode()
-def test_what_is_enlarged_is_drawn_anew(tokenizer, recording):
-    """Cells that are enlarged beyond `redraw` are drawn by the noise, the others stay as they are."""
+def test_magnified_cells_are_sampled_again(tokenizer, recording):
+    """Cells with a source scale below `redraw` depend on the noise, the others do not."""
     tokens, actions, pose = recording
     model = untrained(tokenizer)
     prediction, _ = model.predict(tokens[:, 0], actions[:, 0], model.init_state(len(tokens)))
     prediction.source_scale = torch.ones_like(prediction.source_scale)
     prediction.source_scale[:, :, :10] = 0.4
-    prediction.seen = torch.ones_like(prediction.seen)
+    prediction.visible_mask = torch.ones_like(prediction.visible_mask)
     noises = torch.rand(2, *tokens[:, 0].shape, generator=torch.Generator().manual_seed(0))
 
     def changed(sampling: SamplingConfig) -> torch.Tensor:
@@ -162,16 +213,18 @@ def test_what_is_enlarged_is_drawn_anew(tokenizer, recording):
 def test_masked_decoding_with_one_pass_is_the_plain_head(tokenizer, recording):
     tokens, actions, _ = recording
     model = untrained(tokenizer)
-    torch.nn.init.normal_(model.reveal[-1].weight, std=0.3)
-    torch.nn.init.normal_(model.out.weight, std=0.1)
+    torch.nn.init.normal_(model.decoding_block[-1].weight, std=0.3)
+    torch.nn.init.normal_(model.out_proj.weight, std=0.1)
     prediction, _ = model.predict(tokens[:, 0], actions[:, 0], model.init_state(len(tokens)))
     hidden = torch.zeros_like(tokens[:, 1], dtype=torch.bool)
     torch.testing.assert_close(
-        model.logits(model.revealed(prediction, tokens[:, 1], hidden)), model.logits(prediction)
+        model.logits(model.condition_on_tokens(prediction, tokens[:, 1], hidden)), model.logits(prediction)
     )
     some = hidden.clone()
     some[:, ::2] = True
-    changed = model.logits(model.revealed(prediction, tokens[:, 1], some)) - model.logits(prediction)
+    changed = model.logits(model.condition_on_tokens(prediction, tokens[:, 1], some)) - model.logits(
+        prediction
+    )
     assert changed.abs().amax() > 0.1
 
     def generated(passes: int, seed: int = 0) -> torch.Tensor:
@@ -182,15 +235,15 @@ def test_masked_decoding_with_one_pass_is_the_plain_head(tokenizer, recording):
     assert torch.equal(generated(3), generated(3)) and not torch.equal(generated(1), generated(3))
 
 
-def test_it_comes_back_from_a_checkpoint(tokenizer, recording, tmp_path):
+def test_checkpoint_round_trip(tokenizer, recording, tmp_path):
     tokens, actions, _ = recording
     model = untrained(tokenizer)
-    torch.nn.init.normal_(model.out.weight, std=0.1)
-    checkpoint.save(tmp_path / "world.pt", world_content(model, tokenizer.fingerprint))
+    torch.nn.init.normal_(model.out_proj.weight, std=0.1)
+    checkpoint.save(tmp_path / "world.pt", world_content(model))
     again, content = load_world_model(tmp_path / "world.pt", tokenizer)
     assert content["architecture"] == "geometry"
     with torch.inference_mode():
-        a, b = (m.step(tokens[:, 0], actions[:, 0])[0] for m in (model, again))
+        a, b = (step(m, tokens[:, 0], actions[:, 0])[0] for m in (model, again))
     assert torch.equal(a, b)
     content["architecture"] = "other"
     checkpoint.save(tmp_path / "world.pt", content)
@@ -208,7 +261,12 @@ def loss_of(model, tokenizer, recording, weights: LossWeights, feeding: InputCon
 
 def test_every_part_is_trained(tokenizer, recording):
     model = untrained(tokenizer).train()
-    for part in (model.out, model.far[-1], model.reveal[-1], model.hold[-1]):
+    for part in (
+        model.out_proj,
+        model.depth_head[-1],
+        model.decoding_block[-1],
+        model.motion_model.collision_head[-1],
+    ):
         torch.nn.init.normal_(part.weight, std=0.05)
     weights = LossWeights(reprojection=1.0, smoothness=0.1, motion=1.0, disoccluded=3.0, cells=0.5)
     result = loss_of(
@@ -219,14 +277,14 @@ def test_every_part_is_trained(tokenizer, recording):
     assert result.self_fed.any() and not result.self_fed[:4].any()
     result.loss.backward()
     for name, parameter in model.named_parameters():
-        if name.startswith(("pace", "stride")):  # learnt beforehand
+        if "motion_gru" in name or "motion_head" in name:  # learnt beforehand
             assert parameter.grad is None, name
             continue
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-    assert all(p.grad is None for p in tokenizer.parameters())
+    assert all(p.grad is None for p in tokenizer.vqvae.parameters())
 
 
-def test_depth_is_learnt_from_the_next_picture_alone(tokenizer, recording):
+def test_depth_is_learnt_by_reprojection_alone(tokenizer, recording):
     """Descending on the reprojection term makes it smaller, and changes distances only."""
     model = untrained(tokenizer).train()
     weights = LossWeights(ce=1e-9, reprojection=1.0)
@@ -251,7 +309,7 @@ def test_the_displacement_is_learnt_from_poses_and_missing_ones_are_left_out(tok
     assert none.terms["motion"] == 0 and none.loss.isfinite()
 
 
-def test_displacement_is_taught_by_actions_and_poses_alone(tokenizer):
+def test_motion_pretraining_learns_from_actions_and_poses_alone(tokenizer):
     """A player who walks 0.1 m a frame, half as fast backwards, and not at all into a wall on the left."""
     model, rng = untrained(tokenizer), np.random.default_rng(0)
     poses, actions = [], []
@@ -264,7 +322,7 @@ def test_displacement_is_taught_by_actions_and_poses_alone(tokenizer):
         for now in torch.from_numpy(action):
             right, forward = 0.1 * max(now[2], 0), 0.1 * now[3] * (0.5 if now[3] < 0 else 1)
             moved = torch.tensor([[float(right), 0.0, float(forward)]])
-            pose.append(model.go(pose[-1], now[None], moved))
+            pose.append(model.next_pose(pose[-1], now[None], moved))
         poses.append(torch.cat(pose).numpy())
         actions.append(action)
     clips = SimpleNamespace(pose=poses, actions=actions)
@@ -277,15 +335,14 @@ def test_displacement_is_taught_by_actions_and_poses_alone(tokenizer):
     assert np.isnan(pretrain_motion(model, clips, 0, seed=0))
 
 
-def test_corruption_stays_below_its_level_and_tells_it(tokenizer):
+def test_corruption_stays_below_its_level_and_returns_it(tokenizer):
     torch.manual_seed(0)
-    codes = untrained(tokenizer).codes
     tokens = torch.full((64, 3, 18, 32), 5)
-    alike = torch.cdist(codes, codes).topk(17, largest=False).indices[:, 1:]
-    shown, level = corrupt(tokens, codes, 0.4, 1.0, alike)
+    similar = untrained(tokenizer).code_space.similar_codes(16)
+    shown, level = corrupt_tokens(tokens, 1024, 0.4, 0.5, similar, 1.0)
     share = (shown != tokens).float().mean((1, 2, 3))
     torch.testing.assert_close(share, level, atol=0.05, rtol=0)
     assert 0.3 < (level == 0).float().mean() < 0.7 and level.max() <= 0.4
-    assert set(shown.unique().tolist()) <= {5, *alike[5].tolist()}
-    untouched, none = corrupt(tokens, codes, 0.0, 1.0, alike)
+    assert set(shown.unique().tolist()) <= {5, *similar[5].tolist()}
+    untouched, none = corrupt_tokens(tokens, 1024, 0.0, 0.5, similar, 1.0)
     assert untouched is tokens and none.max() == 0

@@ -1,4 +1,4 @@
-"""What comes with the repo: weights, sample clips and their tokens go together and do what they are for."""
+"""The files that ship: weights, sample clips, their tokens and the start places fit together and work."""
 
 import hashlib
 
@@ -30,7 +30,7 @@ def clips(tokenizer) -> TokenClips:
     return TokenClips(SAMPLE_TOKENS, "all", tokenizer.fingerprint)
 
 
-def test_the_checksums_are_those_of_the_files():
+def test_checksums_are_those_of_the_files():
     listed = dict(reversed(line.split("  ")) for line in checkpoint.SUMS.read_text().splitlines())
     files = [*checkpoint.SHIPPED.glob("*.pt"), *PLACES.glob("*.npz")]
     assert {str(file.relative_to(checkpoint.SHIPPED)) for file in files} == set(listed)
@@ -40,7 +40,7 @@ def test_the_checksums_are_those_of_the_files():
         )
 
 
-def test_a_damaged_file_that_ships_is_refused(tmp_path, monkeypatch):
+def test_damaged_file_that_ships_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "world.pt"
     content = bytearray(SHIPPED_WORLD.read_bytes())
     path.write_bytes(content)
@@ -51,11 +51,11 @@ def test_a_damaged_file_that_ships_is_refused(tmp_path, monkeypatch):
     path.write_bytes(content)
     with pytest.raises(checkpoint.CheckpointError, match="world.pt: its sha256 begins with"):
         checkpoint.load(path)
-    checkpoint.write_sums()  # somebody's own
+    checkpoint.write_sums()  # for weights of one's own
     assert checkpoint.load(path)["kind"] == "world_model"
 
 
-def test_every_start_place_is_of_a_held_out_world_and_can_be_compared_with(tokenizer):
+def test_start_places_are_of_held_out_worlds_with_recorded_frames_to_compare(tokenizer):
     manifest = Manifest.load(PLACES)
     assert manifest.tokenizer == tokenizer.fingerprint and len(manifest.clips) >= 5
     for clip in manifest.clips:
@@ -64,7 +64,7 @@ def test_every_start_place_is_of_a_held_out_world_and_can_be_compared_with(token
         assert np.isfinite(content["pose"]).all() and len(np.unique(content["tokens"][15])) > 60
 
 
-def test_sample_tokens_paint_the_sample_clips(tokenizer, clips):
+def test_sample_tokens_decode_to_the_sample_clips(tokenizer, clips):
     assert len(clips.entries) == len(list((SAMPLES / "video").glob("*.mp4"))) >= 3
     for entry, tokens in zip(clips.entries, clips.tokens, strict=True):
         kept = unpack_indices(entry.kept, entry.frames)
@@ -81,20 +81,20 @@ def world(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def seen(clips):
+def windows_of_samples(clips):
     """Frames of each sample clip: tokens [N, 13, H, W], actions [N, 12, 5], pose [N, 13, 5]."""
     windows = np.array([[c, start] for c in range(len(clips.entries)) for start in (40, 70, 100)])
     return clips.batch(windows, 13)
 
 
 @torch.inference_mode()
-def test_the_shipped_world_foretells_a_turning_camera_better_than_a_copy(world, seen, clips):
+def test_shipped_world_predicts_a_turning_camera_better_than_a_copy(world, windows_of_samples, clips):
     model, content = world
     assert content["data"]["fps"] == clips.manifest.fps
-    tokens, actions, pose = seen
+    tokens, actions, pose = windows_of_samples
     state, nats, right, copied = model.init_state(len(tokens)), [], [], []
     for t in range(12):
-        prediction, state = model.predict(tokens[:, t], actions[:, t], state, pose=pose[:, t])
+        prediction, state = model.predict(tokens[:, t], actions[:, t], state, true_pose=pose[:, t])
         logits = model.logits(prediction)
         nats.append(torch.nn.functional.cross_entropy(logits, tokens[:, t + 1]))
         turns = actions[:, t, :2].abs().amax(1) * 15 > 1  # degrees
@@ -105,10 +105,10 @@ def test_the_shipped_world_foretells_a_turning_camera_better_than_a_copy(world, 
     assert len(right) > 20 and right.mean() > 1.2 * copied.mean()
 
 
-def test_the_shipped_world_turns_and_finds_what_it_left(world, tokenizer, seen):
-    """Standing still it keeps every code but a few; after 60 degrees away and back most are there again."""
-    tokens, actions, pose = seen
-    rollout = Rollout(world[0], tokenizer, PLAY)
+def test_shipped_world_turns_and_comes_back_to_the_same_view(world, tokenizer, windows_of_samples):
+    """Standing still keeps nearly all codes; after 60 degrees away and back most of them are there again."""
+    tokens, actions, pose = windows_of_samples
+    rollout = Rollout(world[0], PLAY)
     rollout.prime(tokens[:, :1], actions[:, :0], pose[:, :1])
     left = rollout.run(torch.zeros(len(tokens), 8, 5))[:, -1]
     assert token_accuracy(left, tokens[:, 0]).mean() > 0.9
@@ -125,8 +125,8 @@ def test_make_play_without_a_display(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(live_inference, "OUT", tmp_path / "play.mp4")
     monkeypatch.setattr("sys.platform", "linux")
     assert live_inference.main(["--device", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "no display" in said and "frames/s" in said
+    printed = capsys.readouterr().out
+    assert "no display" in printed and "frames/s" in printed
     frames = list(read_frames(tmp_path / "play.mp4"))
     assert len(frames) == len(live_inference.parse(live_inference.WALK))
     assert frames[0].shape == (72 * live_inference.VIDEO_SCALE, 128 * live_inference.VIDEO_SCALE, 3)

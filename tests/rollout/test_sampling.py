@@ -1,4 +1,4 @@
-"""Choosing tokens, and a running rollout."""
+"""Sampling tokens, and rollouts."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from conftest import TINY_WORLD, tiny_tokenizer
 from model_convGru import ConvGRUWorldModel
 from rollout.rollout import Rollout
 from rollout.sampling import SamplingConfig, sample_from_logits
+from runtime.config import SettingError
 from runtime.video import to_float, to_uint8
 
 
@@ -18,10 +19,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# ---------------------------------------------------------------- choosing
-
-
-def test_greedy_takes_the_likeliest():
+def test_greedy_takes_the_most_likely_code():
     logits = random_logits()
     assert torch.equal(sample_from_logits(logits, SamplingConfig(greedy=True)), logits.argmax(1))
 
@@ -30,12 +28,12 @@ def test_greedy_takes_the_likeliest():
 def test_top_k_never_leaves_the_top_k(k):
     logits = random_logits()
     allowed = logits.topk(min(k, 12), dim=1).indices
-    seen = set()
+    found = set()
     for seed in range(200):
         tokens = sample_from_logits(logits, SamplingConfig(temperature=3.0, top_k=k), generator(seed))
         assert (allowed == tokens[:, None]).any(1).all()
-        seen.add(tokens[0, 0, 0].item())
-    assert len(seen) >= min(k, 3), "and it does not settle for one"
+        found.add(tokens[0, 0, 0].item())
+    assert len(found) >= min(k, 3), "and it does not settle for one"
 
 
 def test_top_1_is_greedy():
@@ -43,7 +41,7 @@ def test_top_1_is_greedy():
     assert torch.equal(sample_from_logits(logits, SamplingConfig(top_k=1), generator()), logits.argmax(1))
 
 
-def test_a_low_temperature_approaches_greedy():
+def test_low_temperature_approaches_greedy():
     logits = random_logits()
     agreement = [
         (sample_from_logits(logits, SamplingConfig(temperature=t), generator()) == logits.argmax(1))
@@ -81,7 +79,7 @@ def test_frequencies_are_the_softmax_probabilities(sampling):
     assert chi_square < 22.5, "0.1 % point of chi-square with 6 degrees of freedom"
 
 
-def test_a_certain_code_is_always_chosen():
+def test_certain_code_is_always_sampled():
     """Also where the cumulative sum of 1,024 probabilities rounds to a little below 1."""
     for code in (0, 511, 1023):
         logits = torch.full((1, 1024, 30, 30), -40.0)
@@ -89,7 +87,7 @@ def test_a_certain_code_is_always_chosen():
         assert (sample_from_logits(logits, SamplingConfig(), generator()) == code).all()
 
 
-def test_the_generator_decides():
+def test_same_generator_gives_the_same_tokens():
     logits = random_logits()
     first, again, other = (
         sample_from_logits(logits, SamplingConfig(), generator(seed)) for seed in (1, 1, 2)
@@ -101,13 +99,13 @@ def test_the_generator_decides():
     assert torch.equal(torch.get_rng_state(), before), "the global generator is left alone"
 
 
-def test_cells_are_drawn_independently():
+def test_cells_are_sampled_independently():
     tokens = sample_from_logits(torch.zeros(1, 2, 100, 100), SamplingConfig(), generator())
     left, right = tokens[..., :-1].float() - 0.5, tokens[..., 1:].float() - 0.5
     assert abs((left * right).mean().item() / 0.25) < 0.05
 
 
-def test_top_p_keeps_the_likeliest_that_make_up_the_share():
+def test_top_p_keeps_the_most_likely_codes_that_reach_it():
     shares = torch.tensor([0.05, 0.5, 0.25, 0.2])
     logits = shares.log()[None, :, None, None].expand(1, 4, 40, 40)
     for top_p, kept in ((0.4, {1}), (0.6, {1, 2}), (0.9, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
@@ -117,18 +115,20 @@ def test_top_p_keeps_the_likeliest_that_make_up_the_share():
         assert share == pytest.approx(0.5 / shares[list(kept)].sum().item(), abs=0.05)
 
 
-def test_carried_cells_take_the_likeliest_and_the_others_are_drawn():
+def test_visible_cells_take_the_most_likely_code_and_the_others_are_sampled():
     logits = torch.randn(1, 8, 30, 30)
-    seen = torch.zeros(1, 30, 30)
-    seen[..., :15] = 1
-    tokens = sample_from_logits(logits, SamplingConfig(), generator(), seen=seen)
+    visible = torch.zeros(1, 30, 30)
+    visible[..., :15] = 1
+    tokens = sample_from_logits(logits, SamplingConfig(), generator(), visible_mask=visible)
     assert torch.equal(tokens[..., :15], logits.argmax(1)[..., :15])
     assert (tokens[..., 15:] == logits.argmax(1)[..., 15:]).float().mean() < 0.6
-    warm = sample_from_logits(logits, SamplingConfig(visible_temperature=1.0), generator(), seen=seen)
+    warm = sample_from_logits(
+        logits, SamplingConfig(visible_temperature=1.0), generator(), visible_mask=visible
+    )
     assert (warm[..., :15] == logits.argmax(1)[..., :15]).float().mean() < 0.6
 
 
-def test_the_same_noise_makes_the_same_choice():
+def test_same_noise_gives_the_same_tokens():
     logits, noise = torch.randn(2, 8, 5, 5), torch.rand(2, 5, 5)
     first = sample_from_logits(logits, SamplingConfig(), noise=noise)
     assert torch.equal(first, sample_from_logits(logits, SamplingConfig(), generator(), noise=noise))
@@ -146,18 +146,15 @@ def test_the_same_noise_makes_the_same_choice():
         {"passes": 0},
     ],
 )
-def test_choices_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(SettingError, match=next(iter(wrong))):
         SamplingConfig(**wrong)
-
-
-# ---------------------------------------------------------------- rolling out
 
 
 @pytest.fixture
 def model() -> ConvGRUWorldModel:
     torch.manual_seed(0)
-    return ConvGRUWorldModel(TINY_WORLD).eval()
+    return ConvGRUWorldModel(TINY_WORLD, tiny_tokenizer()).eval()
 
 
 @pytest.fixture
@@ -168,7 +165,7 @@ def recording() -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def test_dream_is_the_model_stepped_by_hand(model, recording):
+def test_rollout_is_the_model_stepped_by_hand(model, recording):
     tokens, actions = recording
     rollout = Rollout(model, SamplingConfig(greedy=True))
     rollout.prime(tokens[:, :3], actions[:, :2])
@@ -204,7 +201,7 @@ def test_the_context_matters_beyond_its_last_frame(model, recording):
     assert not torch.allclose(long.state, short.state)
 
 
-def test_prime_starts_anew(model, recording):
+def test_prime_starts_again(model, recording):
     tokens, actions = recording
     rollout = Rollout(model, seed=3)
     rollouts = []
@@ -217,19 +214,19 @@ def test_prime_starts_anew(model, recording):
     assert not torch.equal(other.run(actions), rollouts[0])
 
 
-def test_a_copy_dreams_on_as_the_dream_itself_would(model, recording):
+def test_copy_continues_as_the_original_would(model, recording):
     tokens, actions = recording
     rollout = Rollout(model, SamplingConfig(temperature=2.0), seed=4)
     rollout.prime(tokens, actions)
     ahead = torch.ones(len(tokens), 4, 5)
     copies = [rollout.copy(), rollout.copy()]
-    first = copies[0].rollout(-ahead)
-    assert torch.equal(rollout.run(ahead), copies[1].rollout(ahead))
+    first = copies[0].run(-ahead)
+    assert torch.equal(rollout.run(ahead), copies[1].run(ahead))
     rollout.prime(tokens, actions)
     assert torch.equal(first, rollout.run(-ahead))
 
 
-def test_a_dream_that_saw_nothing_says_so(model, recording):
+def test_step_before_prime_is_refused(model, recording):
     with pytest.raises(RuntimeError, match="prime"):
         Rollout(model).step(recording[1][:, 0])
 

@@ -126,11 +126,13 @@ def test_refusals_name_the_nearest_match(load, words, message):
 # ---------------------------------------------------------------- recipes
 
 
-def test_the_recipe_goes_over_the_file_and_the_command_line_over_the_recipe(load, capsys):
+def test_the_recipe_goes_over_the_defaults_and_the_command_line_over_the_recipe(load, capsys):
     config = load(["LR=0.5", "RECIPE=fast"])
     assert (config.steps, config.lr) == (10, 0.5)
     printed = capsys.readouterr().out.splitlines()
-    assert {"STEPS = 10  (recipe fast)", "LR = 0.5  (command line)"} <= set(printed)
+    assert {"STEPS = 10  (recipe fast)", "LR = 0.5  (command line, instead of 0.1 of recipe fast)"} <= set(
+        printed
+    )
 
 
 def test_a_recipe_named_in_the_file_is_used(load):
@@ -138,16 +140,14 @@ def test_a_recipe_named_in_the_file_is_used(load):
     assert (config.steps, config.lr) == (10, 0.1)
 
 
-def test_a_recipe_that_replaces_an_edited_value_says_so(load, capsys):
-    assert load(["RECIPE=fast"], LR=0.7).lr == 0.1
-    note = (
-        "note: recipe fast replaces LR = 0.7 of thing.py; to keep that value give LR=0.7 on the command line"
-    )
-    assert note in capsys.readouterr().out.splitlines()
-    assert load(["RECIPE=fast", "LR=0.7"], LR=0.7).lr == 0.7
-    assert "replaces" not in capsys.readouterr().out
-    load(["RECIPE=fast"])
-    assert "replaces" not in capsys.readouterr().out, "a value that nobody edited is replaced silently"
+@pytest.mark.parametrize(
+    "words, edits", [(["RECIPE=fast"], {}), ([], {"RECIPE": "fast"})], ids=["word", "file"]
+)
+def test_an_edited_value_wins_over_the_recipe_and_that_is_printed(load, capsys, words, edits):
+    config = load(words, LR=0.7, **edits)
+    assert (config.steps, config.lr) == (10, 0.7)
+    assert "LR = 0.7  (thing.py, instead of 0.1 of recipe fast)" in capsys.readouterr().out.splitlines()
+    assert load([*words, "LR=0.2"], LR=0.7, **edits).lr == 0.2
 
 
 def test_a_recipe_holds_plain_values_of_known_constants(load, tmp_path):

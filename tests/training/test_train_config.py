@@ -97,11 +97,11 @@ def test_curriculum_constants_of_the_other_growth_are_refused(growth, word):
     load_train([f"AR_GROWTH={'ramp' if growth == 'rollout' else 'rollout'}", word])
 
 
-def test_a_recipe_says_when_it_replaces_an_edited_value(tmp_path, capsys):
+def test_an_edited_value_wins_over_the_recipe_and_that_is_printed(tmp_path, capsys):
     path = edited(tmp_path, "LR = 1e-3  #", "LR = 5e-4  #")
-    assert load_train(["RECIPE=v4.5.2"], path).lr == 3e-5
-    assert "note: recipe v4.5.2 replaces LR = 0.0005 of train.py" in capsys.readouterr().out
-    assert load_train(["RECIPE=v4.5.2", "LR=5e-4"], path).lr == 5e-4
+    config = load_train(["RECIPE=v4.5.2"], path)
+    assert (config.lr, config.semantic_weight) == (5e-4, 3.0)
+    assert "LR = 0.0005  (train.py, instead of 3e-05 of recipe v4.5.2)" in capsys.readouterr().out
 
 
 def test_conditions_name_settings_that_exist():
