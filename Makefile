@@ -1,36 +1,44 @@
-# make play: set up and walk in the shipped world    make test: set up and run the tests    make lint: ruff
-# make data: set up and record the default clips from Luanti
+# make play: set up and walk in the shipped world     make test: set up and run the tests
+# make data: set up and record the default data set   make lint: set up and run ruff
 PYTHON ?= python3
 VENV := .venv
-READY := $(VENV)/.ready
+RUN_READY := $(VENV)/.ready-run
+DEV_READY := $(VENV)/.ready-dev
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
-# Without an NVIDIA card PyTorch's CPU wheels save several GB; where that index is out of reach pip goes on without it.
+# The package index for PyTorch alone. A P100 needs TORCH_INDEX=https://download.pytorch.org/whl/cu126.
+TORCH_INDEX ?=
+# Without an NVIDIA card the CPU wheels save several GB. If that index cannot be reached, pip goes on without it.
 CPU_WHEELS := $(if $(shell command -v nvidia-smi),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
+TORCH_WHEELS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),$(CPU_WHEELS))
 
 .PHONY: play data test lint setup clean
 
-play: $(READY)
+play: $(RUN_READY)
 	$(VENV)/bin/python live_inference.py $(ARGS)
 
 # Needs: apt-get install minetest xvfb gcc libc6-dev
-data: $(READY)
-	$(VENV)/bin/python record.py --out data/luanti --clips 300 --seed 1 $(ARGS)
+data: $(RUN_READY)
+	$(VENV)/bin/python record.py --out data/luanti --clips 308 --clips_per_world 7 --frames 1200 --seed 100 $(ARGS)
 
-test: $(READY)
+test: $(DEV_READY)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-lint: $(READY)
+lint: $(DEV_READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-setup: $(READY)
+setup: $(RUN_READY)
 
-# The marker is written last, so a setup that was cut off is done again.
-$(READY): requirements.txt
+# Each marker is written last, so an interrupted setup is done again.
+$(RUN_READY): requirements.txt
 	$(PYTHON) -m venv $(VENV) || { echo "error: this Python has no venv; on Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(PIP) $(CPU_WHEELS) "$$(grep '^torch' requirements.txt)"
+	$(PIP) $(TORCH_WHEELS) "$$(grep '^torch' requirements.txt)"
 	$(PIP) -r requirements.txt
-	touch $(READY)
+	touch $(RUN_READY)
+
+$(DEV_READY): requirements-dev.txt $(RUN_READY)
+	$(PIP) -r requirements-dev.txt
+	touch $(DEV_READY)
 
 clean:
 	rm -rf $(VENV) outputs .pytest_cache .ruff_cache

@@ -21,7 +21,7 @@ from vq_vae.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """Sizes of the world model. `codebook_size` and the latent size are the tokenizer's."""
+    """Sizes of the ConvGRU world model. Codebook and grid size are the tokenizer's."""
 
     codebook_size: int
     latent_height: int = 18
@@ -47,7 +47,7 @@ class ConvGRUCell(nn.Module):
         """x, h [B, C, H, W] -> new h [B, C, H, W]."""
         z, r = torch.sigmoid(self.gates(torch.cat([x, h], 1))).chunk(2, 1)
         candidate = torch.tanh(self.candidate(torch.cat([x, r * h], 1)))
-        # The state stays float32 under autocast: bfloat16 would lose its small updates over a long play.
+        # The state stays float32 under autocast: bfloat16 would lose its small updates over a long rollout.
         return torch.lerp(h, candidate.to(h.dtype), z.to(h.dtype))
 
 
@@ -56,7 +56,7 @@ class Prediction:
     """What is predicted of the next frame before tokens are sampled."""
 
     features: Tensor  # [B, C, H, W]
-    visible_mask: None = None  # this model warps nothing
+    visible_mask: None = None  # this model does not warp
 
 
 class ConvGRUWorldModel(nn.Module):
@@ -83,7 +83,7 @@ class ConvGRUWorldModel(nn.Module):
     def init_from_codebook(self) -> None:
         """Starts the embedding and the head on the principal components of the tokenizer's codebook.
 
-        Codes that look alike start with similar weights. The embedding's root mean square is 1.
+        Similar codes start with similar weights. The root mean square of the embedding is 1.
         """
         init_from_codebook(self.embed.weight, self.tokenizer.codebook, 1.0)
         init_from_codebook(self.head.weight, self.tokenizer.codebook)
@@ -141,7 +141,7 @@ class ConvGRUWorldModel(nn.Module):
         picture: Tensor | None = None,
         true_pose: Tensor | None = None,
     ) -> tuple[Prediction, Tensor]:
-        """One step: tokens [B, H, W], actions [B, A], state -> the prediction, the new state.
+        """One step: tokens [B, H, W], actions [B, A], state -> prediction and new state.
 
         `observed`, `picture` and `true_pose` are for models that use them; this one does not.
         """
@@ -161,7 +161,7 @@ class ConvGRUWorldModel(nn.Module):
         return logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT
 
     def condition_on_tokens(self, prediction: Prediction, tokens: Tensor, given: Tensor) -> Prediction:
-        """The prediction as it is: this model has no block for masked parallel decoding."""
+        """Returns the prediction unchanged: this model has no block for masked parallel decoding."""
         return prediction
 
     def step(self, tokens: Tensor, actions: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
     tokens[t] --decode--> picture[t] --depth, pose[t+1]--> warped last frame --encode--> z_last
     keyframes ------------------------------------------> warped keyframes --encode--> z_memory
-    [z_last, z_memory, masks, depths] --1x1--> ConvGRU 18x32 <-> 9x16 <-> 5x8 (FiLM on the action) --> features
+    [z_last, z_memory, masks, depths] --1x1--> ConvGRU 18x32 <-> 9x16 <-> 5x8 (FiLM on action) --> features
     logits[t+1] = sum over both z of -gate * log(1 + |z + correction - code|^2 / scale)  +  head(features)
 
 The camera's rotation is the action's; its displacement is predicted (geometry/motion.py) and trained on
@@ -162,7 +162,7 @@ class GeometryWorldModel(nn.Module):
         return camera.ground_plane(pose, 2 * g.latent_height, 2 * g.latent_width, g.vertical_fov_degrees)
 
     def inverse_ray_distance(self, tokens: Tensor, pose: Tensor, hidden: Tensor) -> Tensor:
-        """Depth of a frame: tokens [B, H, W], pose [B, 5], finest state [B, C, H, W] -> [B, 2H, 2W] in 1/m."""
+        """Depth of a frame: tokens [B, H, W], pose [B, 5], finest state [B, C, H, W] -> [B, 2H, 2W], 1/m."""
         ground = self.ground(pose)
         plane = F.avg_pool2d(ground[:, None], 2).log()
         x = torch.cat([self.code_space.normalize(self.code_space.embed(tokens)), plane, hidden], 1)
@@ -256,7 +256,7 @@ class GeometryWorldModel(nn.Module):
 
     @torch.no_grad()
     def encode_views(self, *views: WarpedView) -> tuple[Tensor, ...]:
-        """Warped views as points in code space [B, d, H, W] each; a cell whose shift is exact keeps its code."""
+        """Warped views as points in code space [B, d, H, W]. A cell with an exact shift keeps its code."""
         latents = self.tokenizer.latents(torch.cat([view.picture for view in views]))
         points = self.code_space.project(latents).chunk(len(views))
         with torch.autocast(latents.device.type, enabled=False):
@@ -277,7 +277,7 @@ class GeometryWorldModel(nn.Module):
         level: Tensor | float,
         state: WorldState,
     ) -> tuple[Tensor, list[Tensor]]:
-        """-> features [B, C, H, W] and the new hidden state of each level. `pose` is that of the next view."""
+        """-> features [B, C, H, W] and the new hidden state of each level. `pose` is the next view's."""
         ground = F.avg_pool2d(self.ground(pose)[:, None], 2)
         depth = F.avg_pool2d(last.inverse_ray_distance[:, None], 2).clamp_min(1e-3)
         geometry = [

@@ -15,6 +15,9 @@ Before it encodes GF-Minecraft clips it compares the pictures of a few with thei
 seconds, and warns of wrong alignment, signs or field of view (clip_check.py; python record.py --check CLIPS
 prints the whole table). A warning stops nothing; --no_check leaves the check out.
 
+Where clips have depth files (surroundings.py) the token files get depth, at twice the tokens' grid, and the
+nodes around the player, of the same frames as the tokens.
+
 Whole clips are held out for validation, and whole worlds where the metadata names a world_seed.
 
 Several machines: give each the same CLIPS and its own --shard 1/N ... N/N. With one shared --out_dir each
@@ -44,8 +47,19 @@ import torch
 from tqdm import tqdm
 
 from dataset import clip_check
-from dataset.recordings import PLANS, Clip, ClipError, Plan, camera_unit, find_clips
+from dataset.recordings import (
+    PLANS,
+    Clip,
+    ClipError,
+    Plan,
+    camera_unit,
+    depth_path,
+    find_clips,
+    read_depth_file,
+)
+from dataset.surroundings import SCALE
 from dataset.token_files import (
+    EXTRAS,
     MANIFEST,
     ClipEntry,
     DataError,
@@ -162,8 +176,9 @@ class Encoder:
                 video=video_path(clip, self.job.out_dir),
                 kept=pack_indices(plan.frames),
             )
-            if self.job.resume and is_finished(entry, self.job.out_dir, settings):
+            if self.job.resume and is_finished(entry, self.job.out_dir, settings, has_depth(clip)):
                 return Outcome(clip.name, entry)
+            extras = surroundings_of(clip, plan, settings.latent_size)
             tokens = self.encode(clip, plan, seconds)
         except ShortVideoError as error:
             return skip(clip, ClipError("fewer frames than actions", str(error)))
@@ -172,7 +187,7 @@ class Encoder:
         except ClipError as error:
             return skip(clip, error)
         with stopwatch(seconds, "write"):
-            write_token_file(self.job.out_dir / file, tokens, plan.actions, plan.pose)
+            write_token_file(self.job.out_dir / file, tokens, plan.actions, plan.pose, **extras)
         return Outcome(clip.name, entry, encoded=True, seconds=seconds)
 
 
@@ -186,15 +201,39 @@ def video_path(clip: Clip, out_dir: Path) -> str:
     return Path(os.path.relpath(clip.video, out_dir)).as_posix()
 
 
-def is_finished(entry: ClipEntry, out_dir: Path, settings: Manifest) -> bool:
-    """True if the token file of `entry` is there, whole, and of the right size."""
+def has_depth(clip: Clip) -> bool:
+    """Whether the clip was recorded with depth."""
+    return depth_path(clip.video).is_file()
+
+
+def surroundings_of(clip: Clip, plan: Plan, latent_size: list[int]) -> dict[str, np.ndarray]:
+    """The optional arrays of a token file, of the kept frames: depth [K, 2H, 2W], and nodes and origin where
+    the clip has them; {} without a depth file. Raises ClipError if that is broken or of another length.
+
+    Depth of another size is read at the nearest places: a mean over an edge would lie between two surfaces.
+    """
+    found = read_depth_file(clip.video, plan.needed)
+    if found is None:
+        return {}
+    sizes = zip(found.log_inverse.shape[1:], latent_size, strict=True)
+    rows, columns = (((np.arange(2 * new) + 0.5) * old / (2 * new)).astype(int) for old, new in sizes)
+    extras = {"depth": found.log_inverse[plan.frames][:, rows[:, None], columns]}
+    if found.nodes is not None:
+        extras |= {"nodes": found.nodes[plan.frames], "origin": found.origin[plan.frames]}
+    return extras
+
+
+def is_finished(entry: ClipEntry, out_dir: Path, settings: Manifest, with_depth: bool = False) -> bool:
+    """True if the token file of `entry` is there, whole, of the right size, and has depth if it should."""
     if not (out_dir / entry.file).is_file():
         return False
     try:
-        tokens = read_token_file(out_dir / entry.file)["tokens"]
+        content = read_token_file(out_dir / entry.file, EXTRAS if with_depth else ())
     except DataError:
         return False
-    return list(tokens.shape) == [entry.frames, *settings.latent_size]
+    if with_depth and "depth" not in content:
+        return False
+    return list(content["tokens"].shape) == [entry.frames, *settings.latent_size]
 
 
 class stopwatch:
@@ -289,6 +328,8 @@ def load_manifests(
     for path in sorted((p for p in paths if p.is_file()), key=lambda p: p.stat().st_mtime_ns):
         found = Manifest.load(out_dir, path.name)
         pairs = [(name, getattr(found, name), getattr(settings, name)) for name in SETTINGS]
+        if None not in (found.depth_scale, settings.depth_scale):
+            pairs.append(("depth_scale", found.depth_scale, settings.depth_scale))
         if unit is not None:
             pairs.append(("camera_degrees_per_unit", found.camera_degrees_per_unit, unit))
         unit = found.camera_degrees_per_unit
@@ -302,6 +343,7 @@ def load_manifests(
             entries[clip.name] = clip
             skipped.pop(clip.name, None)
         skipped.update({s["name"]: s for s in found.skipped})
+        settings = replace(settings, depth_scale=settings.depth_scale or found.depth_scale)
     return entries, skipped, replace(settings, camera_degrees_per_unit=unit or 0.0)
 
 
@@ -326,7 +368,7 @@ def is_done(clip: Clip, entry: ClipEntry | None, out_dir: Path, settings: Manife
 
     Raises ClipError if the name belongs to another video, which would be lost without a word.
     """
-    if entry is None or not is_finished(entry, out_dir, settings):
+    if entry is None or not is_finished(entry, out_dir, settings, has_depth(clip)):
         return False
     listed = out_dir / entry.video
     if listed.exists() and clip.video.exists() and not listed.samefile(clip.video):
@@ -458,6 +500,7 @@ def preprocess_all(args: argparse.Namespace) -> int:
         trim_seconds=args.trim_seconds,
         precision=args.precision,
         val_fraction=args.val_fraction,
+        depth_scale=SCALE if any(map(has_depth, clips)) else None,
     )
     args.out_dir.mkdir(parents=True, exist_ok=True)
     entries, _, settings = load_manifests(args.out_dir, settings)

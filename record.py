@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Records action-labelled play from Luanti, a free voxel game, in GF-Minecraft's layout.
 
-    python record.py --out data/luanti --clips 200 --seed 1    a scripted player, in the background
+    python record.py --out data/luanti --clips 308 --seed 1    a scripted player, in the background
     python record.py --out data/mine --human                    you play, in a window
     python record.py --check data/luanti                       is a data set sound? (GF-Minecraft, too)
 
@@ -10,7 +10,8 @@ Needs the game, a display server for recording unseen, and a C compiler:
 
 The game runs in lockstep: one drawn frame is 1/16 s of game time however slow the machine, the input for
 frame k+1 is sent while frame k is held, and each picture bears its number, which must be that of its line in
-the game's log. Run it again to continue: whole clips are kept. Every --clips_per_world clips share one
+the game's log. Beside the pictures it keeps the depth buffer and the nodes around the player (depth/*.npz,
+surroundings.py). Run it again to continue: whole clips are kept. Every --clips_per_world clips share one
 generated world; preprocess.py puts whole worlds into the held-out split. Nothing is written outside --out.
 """
 
@@ -32,6 +33,7 @@ from tqdm import tqdm
 
 from dataset.clip_check import check_clips
 from dataset.recordings import is_whole, remove_parts
+from dataset.surroundings import BLOCK
 from luanti.game import (
     BITS,
     FPS,
@@ -54,12 +56,14 @@ SAME = ("seed", "frames", "clips_per_world", "size", "vertical_fov", "biomes", "
 
 
 def size(text: str) -> tuple[int, int]:
-    """argparse type: WIDTHxHEIGHT, both even."""
+    """argparse type: WIDTHxHEIGHT, both multiples of 4: depth is read once in each block of 4x4 pixels."""
     width, _, height = text.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) > 0 and int(height) > 0):
         raise argparse.ArgumentTypeError(f"{text}: expected WIDTHxHEIGHT, such as 256x144")
-    if int(width) % 2 or int(height) % 2:
-        raise argparse.ArgumentTypeError(f"{text}: both sides must be even, or the video cannot be written")
+    if int(width) % BLOCK or int(height) % BLOCK:
+        raise argparse.ArgumentTypeError(
+            f"{text}: both sides must be multiples of {BLOCK}: {BLOCK}x{BLOCK} pixels share one depth"
+        )
     return int(width), int(height)
 
 
@@ -84,9 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder for the clips; run again to continue")
     what.add_argument("--check", type=Path, metavar="DIR", help="check the clips in DIR and record nothing")
-    parser.add_argument("--clips", type=positive_int, default=200)
+    parser.add_argument("--clips", type=positive_int, default=308)
     parser.add_argument("--frames", type=positive_int, default=1200, help="frames of a clip, 16 a second")
-    parser.add_argument("--clips_per_world", type=positive_int, default=10)
+    parser.add_argument("--clips_per_world", type=positive_int, default=7)
     parser.add_argument("--seed", type=non_negative_int, default=1, help="of worlds, places and player")
     parser.add_argument(
         "--jobs", type=positive_int, default=max(1, min(os.cpu_count() or 1, 8)), help="games at once"
@@ -115,7 +119,8 @@ def picture_of(args: argparse.Namespace) -> Picture:
 
 def settings_of(args: argparse.Namespace) -> dict:
     """What is kept in the folder, so that a later run with other settings is refused."""
-    return {name: list(value) if isinstance(value := getattr(args, name), tuple) else value for name in SAME}
+    found = {name: list(value) if isinstance(value := getattr(args, name), tuple) else value for name in SAME}
+    return {**found, "depth": True}
 
 
 def check_same(args: argparse.Namespace) -> None:
@@ -124,6 +129,10 @@ def check_same(args: argparse.Namespace) -> None:
     mine = settings_of(args)
     if path.is_file() and any(args.out.glob("metadata/*.json")):
         theirs = json.loads(path.read_text())
+        if not theirs.get("depth"):
+            raise UserError(
+                f"{path}: an earlier version recorded these clips, without depth; use another --out"
+            )
         for name in SAME:
             if theirs.get(name) != mine[name]:
                 raise UserError(

@@ -6,6 +6,8 @@ any error and teaches the model to ignore its actions, so all of it is measured 
 - alignment: the camera's turn from picture k-1 to k, measured from the pictures, against the recorded deltas
 - signs: which signs of yaw, pitch, x and z let a picture be warped into the next one best (camera.py)
 - field of view: the one with which turns explain the pictures best
+- depth, where the clips have it (surroundings.py): a picture warped by the depth of a later frame shows that
+  frame better than by the depth of the frame before or after it, and better than over a flat ground
 
 Files, classes of actions and places come from the metadata of all clips. MineRL trajectories are not checked.
 """
@@ -21,6 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,10 +34,12 @@ from dataset.recordings import (
     ClipError,
     find_clips,
     gamefactory_track,
+    read_depth_file,
     read_gamefactory_entries,
     read_json,
     world_key,
 )
+from dataset.surroundings import REACH, decode_inverse_distance
 from geometry import camera
 from metrics import measure_turns, peak
 from runtime.video import VideoError, has_frame, header_frames, read_frames, resize, video_fps
@@ -60,6 +65,10 @@ CLEARLY = 0.97  # other signs must bring the error below this share of the expec
 FEWEST_PAIRS = 20  # pairs that a verdict on signs takes
 FEWEST_TURNS = 5  # turn-only pairs that a clip's field of view takes
 FOV_TOLERANCE = 2.0  # degrees
+DEPTH_LAGS = (-1, 0, 1)
+DEPTH_STEPS = 4  # frames from the picture that is warped to the one that it is compared with
+DEPTH_WALKED = 0.3  # metres along the ground between the two, at least
+NODES_OFF = 1.6  # metres between a player's feet and the middle of its nodes, at most: the eye lags on a step
 TURN_SPEEDS = (0, 1, 2, 5, 10, 15)  # degrees a frame, edges of the histogram
 
 
@@ -91,6 +100,9 @@ class Pictures:
     fov_clips: int = 0
     fov_turn_only: bool = True
     expected_fov: float | None = None
+    depth_error: dict[str, float] | None = None  # mean error of the warp by lag of the depth ("+0"), "ground"
+    depth_pairs: int = 0
+    depth_clips: int = 0  # of `clips`, that have depth
     bad_files: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -128,6 +140,9 @@ class Report:
     weather: dict[str, int] = field(default_factory=dict)
     start_times: dict[str, int] = field(default_factory=dict)
     worlds: dict[str, int] = field(default_factory=dict)
+    styles: dict[str, int] = field(default_factory=dict)  # of the scripted player
+    with_depth: int = 0  # readable clips that have depth, and nodes
+    with_nodes: int = 0
     ended_early: dict[str, str] = field(default_factory=dict)  # clip -> why
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -150,6 +165,8 @@ class _Track:
     grey: Tensor
     actions: np.ndarray
     pose: np.ndarray
+    inverse: Tensor | None = None  # [T, h, w] inverse ray distances in 1/m, where the clip has them
+    eye_height: float = camera.EYE_HEIGHT  # metres
 
     def __post_init__(self):
         self.turned = actions.wrap(np.diff(self.pose[:, 3:], axis=0))  # [T-1, 2] degrees of yaw and pitch
@@ -192,6 +209,12 @@ def check_clips(
             content = read_json(clip.metadata)
             every, pose = gamefactory_track(read_gamefactory_entries(clip.metadata, content), clip.metadata)
             _check_header(clip, len(pose))
+            surroundings = read_depth_file(clip.video, len(pose))
+            if surroundings is not None:
+                report.with_depth += 1
+                if surroundings.nodes is not None:
+                    report.with_nodes += 1
+                    _check_nodes(clip, surroundings.origin, pose)
             report.hours += len(pose) / (video_fps(clip.video) or GAMEFACTORY_FPS) / 3600
         except (ClipError, VideoError) as error:
             report.bad_files.append(str(error))
@@ -207,6 +230,7 @@ def check_clips(
             (report.weather, content.get("initial_weather", "unknown")),
             (report.start_times, content.get("start_time", "unknown")),
             (report.worlds, world_key(content) or "unknown"),
+            (report.styles, content.get("player_style", content.get("player", "unknown"))),
         ):
             counts[str(value)] = counts.get(str(value), 0) + 1
     report.frames = sum(len(p) for p in pitch)
@@ -233,6 +257,18 @@ def _check_header(clip: Clip, needed: int) -> None:
     promised = header_frames(clip.video)
     if 0 < promised < needed:
         raise ClipError("short video", f"{clip.video}: {promised} frames, its metadata has {needed} entries")
+
+
+def _check_nodes(clip: Clip, origin: np.ndarray, pose: np.ndarray) -> None:
+    """Raises ClipError if the nodes of most frames are not those around the player."""
+    off = np.abs(origin + REACH - pose[:, :3]).max(1)
+    off = off[np.isfinite(off)]
+    if len(off) and (off > NODES_OFF).mean() > 0.05:
+        raise ClipError(
+            "broken depth",
+            f"{clip.video}: its nodes lie {np.median(off):.1f} m from its poses (median), expected the "
+            "player in their middle; depth file and metadata are not of one recording, record the clip again",
+        )
 
 
 def measure_balance(vectors: list[np.ndarray], pitch: np.ndarray) -> Balance:
@@ -293,15 +329,18 @@ def check_pictures(
     _judge_alignment(found, any(track.actions[:, :2].any() for track in tracks))
     signs = _check_signs(found, tracks, expected_fov or USUAL_FOV)
     _check_fov(found, tracks, signs)
+    _check_depth(found, tracks, expected_fov or USUAL_FOV)
     found.seconds = time.perf_counter() - start
     return found
 
 
 def _read_track(clip: Clip, limit: int) -> _Track:
     """The start of a clip, and whether its end can be decoded. Raises ClipError or VideoError."""
-    every, pose = gamefactory_track(read_gamefactory_entries(clip.metadata), clip.metadata)
+    content = read_json(clip.metadata)
+    every, pose = gamefactory_track(read_gamefactory_entries(clip.metadata, content), clip.metadata)
     if not clip.video.is_file():
         raise ClipError("no video", f"{clip.video} is missing")
+    surroundings = read_depth_file(clip.video, len(pose))
     grey = []
     for frame in read_frames(clip.video, wanted=range(min(limit, len(pose)))):
         width = round(HEIGHT * frame.shape[1] / frame.shape[0])
@@ -311,7 +350,14 @@ def _read_track(clip: Clip, limit: int) -> _Track:
     if len(grey) < 2:
         raise ClipError("too short", f"{clip.metadata}: one frame, at least 2 needed")
     pictures = torch.from_numpy(np.stack(grey)).float()[:, None] / 255
-    return _Track(clip.name, pictures, every[: len(grey) - 1], pose[: len(grey)])
+    inverse = None
+    if surroundings is not None:
+        inverse = torch.from_numpy(decode_inverse_distance(surroundings.log_inverse[: len(grey)]))
+    try:
+        eye_height = float(content.get("eye_height", camera.EYE_HEIGHT))
+    except (TypeError, ValueError):
+        eye_height = camera.EYE_HEIGHT
+    return _Track(clip.name, pictures, every[: len(grey) - 1], pose[: len(grey)], inverse, eye_height)
 
 
 # ------------------------------------------------------------ alignment
@@ -528,6 +574,77 @@ def _best_fov(track: _Track, pairs: np.ndarray, signs: tuple[int, int, int, int]
     return [best + peak(values, i)] if 0 < i < len(values) - 1 else []
 
 
+# ------------------------------------------------------------ depth
+
+
+def _check_depth(found: Pictures, tracks: list[_Track], fov: float) -> None:
+    """Fills in the errors of warps by depth; adds a problem where a frame's own depth is not the best."""
+    tracks = [track for track in tracks if track.inverse is not None]
+    found.depth_clips = len(tracks)
+    sums: dict[str, float] = {}
+    for track in tracks:
+        pairs = _depth_pairs(track)
+        found.depth_pairs += len(pairs)
+        for name, error in _depth_errors(track, pairs, fov).items() if len(pairs) else ():
+            sums[name] = sums.get(name, 0.0) + error
+    if found.depth_pairs < FEWEST_PAIRS:
+        if tracks:
+            found.notes.append("depth: not verified, too few frames of a walk to tell")
+        return
+    found.depth_error = {name: error / found.depth_pairs for name, error in sums.items()}
+    own, ground = found.depth_error[f"{0:+d}"], found.depth_error["ground"]
+    best = min(DEPTH_LAGS, key=lambda lag: found.depth_error[f"{lag:+d}"])
+    if own >= ground:
+        found.problems.append(
+            f"depth does not belong to the pictures: warped by it their error is {own:.4f}, over a flat "
+            f"ground {ground:.4f}, expected less; check that each depth file belongs to its video, or record "
+            "again"
+        )
+    elif best:
+        found.problems.append(
+            f"depth is one frame {'late' if best > 0 else 'early'}: the depth of frame k{best:+d} fits the "
+            f"picture of frame k better than its own (error of the warp "
+            f"{found.depth_error[f'{best:+d}']:.4f} against {own:.4f}); shift the depth files' frames, or "
+            "record again"
+        )
+
+
+def _depth_pairs(track: _Track) -> np.ndarray:
+    """Frames from which a walk leads to the frame DEPTH_STEPS later, the camera turning there if there are
+    enough of them: a turn tells one frame's depth from the next one's."""
+    steps = DEPTH_STEPS
+    starts = np.arange(max(0, len(track.pose) - steps - 1))  # one frame follows the later one
+    walked = np.linalg.norm(track.pose[starts + steps, :3] - track.pose[starts, :3], axis=1) >= DEPTH_WALKED
+    walked &= np.isfinite(track.pose[starts]).all(1) & np.isfinite(track.pose[starts + steps]).all(1)
+    turned = np.linalg.norm(track.turned, axis=1)
+    turning = walked & (np.minimum(turned[starts + steps - 1], turned[starts + steps]) >= TURNED)
+    chosen = _pairs(turning)
+    return chosen if len(chosen) >= FEWEST_TURNS else _pairs(walked)
+
+
+def _depth_errors(track: _Track, pairs: np.ndarray, fov: float) -> dict[str, float]:
+    """Sum over pairs of the mean error of a picture warped into the one DEPTH_STEPS later, by the depth of
+    that one ("+0"), of its neighbours, and of a flat ground, all over the same pixels."""
+    size, later = track.grey.shape[-2:], pairs + DEPTH_STEPS
+    poses = track.pose.astype(np.float64)
+    poses[:, :3] -= poses[pairs[0], :3]
+    poses = torch.from_numpy(poses.astype(np.float32))
+    inverses = {
+        f"{lag:+d}": F.interpolate(track.inverse[later + lag][:, None], size=size)[:, 0] for lag in DEPTH_LAGS
+    }
+    inverses["ground"] = camera.ground_plane(
+        poses[later], *size, fov, track.eye_height, camera.FAR_RAY_DISTANCE
+    )
+    errors, seen = {}, torch.ones(len(pairs), *size, dtype=torch.bool)
+    for name, inverse in inverses.items():
+        grid, visible = camera.reproject(poses[pairs], poses[later], inverse, *size, fov)
+        difference = (camera.warp(track.grey[pairs], grid) - track.grey[later])[:, 0].abs()
+        errors[name] = difference.clamp(max=LARGEST_ERROR)
+        seen &= visible
+    counts = seen.sum((1, 2)).clamp(min=1)
+    return {name: float(((error * seen).sum((1, 2)) / counts).sum()) for name, error in errors.items()}
+
+
 # ------------------------------------------------------------ text
 
 
@@ -542,10 +659,12 @@ def _lines(report: Report) -> list[str]:
         ("weather", report.weather),
         ("start times", report.start_times),
         ("worlds", report.worlds),
+        ("player", report.styles),
         ("ended early", Counter(report.ended_early.values())),
     ):
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         lines.append(f"{name:13} " + (", ".join(f"{value} {n}" for value, n in ranked) or "none"))
+    lines.append(f"depth         {report.with_depth} clips, {report.with_nodes} with nodes")
     lines += ["", *_balance_lines(report.balance)] if report.balance else []
     lines += ["", *_picture_lines(report.pictures)] if report.pictures and report.pictures.clips else []
     lines.append("")
@@ -601,4 +720,12 @@ def _picture_lines(found: Pictures) -> list[str]:
             f"  vertical field of view: {found.fov:.1f} degrees, quartiles {low:.1f} {high:.1f} over "
             f"{found.fov_clips} clips ({which})"
         )
+    if found.depth_error is not None:
+        row = ", ".join(f"{name} {error:.4f}" for name, error in found.depth_error.items())
+        lines.append(
+            f"  depth: error of the warp by lag {row} ({found.depth_pairs} pairs in {found.depth_clips} "
+            f"clips, {DEPTH_STEPS} frames ahead)"
+        )
+    elif found.depth_clips:
+        lines.append("  depth: not verified")
     return lines

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import actions
+from dataset.surroundings import Surroundings, SurroundingsError, read_surroundings, write_surroundings
 from dataset.token_files import DataError, Manifest
 from runtime.errors import UserError
 from runtime.video import VideoError, VideoWriter, count_frames, video_fps
@@ -366,14 +367,16 @@ def camera_unit(clips: list[Clip], settings: Manifest) -> float:
 
 
 class ClipWriter:
-    """Writes a clip in GF-Minecraft's layout, whole or not at all: metadata/NAME.json and video/NAME.mp4.
+    """Writes a clip in GF-Minecraft's layout, whole or not at all: metadata/NAME.json and video/NAME.mp4, and
+    depth/NAME.npz where there is depth (surroundings.py).
 
-    Use it as a context manager: `write` every frame, then `finish`. Both files are written beside their place
+    Use it as a context manager: `write` every frame, then `finish`. All files are written beside their place
     and renamed, the metadata last. `options` are the video encoder's (VideoWriter).
     """
 
     def __init__(self, out: Path, name: str, fps: float, **options: str):
         self.metadata, self.video = clip_paths(out, name)
+        self.depth = depth_path(self.video)
         self.metadata.parent.mkdir(parents=True, exist_ok=True)
         self.part = self.video.with_name(f".{name}{PART}.mp4")
         self.writer = VideoWriter(self.part, fps, **options)
@@ -387,10 +390,14 @@ class ClipWriter:
         """Adds a frame, [H, W, 3] uint8 RGB."""
         self.writer.write(frame)
 
-    def finish(self, content: dict) -> None:
+    def finish(self, content: dict, surroundings: Surroundings | None = None) -> None:
         """Makes the clip whole. `content` is its metadata with `actions`, entry k what led to frame k."""
         self.writer.close()
         os.replace(self.part, self.video)
+        if surroundings is not None:
+            part = self.depth.with_name(f".{self.depth.stem}{PART}.npz")
+            write_surroundings(part, surroundings)
+            os.replace(part, self.depth)
         part = self.metadata.with_name(f".{self.metadata.stem}{PART}.json")
         part.write_text(json.dumps(content, separators=(",", ":")))
         os.replace(part, self.metadata)
@@ -410,6 +417,24 @@ def clip_paths(out: Path, name: str) -> tuple[Path, Path]:
     return out / "metadata" / f"{name}.json", out / "video" / f"{name}.mp4"
 
 
+def depth_path(video: Path) -> Path:
+    """Where the depth file of a clip with this video lies, if it has one: depth/NAME.npz."""
+    folder = video.parent.parent if video.parent.name == "video" else video.parent
+    return folder / "depth" / f"{video.stem}.npz"
+
+
+def read_depth_file(video: Path, frames: int | None = None) -> Surroundings | None:
+    """The depth file of the clip with this video, None if it has none. Raises ClipError if it is broken, or
+    not of `frames` frames where that is given."""
+    path = depth_path(video)
+    if not path.is_file():
+        return None
+    try:
+        return read_surroundings(path, frames)
+    except SurroundingsError as error:
+        raise ClipError("broken depth", str(error)) from None
+
+
 def is_whole(out: Path, name: str) -> bool:
     """Whether a ClipWriter has finished this clip."""
     return all(path.is_file() for path in clip_paths(out, name))
@@ -417,5 +442,6 @@ def is_whole(out: Path, name: str) -> bool:
 
 def remove_parts(out: Path) -> None:
     """Removes what a ClipWriter that was killed has left in `out`."""
-    for part in [*out.glob(f"video/.*{PART}.mp4"), *out.glob(f"metadata/.*{PART}.json")]:
-        part.unlink()
+    for pattern in (f"video/.*{PART}.mp4", f"depth/.*{PART}.npz", f"metadata/.*{PART}.json"):
+        for part in out.glob(pattern):
+            part.unlink()

@@ -2,25 +2,31 @@
 
 A token file is an .npz with `tokens` [K, H, W] uint16, `actions` [K-1, 5] float32 and `pose` [K, 5] float32
 ([x, y, z, yaw, pitch], metres and degrees; NaN where the source has none). `actions[t]` leads from frame t to
-frame t+1. `manifest.json` lies beside them and says what a reader needs to refuse a mismatch.
+frame t+1. Optional: `depth` [K, 2H, 2W] uint8, inverse ray distances in the code whose scale the manifest
+states (`depth_scale`), and the nodes around the player, `nodes` [K, 7, 7, 7] uint8 and `origin` [K, 3] int32;
+surroundings.py describes them. `manifest.json` lies beside the token files and says what a reader needs to
+refuse a mismatch.
 """
 
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from dataset.actions import ACTION_DIM, ACTION_NAMES, DEGREES_PER_UNIT, PITCH, YAW
+from dataset.surroundings import BOX
 from runtime.errors import UserError
 
 MANIFEST = "manifest.json"
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"  # clips that come with the repo
 SAMPLE_TOKENS = SAMPLES / "tokens"  # the same, encoded by the tokenizer that ships
 FORMAT = 1
+EXTRAS = ("depth", "nodes", "origin")  # arrays that a token file may have
 
 
 class DataError(UserError):
@@ -56,6 +62,7 @@ class Manifest:
     trim_seconds: float = 0.0  # left out at the start of each clip
     precision: str = "fp32"  # of the tokenizer while it encoded
     val_fraction: float = 0.1
+    depth_scale: dict | None = None  # surroundings.SCALE where some token files have depth
     action_names: list[str] = field(default_factory=lambda: list(ACTION_NAMES))
     format: int = FORMAT
     clips: list[ClipEntry] = field(default_factory=list)
@@ -116,12 +123,16 @@ def unpack_indices(kept: list[int], frames: int) -> list[int]:
     return list(kept)
 
 
-def read_token_file(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads one token file. Raises DataError if it is missing, broken, or its lengths do not agree."""
+def read_token_file(path: str | Path, extras: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Reads one token file, and those of its optional arrays (EXTRAS) that are in `extras` and in the file.
+
+    Raises DataError if it is missing, broken, or its lengths, shapes or types do not agree.
+    """
     path = Path(path)
     try:
         with np.load(path) as arrays:
-            content = {name: arrays[name] for name in ("tokens", "actions", "pose")}
+            names = ["tokens", "actions", "pose", *(name for name in extras if name in arrays)]
+            content = {name: arrays[name] for name in names}
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such token file; run preprocess.py again, it makes what is missing"
@@ -141,6 +152,19 @@ def read_token_file(path: str | Path) -> dict[str, np.ndarray]:
             f"{path}: expected tokens [K, H, W], actions [K-1, {ACTION_DIM}], pose [K, 5], found {shapes}; "
             "delete it and run preprocess.py again"
         )
+    _, height, width = shapes["tokens"]
+    expected = {
+        "depth": ("uint8", (frames, 2 * height, 2 * width)),
+        "nodes": ("uint8", (frames, *BOX)),
+        "origin": ("int32", (frames, 3)),
+    }
+    for name in EXTRAS:
+        if name in content and (found := (content[name].dtype.name, shapes[name])) != expected[name]:
+            kind, shape = expected[name]
+            raise DataError(
+                f"{path}: expected {name} {kind} {list(shape)}, found {found[0]} {list(found[1])}; delete it "
+                "and run preprocess.py again"
+            )
     return content
 
 
@@ -154,8 +178,10 @@ def with_first_pose(pose: np.ndarray, actions: np.ndarray, degrees_per_unit: flo
     return np.concatenate([first[None], pose[1:]])
 
 
-def write_token_file(path: str | Path, tokens: np.ndarray, actions: np.ndarray, pose: np.ndarray) -> None:
-    """Writes one token file atomically, so that a half-written file never counts."""
+def write_token_file(
+    path: str | Path, tokens: np.ndarray, actions: np.ndarray, pose: np.ndarray, **extras: np.ndarray
+) -> None:
+    """Writes one token file atomically, so that a half-written file never counts. `extras`: see EXTRAS."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
@@ -164,5 +190,6 @@ def write_token_file(path: str | Path, tokens: np.ndarray, actions: np.ndarray, 
             tokens=tokens.astype(np.uint16),
             actions=actions.astype(np.float32),
             pose=pose.astype(np.float32),
+            **extras,
         )
     os.replace(temporary, path)

@@ -1,5 +1,6 @@
 """The token files of a split in memory, and windows of consecutive frames drawn from them."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dataset.actions import CLASS_NAMES, action_class
+from dataset.surroundings import SCALE
 from dataset.token_files import MANIFEST, DataError, Manifest, read_token_file, with_first_pose
 from geometry.camera import relative_to_first
 
@@ -19,12 +22,18 @@ class TokenClips:
     """
 
     def __init__(
-        self, directory: str | Path, split: str, tokenizer: str | None = None, progress: bool = False
+        self,
+        directory: str | Path,
+        split: str,
+        tokenizer: str | None = None,
+        progress: bool = False,
+        extras: Collection[str] = (),
     ):
         """Loads the clips of `split` ("train", "val" or "all") that `directory`'s manifest names.
 
-        Raises DataError if there are none, if a file is broken, or if they were made by a tokenizer whose
-        fingerprint is not `tokenizer`.
+        `extras` names optional arrays to load as well (token_files.EXTRAS): at 32x18 `depth` takes 2,304
+        bytes a frame, `nodes` 343. Raises DataError if there are no clips, if a file is broken, if they were
+        made by a tokenizer whose fingerprint is not `tokenizer`, or if their depth has another scale.
         """
         self.directory = Path(directory)
         self.manifest = Manifest.load(directory)
@@ -33,6 +42,11 @@ class TokenClips:
                 f"{self.directory / MANIFEST}: tokens made by tokenizer {self.manifest.tokenizer}, "
                 f"the tokenizer in use is {tokenizer}; encode the clips again with it or give the other one"
             )
+        if "depth" in extras and self.manifest.depth_scale not in (None, SCALE):
+            raise DataError(
+                f"{self.directory / MANIFEST}: depth on the scale {self.manifest.depth_scale}, expected "
+                f"{SCALE}; preprocess again"
+            )
         self.entries = [c for c in self.manifest.clips if split == "all" or c.split == split]
         if not self.entries:
             counts = {s: sum(c.split == s for c in self.manifest.clips) for s in ("train", "val")}
@@ -40,8 +54,9 @@ class TokenClips:
         self.tokens: list[np.ndarray] = []  # [K, H, W] uint16 each
         self.actions: list[np.ndarray] = []  # [K-1, 5] float32 each
         self.pose: list[np.ndarray] = []  # [K, 5] float32 each
+        self.extras: dict[str, list[np.ndarray | None]] = {name: [] for name in extras}  # None: clip has none
         for entry in tqdm(self.entries, desc=f"load {split}", unit="clip", disable=not progress):
-            content = read_token_file(self.directory / entry.file)
+            content = read_token_file(self.directory / entry.file, extras)
             if len(content["tokens"]) != entry.frames:
                 raise DataError(
                     f"{self.directory / entry.file}: {len(content['tokens'])} frames, the manifest says "
@@ -54,6 +69,8 @@ class TokenClips:
                 )
             self.tokens.append(content["tokens"])
             self.actions.append(content["actions"])
+            for name, arrays in self.extras.items():
+                arrays.append(content.get(name))
             scale = self.manifest.camera_degrees_per_unit
             self.pose.append(with_first_pose(content["pose"], content["actions"], scale))
 
@@ -123,3 +140,81 @@ def epoch_windows(lengths: list[int], frames: int, seed: int, epoch: int) -> np.
             first = rng.integers(0, min(spare, transitions - 1) + 1)
             windows += [(clip, start) for start in range(first, spare + 1, transitions)]
     return rng.permutation(np.array(windows, dtype=np.int64).reshape(-1, 2))
+
+
+class WindowBatches:
+    """An endless stream of batches of training windows, pass after pass over the clips.
+
+    Its `position` is all that a resumed run needs to continue with the same batches.
+    """
+
+    def __init__(
+        self,
+        clips: TokenClips,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        balance: float = 0.0,
+    ):
+        """`balance`: `power` of `sample_by_class`. With several `processes` the one of this `rank` takes its
+        own slice of each batch, so that all together see the windows that one alone would see; `batch_size`
+        is that of all together."""
+        self.clips, self.batch_size, self.seed, self.balance = clips, batch_size, seed, balance
+        self.classes = [action_class(actions) for actions in clips.actions]
+        share = batch_size // processes
+        self.own = slice(rank * share, (rank + 1) * share)
+        self.lengths = [len(tokens) for tokens in clips.tokens]
+        self.position = {"epoch": 0, "index": 0, "seq_len": 0}
+        self._windows: np.ndarray | None = None
+
+    def restore(self, position: dict) -> None:
+        """Continues from a saved `position`."""
+        self.position = dict(position)
+        self._windows = None
+
+    def windows_of_pass(self, seq_len: int, epoch: int) -> np.ndarray:
+        """The windows [N, 2] of a pass, in their order."""
+        windows = epoch_windows(self.lengths, seq_len + 1, self.seed, epoch)
+        return sample_by_class(windows, self.classes, seq_len + 1, self.balance, self.seed, epoch)
+
+    def class_shares(self, seq_len: int) -> dict[str, tuple[float, float]]:
+        """Share of each action class in the data, and in the windows sampled from it."""
+        data = epoch_windows(self.lengths, seq_len + 1, self.seed, 0)
+        shares = (
+            class_shares(windows, self.classes, seq_len + 1, len(CLASS_NAMES))
+            for windows in (data, self.windows_of_pass(seq_len, 0))
+        )
+        return dict(zip(CLASS_NAMES, zip(*shares, strict=True), strict=True))
+
+    def next(self, seq_len: int) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
+        """The next batch of windows of `seq_len` transitions, this process's slice of it.
+
+        -> windows [B, 2], tokens [B, seq_len+1, H, W], actions [B, seq_len, 5], pose [B, seq_len+1, 5], as in
+        `TokenClips.batch`. A pass ends when fewer windows than a batch are left. A new `seq_len` begins a new
+        pass. Raises DataError if the clips have too few windows for one batch.
+        """
+        p = self.position
+        if p["seq_len"] != seq_len:
+            new_pass = p["seq_len"] != 0
+            p.update(epoch=p["epoch"] + new_pass, index=0, seq_len=seq_len)
+            self._windows = None
+        if self._windows is None:
+            self._windows = self.windows_of_pass(seq_len, p["epoch"])
+        if p["index"] + self.batch_size > len(self._windows):
+            p.update(epoch=p["epoch"] + 1, index=0)
+            self._windows = self.windows_of_pass(seq_len, p["epoch"])
+            if len(self._windows) < self.batch_size:
+                raise DataError(
+                    f"{self.clips.directory}: only {len(self._windows)} windows of {seq_len} steps for a "
+                    f"batch of {self.batch_size}; lower BATCH_SIZE or SEQ_LEN, or record more"
+                )
+        windows = self._windows[p["index"] : p["index"] + self.batch_size]
+        p["index"] += self.batch_size
+        windows = windows[self.own]
+        return windows, *self.clips.batch(windows, seq_len + 1)
+
+    @property
+    def completion(self) -> float:
+        """Per cent of the current pass that has been used."""
+        return 100 * self.position["index"] / max(1, len(self._windows) if self._windows is not None else 0)

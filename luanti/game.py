@@ -23,13 +23,15 @@ from Xlib.error import ConnectionClosedError, XError
 from Xlib.ext import xtest
 
 from dataset.actions import wrap
-from geometry.camera import focal_length
+from dataset.surroundings import BLOCK, BOX, REACH, centre_of_block, inverse_axial_depth
+from geometry.camera import focal_length, rays
 from runtime.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
 FPS = 16
 BITS, STRIP = 14, 16  # the barcode's bits, and the side of one of its cells in pixels (clientmods/ochre_log)
 DEGREES_PER_PIXEL = 0.2354  # of the mouse, at the sensitivity in minetest.conf
+NEAR, FAR = 0.1, 2000.0  # metres, the clipping planes of the game's depth buffer
 EYE_HEIGHT = 1.47  # metres above the feet, in Minetest Game
 TITLES = ("Minetest", "Luanti")  # in the title of the game's window
 KEYSYMS = {"forward": "w", "back": "s", "left": "a", "right": "d", "jump": "space", "sneak": "Shift_L"}
@@ -58,6 +60,11 @@ class Picture:
     def window(self) -> tuple[int, int]:
         """Width and height of the game's window in pixels."""
         return self.width * self.scale, self.height * self.scale + 2 * STRIP
+
+    @property
+    def block(self) -> int:
+        """Pixels of the window on each side of what gets one ray distance."""
+        return BLOCK * self.scale
 
     @property
     def fov_setting(self) -> float:
@@ -90,6 +97,11 @@ class Frame:
     eye_node: str  # what the eye is in
     feet_node: str
     daylight: int  # 0..15, at the eye at noon
+    # What surroundings.py describes: inverse ray distances [H/4, W/4] float32 in 1/m; the nodes around
+    # the player [7, 7, 7] uint8, and where they are.
+    inverse_distance: np.ndarray | None = None
+    nodes: np.ndarray | None = None
+    origin: tuple[int, int, int] = (0, 0, 0)
 
 
 def find_game() -> Path:
@@ -239,6 +251,11 @@ class Game:
         self.world = self.home / "worlds" / "world"
         self.answers: dict[str, dict] = defaultdict(dict)  # [what][id]: what the server's mod said
         self.line: dict = {}  # the client mod's last line
+        self.nodes: np.ndarray | None = None  # the last that a line told, and the first node of them
+        self.origin = (0, 0, 0)
+        self.depth: np.ndarray | None = None  # the depth buffer at the blocks' centres, [H/4, W/4, 4]
+        size = picture.height // BLOCK, picture.width // BLOCK
+        self.cosine = rays(*size, picture.vertical_fov).numpy()[..., 2]  # of each block's ray to the axis
         self.yaw = 0.0  # degrees, not wrapped
         self.started = time.monotonic()
         self.controls: Controls | None = None
@@ -302,6 +319,8 @@ class Game:
             "LOCKSTEP_DATE": str(random.SystemRandom().randrange(10**9, 2 * 10**9)),
             "LOCKSTEP_WIDTH": str(width),
             "LOCKSTEP_HEIGHT": str(height),
+            "LOCKSTEP_STRIP": str(STRIP),
+            "LOCKSTEP_BLOCK": str(self.picture.block),
             "LOCKSTEP_FPS": str(FPS),
             "LOCKSTEP_SPEED": "1" if self.seen else str(PACE),
             "LOCKSTEP_SHOW_EVERY": "1" if self.seen else "8",
@@ -386,6 +405,9 @@ class Game:
             width, height = self.picture.window
             pixels = np.empty((height, width, 4), np.uint8)
             self._receive(memoryview(pixels).cast("B"))
+            depth = np.empty((*self.cosine.shape, 4), np.float32)
+            self._receive(memoryview(depth).cast("B"))
+            self.depth = depth[::-1]
         self._read_log()
         return pixels[::-1] if pixels is not None else None  # OpenGL counts rows from below
 
@@ -400,6 +422,8 @@ class Game:
             content = json.loads(content) or {}
             if what == "frame":
                 self.line = content
+                if "nodes" in content:
+                    self.nodes, self.origin = read_nodes(content["nodes"], content["middle"])
             else:
                 self.answers[what][content.get("id", "")] = content
 
@@ -457,7 +481,15 @@ class Game:
             eye_node=line["node"],
             feet_node=line["feet"],
             daylight=line["light"],
+            inverse_distance=self._inverse_distance(),
+            nodes=self.nodes,
+            origin=self.origin,
         )
+
+    def _inverse_distance(self) -> np.ndarray:
+        """Inverse ray distances at the blocks' centres, [H/4, W/4] float32 in 1/m."""
+        axial = centre_of_block(inverse_axial_depth(self.depth, NEAR, FAR))
+        return (axial * self.cosine).astype(np.float32)
 
     # -------------------------------------------------------- places
 
@@ -489,6 +521,14 @@ def minecraft(pos: list[float]) -> tuple[float, float, float]:
     """The game's [x, y, z] in Minecraft's axes: x is mirrored."""
     x, y, z = pos
     return -x, y, z
+
+
+def read_nodes(digits: str, middle: list[int]) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The box of nodes in a line of the client mod and its middle, in the game's axes -> `nodes` and
+    `origin` in Minecraft's axes, as surroundings.py describes them."""
+    nodes = (np.frombuffer(digits.encode("ascii"), np.uint8) - ord("0")).reshape(BOX)
+    x, y, z = map(int, middle)  # the game writes 3.0 for 3
+    return nodes, (-x - REACH, y - REACH, z - REACH)
 
 
 def read_barcode(pixels: np.ndarray) -> int | None:

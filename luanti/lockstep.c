@@ -4,9 +4,12 @@
  *    one frame of the recording, however long the machine took over it. Where the main thread sleeps, its clock
  *    jumps by as much; other threads sleep really, but LOCKSTEP_SPEED times shorter, since the game's clock runs
  *    about so many times faster than ours.
- * 2. A gate at the buffer swap. The frame is reported on the socket LOCKSTEP_FD (one byte, and the picture as
- *    width x height BGRA if it was asked for), then the game waits there for one byte: HOLD_PICTURE or HOLD_BLANK,
- *    what to report at the next frame. Input sent meanwhile acts on that next frame. A closed socket ends the game.
+ * 2. A gate at the buffer swap. The frame is reported on the socket LOCKSTEP_FD (one byte, and if it was asked for
+ *    the picture as width x height BGRA and its depth), then the game waits there for one byte: HOLD_PICTURE or
+ *    HOLD_BLANK, what to report at the next frame. Input sent meanwhile acts on that next frame. A closed socket ends
+ *    the game.
+ *    Depth: the depth buffer without LOCKSTEP_STRIP rows above and below, in blocks of LOCKSTEP_BLOCK x LOCKSTEP_BLOCK
+ *    pixels; of each block the four pixels around its centre, as floats of 0..1. Rows from below, as the picture's.
  *
  * Build: cc -O2 -shared -fPIC -o lockstep.so lockstep.c -ldl
  */
@@ -26,12 +29,15 @@
 #define SECOND 1000000000LL
 #define GL_BGRA 0x80E1
 #define GL_UNSIGNED_BYTE 0x1401
+#define GL_DEPTH_COMPONENT 0x1902
+#define GL_FLOAT 0x1406
 enum { HOLD_BLANK = 'b', HOLD_PICTURE = 'p' };
 
-static int gate = -1, width, height, show_every;
+static int gate = -1, width, height, strip, block, show_every;
 static long long frame_ns;
 static double speed;
 static unsigned char *picture;
+static float *depth, *centres;
 static struct timespec start[2]; /* of CLOCK_REALTIME and of the monotonic clocks */
 static long long elapsed;        /* virtual nanoseconds since then */
 
@@ -51,10 +57,14 @@ __attribute__((constructor)) static void set_up(void)
     real_time(CLOCK_MONOTONIC, &start[1]);
     width = number("LOCKSTEP_WIDTH", 0);
     height = number("LOCKSTEP_HEIGHT", 0);
+    strip = number("LOCKSTEP_STRIP", 0);
+    block = number("LOCKSTEP_BLOCK", 4);
     frame_ns = SECOND / number("LOCKSTEP_FPS", 16);
     speed = number("LOCKSTEP_SPEED", 1);
     show_every = number("LOCKSTEP_SHOW_EVERY", 1);
     picture = malloc((size_t)width * height * 4);
+    depth = malloc((size_t)width * height * sizeof *depth);
+    centres = malloc((size_t)width * height * sizeof *centres);
     gate = number("LOCKSTEP_FD", -1);
     unsetenv("LD_PRELOAD"); /* what the game starts is not part of it */
 }
@@ -181,10 +191,28 @@ static void report(const void *bytes, size_t count)
     }
 }
 
+typedef void ReadPixels(int, int, int, int, unsigned, unsigned, void *);
+
+static void report_depth(ReadPixels *read_pixels)
+{
+    int rows = height - 2 * strip;
+    float *centre = centres;
+    read_pixels(0, strip, width, rows, GL_DEPTH_COMPONENT, GL_FLOAT, depth);
+    for (int y = block / 2; y < rows; y += block)
+        for (int x = block / 2; x < width; x += block) {
+            const float *at = depth + (size_t)y * width + x;
+            *centre++ = at[-width - 1];
+            *centre++ = at[-width];
+            *centre++ = at[-1];
+            *centre++ = at[0];
+        }
+    report(centres, (size_t)(centre - centres) * sizeof *centres);
+}
+
 /* Returns whether the frame should be shown in the window, too. */
 static int hold_frame(void)
 {
-    static void (*read_pixels)(int, int, int, int, unsigned, unsigned, void *);
+    static ReadPixels *read_pixels;
     static char order = HOLD_BLANK;
     static int frames;
     if (gate < 0)
@@ -195,6 +223,7 @@ static int hold_frame(void)
             read_pixels = dlsym(RTLD_DEFAULT, "glReadPixels");
         read_pixels(0, 0, width, height, GL_BGRA, GL_UNSIGNED_BYTE, picture);
         report(picture, (size_t)width * height * 4);
+        report_depth(read_pixels);
     }
     ssize_t got;
     while ((got = recv(gate, &order, 1, 0)) < 0 && errno == EINTR)

@@ -13,8 +13,9 @@ import numpy as np
 
 from dataset import actions
 from dataset.recordings import ClipWriter
+from dataset.surroundings import Surroundings, encode_inverse_distance
 from luanti.game import DEGREES_PER_PIXEL, EYE_HEIGHT, FPS, Frame, Game, GameError, Picture
-from luanti.player import HORIZONTAL, MAX_TURN, Player, Senses
+from luanti.player import HORIZONTAL, MAX_TURN, Player, Senses, style_of
 from runtime.video import resize
 
 TIMES = {"dawn": 0.23, "morning": 0.32, "noon": 0.5, "evening": 0.74, "night": 0.0}  # parts of a day
@@ -225,6 +226,7 @@ def record_clip(
     with ClipWriter(options.out, plan.name, FPS, preset="veryfast") as clip:
         kept, ended = play(game, plan.seed, options, clip, seen)
         seen(clip.frames % FPS)
+        told = {} if options.human else {"player_style": style_of(plan.seed).name}
         shortest = 2 * FPS if options.human else SHORTEST * options.frames
         if clip.frames < min(shortest, options.frames):
             raise ClipRejected(f"{ended} after {clip.frames} frames in {biome}")
@@ -238,19 +240,33 @@ def record_clip(
                 "vertical_fov_degrees": options.picture.vertical_fov,
                 "eye_height": EYE_HEIGHT,
                 "player": "human" if options.human else "scripted",
+                **told,
                 "ended": ended,
                 **options.labels,
                 "actions": entries(kept, clip.frames),
-            }
+            },
+            surroundings_of(kept[: clip.frames]),
         )
     return ended
+
+
+def surroundings_of(frames: list[Frame]) -> Surroundings:
+    """Depth and nodes of the frames; their `inverse_distance` is encoded already. Raises GameError."""
+    if any(frame.nodes is None for frame in frames):
+        raise GameError("the game's log tells no nodes around the player")
+    return Surroundings(
+        np.stack([frame.inverse_distance for frame in frames]),
+        np.stack([frame.nodes for frame in frames]),
+        np.array([frame.origin for frame in frames], np.int32),
+    )
 
 
 def play(
     game: Game, seed: str, options: Options, clip: ClipWriter, seen: Callable[[int], None]
 ) -> tuple[list[Frame], str]:
-    """Plays one clip -> its frames and the one after them, without pictures, and how it ended."""
-    player, watch = Player(seed), Watch()
+    """Plays one clip -> its frames and the one after them, without pictures and with `inverse_distance`
+    encoded, and how it ended."""
+    player, watch = Player(seed, style_of(seed)), Watch()
     kept: list[Frame] = []
     size = options.picture.height, options.picture.width
     game.release()
@@ -263,14 +279,16 @@ def play(
         ended = "" if options.human else watch(frame)
         if len(kept) == options.frames:
             ended = ended or "complete"
-        kept.append(replace(frame, picture=None))  # the pixels go into the video
+        # The pixels go into the video; what stays in memory for the whole clip should be small.
+        codes = encode_inverse_distance(frame.inverse_distance)
+        kept.append(replace(frame, picture=None, inverse_distance=codes))
         if ended:
             return kept, ended
         if options.human:
             due = max(due + 1 / FPS, time.monotonic() - 1 / FPS)
             time.sleep(max(0.0, due - time.monotonic()))
         else:
-            command = player(Senses(frame.yaw, frame.pitch, frame.pos, is_liquid(frame.feet_node)))
+            command = player(senses_of(frame, options.picture.vertical_fov))
             game.controls.apply(command.keys, *mouse.pixels(frame, command.yaw, command.pitch))
         try:
             game.release()
@@ -288,6 +306,20 @@ def play(
             raise GameError("the game has paused itself")
         if abs(frame.seconds - 1 / FPS) > 1e-4:
             raise GameError(f"a frame took {frame.seconds:.4f} s of game time, expected {1 / FPS:.4f}")
+
+
+def senses_of(frame: Frame, vertical_fov: float) -> Senses:
+    """What the player knows of a frame."""
+    return Senses(
+        frame.yaw,
+        frame.pitch,
+        frame.pos,
+        is_liquid(frame.feet_node),
+        frame.inverse_distance,
+        vertical_fov,
+        frame.nodes,
+        frame.origin,
+    )
 
 
 def paused_or_quit(game: Game) -> str:

@@ -106,7 +106,7 @@ def _sample(logits: Tensor, noise: Tensor, temperature: float, sampling: Samplin
 
 @torch.no_grad()
 def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise: Tensor) -> Tensor:
-    """A model's prediction -> the next frame's tokens [B, H, W], in `sampling.passes` passes; noise [B, H, W].
+    """A prediction -> the next frame's tokens [B, H, W], in `sampling.passes` passes; noise [B, H, W].
 
     The first pass samples all cells, and visible ones are final. Each further pass samples the least
     confident disoccluded cells again, conditioned on the others: after pass p of P, the share cos(pi p / 2P)

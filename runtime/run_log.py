@@ -1,20 +1,29 @@
-"""What every training run keeps: its log, on disk and in wandb, and an ear for signals to stop."""
+"""The log of a training run, on disk and in wandb, means of logged values, and stopping on a signal."""
 
 import json
+import math
 import os
+import secrets
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from runtime.config import SettingError
+
 MODES = ("auto", "online", "offline", "disabled")
+RUN_ID = "wandb_run_id.txt"  # in the run's folder: the wandb run that a resumed run continues
 
 
 def wandb_mode(wanted: str) -> str:
-    """The mode for wandb.init; "auto" is online where a key is known, else disabled: it never asks."""
+    """The mode for wandb.init. "auto" is online where an API key is found, else disabled; it never prompts.
+
+    Raises SettingError for an unknown mode.
+    """
     if wanted not in MODES:
-        raise ValueError(f"WANDB={wanted!r}: expected one of {', '.join(MODES)}")
+        raise SettingError(f"WANDB={wanted}: expected one of {', '.join(MODES)}")
     if wanted != "auto":
         return wanted
     if os.environ.get("WANDB_MODE") in MODES[1:]:
@@ -28,40 +37,83 @@ def wandb_mode(wanted: str) -> str:
 
 
 class StopRequest:
-    """True once SIGINT or SIGTERM has come: the loop then ends after the step in hand, and saves."""
+    """True once SIGINT or SIGTERM has arrived: the training loop then ends after its step and saves."""
 
     def __init__(self):
-        self.asked = False
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.received = False
+        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def _ask(self, *_) -> None:
-        self.asked = True
+    def _receive(self, *_) -> None:
+        self.received = True
 
     def __bool__(self) -> bool:
-        return self.asked
+        return self.received
 
     def release(self) -> None:
-        """Gives the signals back to whoever had them."""
+        """Restores the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
-class RunLog:
-    """Metrics to `log.jsonl` and to wandb, over optimizer steps. A logger that fails never ends a run."""
+class Means:
+    """Means of the values of the steps since the last log line, and the rate of what was processed."""
 
-    def __init__(self, directory: Path, mode: str, project: str, constants: dict):
+    def __init__(self):
+        self.values: dict[str, list[float]] = {}
+        self.items = 0  # frames or pictures
+        self.start = time.monotonic()
+
+    def add(self, items: int, values: dict[str, float]) -> None:
+        """The values of one step, which processed `items`; NaN is left out of its mean."""
+        self.items += items
+        for name, value in values.items():
+            if not math.isnan(value):
+                self.values.setdefault(name, []).append(value)
+
+    def take(self) -> tuple[dict[str, float], float, float]:
+        """-> the means, items per second and seconds since the last call; starts anew."""
+        means = {name: sum(values) / len(values) for name, values in self.values.items()}
+        seconds = time.monotonic() - self.start
+        rate = self.items / seconds
+        self.__init__()
+        return means, rate, seconds
+
+
+class RunLog:
+    """Writes metrics to `log.jsonl` and to wandb, by optimizer step. A failure of wandb never ends a run."""
+
+    def __init__(self, directory: Path, mode: str, project: str, constants: dict, resumed: bool = False):
+        """`constants` become the wandb run's config. `resumed`: the same wandb run is continued.
+
+        Raises SettingError for an unknown mode.
+        """
+        mode = wandb_mode(mode)
         self.file = open(Path(directory) / "log.jsonl", "a")
         self.run = None
-        mode = wandb_mode(mode)
         if mode != "disabled":
             try:
                 import wandb
 
                 self.wandb = wandb
-                self.run = wandb.init(project=project, config=constants, dir=str(directory), mode=mode)
-            except Exception as error:  # a logger that cannot start must not cost a training run
-                print(f"wandb: {error}; going on without it")
+                self.run = wandb.init(
+                    project=project,
+                    config=constants,
+                    dir=str(directory),
+                    mode=mode,
+                    id=self._run_id(Path(directory) / RUN_ID, resumed),
+                    resume="allow",
+                )
+            except Exception as error:  # wandb raises many types; none may cost a training run
+                print(f"wandb: {error}; continuing without it")
         print(f"wandb: {mode if self.run else 'disabled'}; metrics in {Path(directory) / 'log.jsonl'}")
+
+    @staticmethod
+    def _run_id(file: Path, resumed: bool) -> str:
+        """The id in `file` for a resumed run, else a new id, which is written there."""
+        if resumed and file.is_file():
+            return file.read_text().strip()
+        file.write_text(run_id := secrets.token_hex(4))
+        return run_id
 
     def write(self, step: int, metrics: dict) -> None:
         """One row of metrics at an optimizer step."""
@@ -74,12 +126,12 @@ class RunLog:
         self._send(lambda: self.run.log({name: self.wandb.Image(image)}, step=step))
 
     def _send(self, entry: Callable[[], None]) -> None:
-        """Sends an entry to wandb, which is given up at its first failure: it must not cost a run."""
+        """Sends an entry to wandb. After the first failure nothing more is sent."""
         if self.run:
             try:
                 entry()
             except Exception as error:
-                print(f"wandb: {error}; going on without it")
+                print(f"wandb: {error}; continuing without it")
                 self.run = None
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""The world model: one frame at a time is the same as a sequence, actions matter, and so does the past."""
+"""The ConvGRU baseline: steps and sequences agree; actions and earlier frames change the prediction."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_step_over_a_sequence_equals_forward(model):
     for t in range(6):
         logits, state = model.step(tokens[:, t], actions[:, t], state)
         steps.append(logits)
-    # Embedding all frames in one convolution may round otherwise than one at a time: bits, not more.
+    # Embedding all frames in one convolution may round differently than one at a time.
     torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=0, atol=1e-6)
     torch.testing.assert_close(state, last, rtol=0, atol=1e-6)
 
@@ -56,7 +58,7 @@ def test_a_sequence_may_be_cut_anywhere(model):
 
 
 @torch.no_grad()
-def test_a_prediction_never_sees_what_comes_after_it(model):
+def test_a_prediction_does_not_depend_on_later_frames(model):
     tokens, actions = sequence(5)
     changed, turned = tokens.clone(), actions.clone()
     changed[:, 3:] = (changed[:, 3:] + 1) % V
@@ -67,7 +69,7 @@ def test_a_prediction_never_sees_what_comes_after_it(model):
 
 
 @torch.no_grad()
-def test_the_windows_of_a_batch_do_not_mix(model):
+def test_windows_of_a_batch_are_independent(model):
     tokens, actions = sequence(3, batch=3)
     together = model(tokens, actions)[0]
     alone = model(tokens[1:2], actions[1:2])[0]
@@ -85,7 +87,7 @@ def test_every_action_changes_the_logits(model, name):
 
 @torch.no_grad()
 def test_film_scales_and_shifts_the_input_of_each_layer(model):
-    """x * (1 + gamma) + beta, written out by hand for one frame."""
+    """x * (1 + gamma) + beta, computed by hand for one frame."""
     tokens, actions = sequence(1)
     film = model.compute_film(actions[:, 0])
     x = model.compute_embeddings(tokens[:, 0])
@@ -109,12 +111,12 @@ def test_cell_follows_the_gru_equations():
 
 
 @torch.no_grad()
-def test_the_state_remembers(model):
+def test_the_state_carries_earlier_frames(model):
     tokens, actions = sequence(4)
     other = tokens.clone()
     other[:, 0] = (other[:, 0] + 1) % V  # only the first frame differs
     difference = (model(tokens, actions)[0] - model(other, actions)[0]).abs().amax((0, 2, 3, 4))
-    assert (difference > 1e-6).all(), "all later frames feel it"
+    assert (difference > 1e-6).all(), "it changes all later frames"
 
 
 @torch.no_grad()
@@ -128,13 +130,13 @@ def test_the_state_stays_float32_under_autocast(model):
 @torch.no_grad()
 @pytest.mark.parametrize("layers, steps", [(1, 1), (2, 1), (1, 2)])
 def test_information_moves_two_cells_a_layer(layers, steps):
-    """The reset gate and the candidate each look one cell further: content cannot jump beyond that."""
+    """Reset gate and candidate each extend the receptive field by one cell."""
     torch.manual_seed(0)
     model = ConvGRUWorldModel(WorldModelConfig(V, 17, 17, embed_dim=8, hidden_dim=8, layers=layers))
     tokens, actions = torch.randint(0, V, (1, steps, 17, 17)), torch.zeros(1, steps, 5)
     other = tokens.clone()
     other[0, 0, 8, 8] = (other[0, 0, 8, 8] + 1) % V
-    state = torch.randn(model.init_state(1).shape)  # r * h is 0 while nothing has been seen
+    state = torch.randn(model.init_state(1).shape)  # not zero, so that r * h is not
     difference = (model(tokens, actions, state)[0] - model(other, actions, state)[0])[0, -1].abs().amax(0)
     reached = (difference > 0).nonzero() - 8
     assert reached.abs().max() == 2 * layers * steps
@@ -157,9 +159,9 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(model, monkeypatc
     assert len(calls) == 3 * CONFIG.layers
     calls.clear()
     model.gradient_checkpointing = True
-    spared = gradients(model)
+    recomputed = gradients(model)
     assert len(calls) == 2 * 3 * CONFIG.layers, "each step runs once more in the backward pass"
-    for a, b in zip(plain, spared, strict=True):
+    for a, b in zip(plain, recomputed, strict=True):
         torch.testing.assert_close(a, b)
     calls.clear()
     with torch.no_grad():
@@ -172,7 +174,7 @@ def test_every_weight_gets_a_gradient(model):
 
 
 def test_a_few_steps_of_training_learn_to_copy(model):
-    """The smallest sign that loss, state and head are joined up: still frames are soon predicted."""
+    """Constant frames are soon predicted, so loss, state and head work together."""
     tokens = torch.randint(0, V, (4, 1, H, W)).expand(4, 4, H, W)
     actions = torch.zeros(4, 4, 5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
@@ -186,13 +188,15 @@ def test_a_few_steps_of_training_learn_to_copy(model):
     assert losses[0] > 2.0 and losses[-1] < 0.5
 
 
-def test_started_on_a_codebook_alike_codes_are_alike():
+def test_similar_codes_start_with_similar_weights():
     torch.manual_seed(0)
     kinds = torch.randn(4, 24) * 3
-    codebook = kinds.repeat_interleave(8, 0) + 0.1 * torch.randn(32, 24)  # codes 0-7 look alike, 8-15, ...
+    codebook = kinds.repeat_interleave(8, 0) + 0.1 * torch.randn(32, 24)  # codes 0-7 are similar, 8-15, ...
+    tokenizer = SimpleNamespace(codebook=codebook)
     for width in (6, 40):  # fewer and more dimensions than the codebook has
-        model = ConvGRUWorldModel(WorldModelConfig(32, 3, 4, embed_dim=width, hidden_dim=width, layers=1))
-        model.init_from_codebook(codebook)
+        config = WorldModelConfig(32, 3, 4, embed_dim=width, hidden_dim=width, layers=1)
+        model = ConvGRUWorldModel(config, tokenizer)
+        model.init_from_codebook()
         for weight in (model.embed.weight, model.head.weight[:, :, 0, 0]):
             distance = torch.cdist(weight.detach(), weight.detach()) + 1e9 * torch.eye(32)
             nearest = distance.argsort(1)[:, :7] // 8

@@ -20,11 +20,13 @@ import torch
 
 import preprocess
 from dataset import clip_check
-from dataset.token_files import SAMPLES, Manifest, read_token_file, split_of, unpack_indices
+from dataset.recordings import depth_path
+from dataset.surroundings import BOX, SCALE, Surroundings, write_surroundings
+from dataset.token_files import EXTRAS, SAMPLES, Manifest, read_token_file, split_of, unpack_indices
 from metrics import measure_turns
 from runtime import checkpoint
 from runtime.video import read_frames, resize, write_video
-from vq_vae.tokenizer import load_tokenizer, tokenizer_content
+from vq_vae.tokenizer import load_tokenizer
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +49,7 @@ def tokenizer(tmp_path_factory) -> Path:
     with torch.no_grad():
         model.quantizer.codebook.copy_(model.encoder(levels.expand(-1, 3, 16, 32))[:, :, 2, 4])
     path = tmp_path_factory.mktemp("tokenizer") / "grey.pt"
-    checkpoint.save(path, tokenizer_content(model))
+    checkpoint.save(path, tokenizer.tokenizer_content(model))
     return path
 
 
@@ -582,6 +584,93 @@ def test_files_that_no_manifest_vouches_for_are_made_again(five, tmp_path, token
     assert "4 clips kept, 0 already done" in capsys.readouterr().out
 
 
+# ------------------------------------------------------------ depth and nodes
+
+
+def give_depth(video: Path, frames: int, size: tuple[int, int] = (8, 16)) -> None:
+    """A depth file in which frame k has the code k everywhere, but for the column, and origin k."""
+    k, columns = np.arange(frames, dtype=np.uint8), np.arange(size[1], dtype=np.uint8)
+    write_surroundings(
+        depth_path(video),
+        Surroundings(
+            np.broadcast_to(k[:, None, None] + 32 * (columns % 4), (frames, *size)),
+            np.broadcast_to(k[:, None, None, None] % 5, (frames, *BOX)),
+            np.repeat(k[:, None], 3, 1).astype(np.int32),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, kept", [((), range(20)), (("--fps_target", "8", "--trim_seconds", "0.25"), range(4, 20, 2))]
+)
+def test_depth_and_nodes_are_those_of_the_kept_frames(tmp_path, tokenizer, flags, kept):
+    _, video = gamefactory_clip(tmp_path / "clips", frames=20, extra=3)
+    give_depth(video, 20)
+    manifest = encode(tmp_path / "clips", tmp_path / "out", tokenizer, *flags)
+    assert manifest.depth_scale == SCALE
+    content = read_token_file(tmp_path / "out" / "clip.npz", EXTRAS)
+    assert frame_numbers(content["tokens"]) == list(kept)
+    assert content["depth"].shape == (len(kept), 8, 16)
+    assert content["depth"][:, 3, 4].tolist() == list(kept)
+    assert content["depth"][0, 0].tolist() == [kept[0] + 32 * (c % 4) for c in range(16)]
+    assert content["nodes"][:, 0, 0, 0].tolist() == [k % 5 for k in kept]
+    assert content["origin"].tolist() == [[k] * 3 for k in kept]
+
+
+def test_depth_of_another_size_is_read_at_the_nearest_places(tmp_path, tokenizer):
+    _, video = gamefactory_clip(tmp_path / "clips", frames=5)
+    give_depth(video, 5, (24, 48))
+    encode(tmp_path / "clips", tmp_path / "out", tokenizer)
+    depth = read_token_file(tmp_path / "out" / "clip.npz", EXTRAS)["depth"]
+    assert depth.shape == (5, 8, 16)
+    assert depth[2, 0].tolist() == [2 + 32 * ((3 * c + 1) % 4) for c in range(16)]  # the middle of three
+
+
+def test_clips_without_depth_make_the_files_that_they_made_before(tmp_path, tokenizer):
+    gamefactory_clip(tmp_path / "clips")
+    manifest = encode(tmp_path / "clips", tmp_path / "out", tokenizer)
+    assert manifest.depth_scale is None
+    with np.load(tmp_path / "out" / "clip.npz") as arrays:
+        assert set(arrays) == {"tokens", "actions", "pose"}
+
+
+def test_a_depth_file_of_another_length_or_broken_skips_the_clip_and_names_the_file(tmp_path, tokenizer):
+    for name in ("good", "short", "torn"):
+        _, video = gamefactory_clip(tmp_path / "clips", name)
+        give_depth(video, 19 if name == "short" else 20)
+    torn = depth_path(tmp_path / "clips" / "video" / "torn.mp4")
+    torn.write_bytes(torn.read_bytes()[:100])
+    found = reasons(encode(tmp_path / "clips", tmp_path / "out", tokenizer))
+    assert set(found) == {"short", "torn"}
+    assert "short.npz: 19 frames, its clip has 20" in found["short"]
+    assert "broken depth" in found["torn"] and "torn.npz: cannot be read" in found["torn"]
+
+
+def test_token_files_made_before_the_clip_had_depth_are_made_again(tmp_path, tokenizer, capsys):
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    videos = [gamefactory_clip(clips, name)[1] for name in ("a", "b")]
+    encode(clips, out, tokenizer)
+    give_depth(videos[0], 20)
+    before = (out / "b.npz").stat().st_mtime_ns
+    capsys.readouterr()
+    assert encode(clips, out, tokenizer).depth_scale == SCALE
+    assert "1 clips kept, 1 already done" in capsys.readouterr().out
+    assert "depth" in read_token_file(out / "a.npz", EXTRAS)
+    assert (out / "b.npz").stat().st_mtime_ns == before
+    encode(clips, out, tokenizer)
+    assert "0 clips kept, 2 already done" in capsys.readouterr().out
+
+
+def test_a_folder_with_depth_on_another_scale_is_refused(tmp_path, tokenizer, capsys):
+    _, video = gamefactory_clip(tmp_path / "clips")
+    give_depth(video, 20)
+    manifest = encode(tmp_path / "clips", tmp_path / "out", tokenizer)
+    manifest.depth_scale = {**SCALE, "nearest_m": 1.0}
+    manifest.save(tmp_path / "out")
+    encode(tmp_path / "clips", tmp_path / "out", tokenizer, status=2)
+    assert "depth_scale" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("folders", ["one", "two"])
 def test_two_shards_make_what_one_run_makes(five, tmp_path, tokenizer, folders):
     clips, whole = five
@@ -636,7 +725,7 @@ def test_another_tokenizer_in_the_same_folder_is_refused(five, tmp_path, tokeniz
     clips, whole = five
     model = load_tokenizer(tokenizer)
     model.quantizer.codebook.add_(1)
-    checkpoint.save(tmp_path / "other.pt", tokenizer_content(model))
+    checkpoint.save(tmp_path / "other.pt", tokenizer.tokenizer_content(model))
     encode(clips, whole, tmp_path / "other.pt", status=2)
     assert f"tokenizer = {Manifest.load(whole).tokenizer}" in capsys.readouterr().err
 

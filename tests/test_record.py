@@ -27,7 +27,25 @@ import record
 from dataset import actions
 from dataset.actions import DEGREES_PER_UNIT
 from dataset.clip_check import check_clips
-from dataset.recordings import clip_paths, find_clips, gamefactory_actions, gamefactory_track, world_key
+from dataset.recordings import (
+    clip_paths,
+    depth_path,
+    find_clips,
+    gamefactory_actions,
+    gamefactory_track,
+    read_depth_file,
+    world_key,
+)
+from dataset.surroundings import (
+    BOX,
+    FREE,
+    LIQUID,
+    LOW,
+    REACH,
+    SOLID,
+    decode_inverse_distance,
+    encode_inverse_distance,
+)
 from luanti import game
 from luanti.game import (
     BITS,
@@ -46,8 +64,9 @@ from luanti.game import (
     find_game,
     minecraft,
     read_barcode,
+    read_nodes,
 )
-from luanti.player import MAX_TURN
+from luanti.player import MAX_TURN, style_of
 from luanti.recorder import (
     ADRIFT_FRAMES,
     BIOMES,
@@ -61,6 +80,7 @@ from luanti.recorder import (
     entries,
     place_of,
     plan_clips,
+    surroundings_of,
 )
 from runtime.video import count_frames, read_frames, video_fps
 
@@ -183,6 +203,41 @@ def test_a_turn_past_180_degrees_is_no_jump():
 
 def test_minecrafts_axes_are_the_games_with_x_mirrored():
     assert minecraft([1.0, 2.0, 3.0]) == (-1.0, 2.0, 3.0)
+
+
+# ------------------------------------------------------------ surroundings
+
+
+def test_nodes_of_the_log_are_mirrored_into_minecrafts_axes():
+    """The game's mod lists x falling, then y and z rising; a solid node two to the game's +x of the feet."""
+    digits = [
+        "3" if (x, y, z) == (12, 5, -3) else "1"
+        for x in range(10 + REACH, 9 - REACH, -1)
+        for y in range(5 - REACH, 6 + REACH)
+        for z in range(-4 - REACH, -3 + REACH)
+    ]
+    nodes, origin = read_nodes("".join(digits), [10.0, 5.0, -4.0])
+    assert nodes.shape == BOX and set(nodes.ravel().tolist()) == {FREE, SOLID}
+    solid = np.array(origin) + np.argwhere(nodes == SOLID)[0]
+    assert tuple(solid) == minecraft([12, 5, -3])
+    assert tuple(np.array(origin) + REACH) == minecraft([10, 5, -4])
+
+
+def test_surroundings_are_stacked_and_frames_without_nodes_refused():
+    codes = encode_inverse_distance(np.full((2, 3), 0.5))
+    frames = [
+        frame(inverse_distance=codes + k, nodes=np.full(BOX, FREE, np.uint8), origin=(k, 2, 3))
+        for k in (0, 1)
+    ]
+    found = surroundings_of(frames)
+    assert found.log_inverse.shape == (2, 2, 3) and (found.log_inverse[1] == codes + 1).all()
+    assert found.nodes.shape == (2, *BOX) and found.origin.tolist() == [[0, 2, 3], [1, 2, 3]]
+    with pytest.raises(GameError, match="nodes"):
+        surroundings_of([frames[0], frame(inverse_distance=codes)])
+
+
+def test_blocks_grow_with_the_window():
+    assert Picture().block == 4 and Picture(128, 72, scale=2).block == 8
 
 
 # ------------------------------------------------------------ where a clip is cut
@@ -323,10 +378,10 @@ def run_main(*words: object) -> int:
     return record.main(list(map(str, words)))
 
 
-def test_sizes_are_read_and_odd_ones_refused(capsys):
+def test_sizes_are_read_and_those_without_whole_blocks_refused(capsys):
     assert record.size("256x144") == (256, 144)
-    assert "even" in refusal(capsys, "--out", "x", "--size", "255x144")
-    assert "even" in refusal(capsys, "--out", "x", "--size", "256x143")
+    assert "multiples of 4" in refusal(capsys, "--out", "x", "--size", "254x144")
+    assert "multiples of 4" in refusal(capsys, "--out", "x", "--size", "256x143")
     for text in ("256", "0x144", "256x", "-2x4", "axb", "256x144x3"):
         assert "WIDTHxHEIGHT" in refusal(capsys, "--out", "x", "--size=" + text)
 
@@ -355,7 +410,7 @@ def test_counts_must_be_counts(capsys):
 def test_pictures_are_drawn_large_enough_for_barcode_and_person():
     assert record.picture_of(arguments("--out", "x")) == Picture(256, 144, 70.0, scale=1)
     assert record.picture_of(arguments("--out", "x", "--size", "128x72")).scale == 2
-    for size in ("64x36", "128x72", "222x100", "256x144", "1920x1080"):
+    for size in ("64x36", "128x72", "224x100", "256x144", "1920x1080"):
         assert record.picture_of(arguments("--out", "x", "--size", size)).window[0] >= BITS * STRIP
         human = record.picture_of(arguments("--out", "x", "--size", size, "--human"))
         assert human.window[0] >= record.HUMAN_WIDTH
@@ -382,6 +437,16 @@ def test_a_folder_of_other_settings_is_refused_and_the_setting_named(capsys, tmp
         assert flag in said and str(tmp_path) in said
     words = ["--out", tmp_path, "--seed", 3, "--human"]
     assert "human" in refusal(capsys, *words, main=lambda *w: record.check_same(arguments(*w)))
+
+
+def test_a_folder_of_clips_without_depth_is_refused(capsys, tmp_path):
+    record.check_same(arguments("--out", tmp_path))
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "clip_01_00000.json").write_text("{}")
+    path = tmp_path / ".recording.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "depth"}))
+    said = refusal(capsys, "--out", tmp_path, main=lambda *w: record.check_same(arguments(*w)))
+    assert str(path) in said and "without depth" in said
 
 
 def test_settings_of_a_run_that_recorded_nothing_bind_nobody(tmp_path):
@@ -495,8 +560,9 @@ def missing() -> list[str]:
 needs_game = pytest.mark.skipif(
     bool(missing()), reason=f"NOT TESTED, no {', no '.join(missing())}: {INSTALL}"
 )
-FEW = ("--clips", "2", "--clips_per_world", "2", "--jobs", "1", "--seed", "7", "--biomes", "grassland")
-LENGTH = 300  # frames: enough changes of the turning speed in two clips to tell the lags apart
+FEW = ("--clips", "2", "--clips_per_world", "2", "--jobs", "1", "--seed", "6", "--biomes", "grassland")
+# Of an even and a brisk player: enough changes of the turning speed in two clips to tell the lags apart.
+LENGTH = 300  # frames
 FEW += ("--frames", str(LENGTH))
 
 
@@ -592,11 +658,21 @@ def content_of(out: Path, name: str) -> dict:
     return json.loads(clip_paths(out, name)[0].read_text())
 
 
+def files_of(out: Path, name: str) -> list[Path]:
+    """Metadata, video and depth of a clip."""
+    metadata, video = clip_paths(out, name)
+    return [metadata, video, depth_path(video)]
+
+
 def assert_whole(out: Path, name: str, frames: int) -> None:
     """A clip whose video has a frame for each entry, and all of them unless it says why not."""
     content = content_of(out, name)
     assert list(content["actions"]) == [str(k) for k in range(len(content["actions"]))]
     assert count_frames(clip_paths(out, name)[1]) == len(content["actions"])
+    surroundings = read_depth_file(clip_paths(out, name)[1], len(content["actions"]))
+    height, width = next(read_frames(clip_paths(out, name)[1])).shape[:2]
+    assert surroundings.log_inverse.shape[1:] == (height // 4, width // 4)
+    assert surroundings.nodes is not None
     if content["ended"] == "complete":
         assert len(content["actions"]) == frames
     else:
@@ -606,12 +682,12 @@ def assert_whole(out: Path, name: str, frames: int) -> None:
 def assert_tidy(out: Path, names: list[str]) -> None:
     """Whole clips of these names are in the folder, and nothing else is."""
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    clips = {path.relative_to(out).as_posix() for name in names for path in clip_paths(out, name)}
+    clips = {path.relative_to(out).as_posix() for name in names for path in files_of(out, name)}
     assert files == clips | {".recording.json"}
     assert not (out / ".recorder").exists()
 
 
-CLIPS = ["clip_07_00000", "clip_07_00001"]
+CLIPS = ["clip_06_00000", "clip_06_00001"]
 
 
 @needs_game
@@ -626,11 +702,12 @@ def test_a_recording_is_whole_and_nothing_else_is_left(recorded):
 
 @needs_game
 def test_metadata_say_what_was_recorded(recorded):
-    for name, planned in zip(CLIPS, plan_clips(7, 2, 2, ["grassland"], ["noon"], ["clear"]), strict=True):
+    for name, planned in zip(CLIPS, plan_clips(6, 2, 2, ["grassland"], ["noon"], ["clear"]), strict=True):
         content = content_of(recorded.out, name)
         assert content["biome"] == "grassland"
         assert content["initial_weather"] == "clear" and content["start_time"] == "noon"
         assert content["convention"] == "minecraft" and content["player"] == "scripted"
+        assert content["player_style"] == style_of(planned.seed).name
         assert content["vertical_fov_degrees"] == 70.0 and content["eye_height"] == EYE_HEIGHT
         assert world_key(content) == f"world_{planned.world_seed}"
         assert re.match(r"(Minetest|Luanti) \d", content["game"])
@@ -668,6 +745,36 @@ def test_poses_follow_from_the_actions(recorded):
 
 
 @needs_game
+def test_the_ground_lies_where_depth_and_nodes_say(recorded):
+    """The ray through the middle of the lowest row meets level ground, by the nodes, where depth has it."""
+    ratios = []
+    for name in CLIPS:
+        video = clip_paths(recorded.out, name)[1]
+        _, pose = gamefactory_track(content_of(recorded.out, name)["actions"], Path(name))
+        found = read_depth_file(video, len(pose))
+        inverse = decode_inverse_distance(found.log_inverse)
+        assert set(np.unique(found.nodes)) <= {FREE, LIQUID, SOLID, LOW}
+        for nodes, origin, (x, y, z, yaw, pitch), row in zip(
+            found.nodes, found.origin, pose, inverse[:, -1], strict=True
+        ):
+            assert (np.abs([x, y, z] - origin - REACH) <= [0.6, 1.6, 0.6]).all()
+            assert nodes[REACH, REACH, REACH] != SOLID
+            height = (
+                EYE_HEIGHT + y - (origin[1] + REACH - 0.5)
+            )  # of the eye, over the floor of the feet's node
+            down = np.radians(pitch + 34.4)  # of the lowest row's centre: atan(17.5 / 18 * tan(35))
+            ahead = np.linspace(0, height / np.tan(down), 9)
+            i = np.rint(x - ahead * np.sin(np.radians(yaw)) - origin[0]).astype(int)
+            k = np.rint(z + ahead * np.cos(np.radians(yaw)) - origin[2]).astype(int)
+            if min(i.min(), k.min()) < 0 or max(i.max(), k.max()) >= BOX[0]:
+                continue
+            if (nodes[i, REACH - 1, k] == SOLID).all() and (nodes[i, REACH, k] == FREE).all():
+                ratios.append(row[31:33].mean() * height / np.sin(down))
+    assert len(ratios) > 50
+    assert np.median(ratios) == pytest.approx(1, abs=0.03)  # grass on some of them is nearer
+
+
+@needs_game
 def test_running_again_has_nothing_to_do(recorded, start):
     before = {path: path.stat().st_mtime_ns for path in recorded.out.rglob("*.*4")}
     run = start(recorded.out, *FEW)
@@ -681,7 +788,7 @@ def test_running_again_has_nothing_to_do(recorded, start):
 def half(recorded, tmp_path) -> Path:
     """The recording without its second clip."""
     out = shutil.copytree(recorded.out, tmp_path / "half")
-    for path in clip_paths(out, CLIPS[1]):
+    for path in files_of(out, CLIPS[1]):
         path.unlink()
     return out
 

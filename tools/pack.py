@@ -4,8 +4,8 @@
     python tools/pack.py data/luanti outputs/luanti-128x72
     tar czf luanti.tar.gz -C outputs luanti-128x72
 
-Everything that reads clips reads packed ones. A clip that is packed already is left alone, so run it again to
-continue. Prints what a frame costs.
+Everything that reads clips reads packed ones. Depth files (surroundings.py) are carried along as they are. A
+clip that is packed already is left alone, so run it again to continue. Prints what a frame costs.
 """
 
 import argparse
@@ -26,8 +26,10 @@ from dataset.recordings import (
     ClipError,
     ClipWriter,
     clip_paths,
+    depth_path,
     find_clips,
     is_whole,
+    read_depth_file,
     read_gamefactory_entries,
     read_json,
     remove_parts,
@@ -50,16 +52,18 @@ class Packing:
 
 def pack(clip: Clip, packing: Packing) -> str:
     """Packs one clip -> "", or why it cannot be packed."""
-    if is_whole(packing.out, clip.name):
+    packed_depth = depth_path(clip_paths(packing.out, clip.name)[1])
+    if is_whole(packing.out, clip.name) and (packed_depth.is_file() or not depth_path(clip.video).is_file()):
         return ""
     try:
         content = read_json(clip.metadata)
         needed = len(read_gamefactory_entries(clip.metadata, content))
+        surroundings = read_depth_file(clip.video, needed)
         fps = video_fps(clip.video) or GAMEFACTORY_FPS
         with ClipWriter(packing.out, clip.name, fps, crf=str(packing.crf), preset="slow") as packed:
             for frame in read_frames(clip.video, at_least=needed):
                 packed.write(resize(frame, packing.height, packing.width))
-            packed.finish(content)
+            packed.finish(content, surroundings)
     except (ClipError, VideoError) as error:
         return str(error)
     return ""

@@ -1,1 +1,1 @@
-"""The loss of a window for each model, its terms, motion pretraining, validation and several processes."""
+"""Training: settings, curriculum, window losses, motion pretraining, validation, several processes."""

@@ -13,8 +13,8 @@ def convgru_window_loss(
 ) -> WindowResult:
     """Runs a window through the model: tokens [B, T+1, H, W], actions [B, T, 5].
 
-    The input of each of the last `ar_len` steps is, with probability 1 - teacher_prob (drawn for each sample
-    and step), what the model itself sampled for that frame.
+    In each of the last `ar_len` steps a sample is given what the model sampled for that frame, with
+    probability 1 - `teacher_prob`, else the recorded tokens.
     """
     B, T = actions.shape[:2]
     given, _ = corrupt_tokens(tokens[:, :-1], model.config.codebook_size, inputs.token_noise)

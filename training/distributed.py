@@ -1,8 +1,8 @@
-"""Training by several processes that torchrun started: one for each GPU, or several on a CPU.
+"""Training in several processes that torchrun starts: one for each GPU, or several on a CPU.
 
     torchrun --nproc_per_node 2 train.py DATA_DIR=tokens/mine
 
-Started without torchrun a script is alone: every function here then does nothing.
+Without torchrun there is one process, and every function here does nothing.
 """
 
 import os
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from runtime.device import DeviceError
 
-# For one process to wait for another: while the first validates and saves, the others are already in the next
-# step. NCCL's own limit is 10 minutes.
-PATIENCE = timedelta(hours=1)
+# How long a process waits for another: while the first validates and saves, the others are already in the
+# next step. NCCL's default is 10 minutes.
+TIMEOUT = timedelta(hours=1)
 
 
-def _torchrun(name: str, alone: int) -> int:
-    """A number from torchrun's environment. Schedulers set RANK and WORLD_SIZE too, so they are believed only
-    where torchrun has been."""
-    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else alone
+def _torchrun(name: str, default: int) -> int:
+    """A number from torchrun's environment. Cluster schedulers set RANK and WORLD_SIZE too, so these are used
+    only where torchrun has set its own variable."""
+    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else default
 
 
 def rank() -> int:
-    """The number of this process, from 0. Number 0 prints, logs, validates and saves for all."""
+    """The index of this process. Process 0 prints, logs, validates and saves for all."""
     return _torchrun("RANK", 0)
 
 
@@ -38,10 +38,10 @@ def size() -> int:
 
 
 def start(wanted: str) -> str:
-    """Joins the other processes -> the name of this one's device, for `device.pick_device`.
+    """Joins the other processes -> the name of this process's device, for `pick_device`.
 
-    `wanted` is auto, cuda or cpu; on CUDA each process takes the GPU of its local rank. Raises
-    DeviceError where there are fewer GPUs than processes, or where `wanted` is one single device.
+    `wanted` is auto, cuda or cpu; on CUDA each process takes the GPU of its local rank. Raises DeviceError if
+    there are fewer GPUs than processes, or if `wanted` is a single device.
     """
     if size() == 1:
         return wanted
@@ -55,24 +55,24 @@ def start(wanted: str) -> str:
             )
         local = _torchrun("LOCAL_RANK", 0)
         torch.cuda.set_device(local)
-        dist.init_process_group("nccl", timeout=PATIENCE)
+        dist.init_process_group("nccl", timeout=TIMEOUT)
         return f"cuda:{local}"
     if wanted != "cpu":
         raise DeviceError(f"DEVICE={wanted} under torchrun: {size()} processes need cuda (a GPU each) or cpu")
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=TIMEOUT)
     return wanted
 
 
 def stop() -> None:
-    """Leaves the other processes, all together: one that goes while another still works is at times aborted
-    by its own communication threads, and torchrun then stops them all."""
+    """Leaves the process group when all processes are done. A process that left earlier may be aborted by its
+    communication threads, and torchrun would then stop all of them."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def _as_one(tensors: Iterable[Tensor], operation: Callable[[Tensor], object]) -> None:
-    """Applies an operation that works in place to all tensors at once, as one flat vector."""
+    """Applies an in-place operation to all tensors at once, as one flat vector."""
     tensors = list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])
     operation(flat)
@@ -82,17 +82,17 @@ def _as_one(tensors: Iterable[Tensor], operation: Callable[[Tensor], object]) ->
 
 @torch.no_grad()
 def share_weights(model: nn.Module) -> None:
-    """Gives every process the parameters of the first."""
+    """Copies the parameters of the first process to the others."""
     if size() > 1:
         _as_one(model.parameters(), lambda flat: dist.broadcast(flat, 0))
 
 
 @torch.no_grad()
 def average_gradients(model: nn.Module) -> None:
-    """Replaces each gradient by its mean over the processes; to be called between backward and clipping.
+    """Replaces each gradient by its mean over the processes; called between backward and clipping.
 
-    Not DistributedDataParallel: that hooks into the model's `forward`, and a window goes through the model
-    step by step (`compute_embeddings`, `recur`, `head`), with the model's own samples fed back in between.
+    DistributedDataParallel does not fit: it hooks into the model's `forward`, but a window goes through the
+    model step by step (`predict`, `logits`), with the model's own samples in between.
     """
 
     def mean(flat: Tensor) -> None:
@@ -113,10 +113,10 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 
 def reseed(seed: int, step: int) -> None:
-    """Gives each process random draws of its own for this step.
+    """Gives each process other random numbers in this step.
 
-    The first goes on with the generator that its checkpoint holds, as if it were alone. The others' draws
-    depend on (seed, rank, step) alone, so a resumed run needs no state of theirs.
+    The first process keeps its generator, whose state the checkpoint holds. The generators of the others are
+    seeded by (seed, rank, step), so a resumed run needs no state of theirs.
     """
     if rank() > 0:
         torch.manual_seed(int(np.random.SeedSequence([seed, rank(), step]).generate_state(1)[0]))

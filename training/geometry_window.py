@@ -15,9 +15,9 @@ from training import loss_terms
 from training.motion_pretraining import motion_loss
 from training.window import InputConfig, LossWeights, StepLoss, WindowResult, corrupt_tokens
 
-REPROJECTION_FRAMES = 8  # at most so many frames lie between the two of a reprojection
-SIMILAR_CODES = 16  # nearest codes that count as similar to a code
-CLEAN_SHARE = 0.5  # of the samples that are not corrupted
+REPROJECTION_FRAMES = 8  # a reprojection starts from one of so many last frames
+SIMILAR_COUNT = 16  # this many nearest codes are similar to a code
+CLEAN_SHARE = 0.5  # share of the samples that are not corrupted
 
 
 def geometry_window_loss(
@@ -30,9 +30,10 @@ def geometry_window_loss(
 ) -> WindowResult:
     """Runs a window through the model: tokens [B, T+1, H, W], actions [B, T, 5], pose [B, T+1, 5].
 
-    Each sample is self-fed in its last 0..`ar_len` steps (drawn for each), on tokens that it sampled itself.
-    The camera follows the recorded one, so what was observed stays comparable. A visible cell that shows
-    generated content has no loss: the recording shows something else there.
+    Each sample is given the model's own samples in its last n steps, with n drawn from 0..`ar_len`, or 0 with
+    probability `teacher_prob`. The camera follows the recorded poses, so warped recorded content stays
+    comparable with the target. A visible cell whose warped content was generated has no loss: the recording
+    shows something else there.
     """
     B, T = actions.shape[:2]
     weights, device = step_loss.weights, tokens.device
@@ -42,7 +43,7 @@ def geometry_window_loss(
             model.config.codebook_size,
             inputs.token_noise,
             CLEAN_SHARE,
-            model.code_space.similar_codes(SIMILAR_CODES),
+            model.code_space.similar_codes(SIMILAR_COUNT),
             inputs.similar_share,
         )
         flat = torch.cat([given, tokens[:, -1:]], 1).flatten(0, 1)
@@ -104,7 +105,7 @@ def geometry_window_loss(
 def sample_own(
     model: GeometryWorldModel, prediction: Prediction, own: Tensor, sampling: SamplingConfig
 ) -> Tensor:
-    """Tokens that the model samples for the samples `own` [B] bool: [n, H, W]."""
+    """Tokens that the model samples for those samples of the batch where `own` [B] is true: [n, H, W]."""
     logits = model.logits(
         replace(
             prediction,
@@ -160,7 +161,9 @@ def depth_terms(
     target: Tensor,
     pose: Tensor,
 ) -> dict[str, Tensor]:
-    """Losses of the depth of one of the last REPROJECTION_FRAMES frames, drawn at random: {name: [B]}.
+    """Losses of the depth of one random frame of the last REPROJECTION_FRAMES: {name: [B]}.
+
+    `frames`: picture [B, 3, Hp, Wp], inverse ray distances [B, 2H, 2W] in 1/m and pose [B, 5] of each frame.
 
     `reprojection`: absolute difference between the next picture `target` [B, 3, Hp, Wp] at `pose` [B, 5] and
     that frame warped there, at two pixels per cell, where it is visible. `smoothness`: gradient of the log

@@ -1,4 +1,4 @@
-"""Motion pretraining: the motion model learns displacements from actions and poses alone."""
+"""Motion pretraining: the motion model learns displacements from actions and poses, without pictures."""
 
 import math
 
@@ -13,17 +13,17 @@ from geometry.motion import REST_METRES, Motion, displacement_between
 from model_geometry import GeometryWorldModel
 
 BATCH, FRAMES = 64, 32  # windows, and their frames
-CONTEXT = 6  # frames with true displacements before a window runs free
+CONTEXT = 6  # frames with true displacements before a window is self-fed
 LEARNING_RATE = 2e-3
 LINEAR_BEYOND = 0.05  # metres: a larger error of the displacement counts linearly
-REST_WEIGHT = 0.05  # of the classification of rest, against an error in metres
+REST_WEIGHT = 0.05  # of the rest classification, relative to an error in metres
 
 
 def pretrain_motion(model: GeometryWorldModel, clips: TokenClips, steps: int, seed: int) -> float:
     """Trains `motion_gru` and `motion_head`; returns the last step's mean error in metres.
 
-    Every second batch runs free after CONTEXT frames: it is given its own displacements, as at play. Returns
-    NaN where no clip has poses.
+    Every second batch is self-fed after CONTEXT frames: it is given the predicted displacements, as in a
+    rollout. Returns NaN if no clip has poses or `steps` is 0.
     """
     rng, device = np.random.default_rng([seed, 2]), next(model.parameters()).device
     usable = [c for c, pose in enumerate(clips.pose) if len(pose) > FRAMES and np.isfinite(pose).all()]
@@ -57,7 +57,7 @@ def pretrain_motion(model: GeometryWorldModel, clips: TokenClips, steps: int, se
 def motion_loss(predicted: Motion, target: Tensor) -> Tensor:
     """Loss [B] of a predicted displacement against the true one [B, 3].
 
-    A smooth L1 loss where the player moved by REST_METRES or more, and everywhere the binary cross-entropy of
+    Smooth L1 where the player moved by REST_METRES or more, and everywhere the binary cross-entropy of
     whether the player rests.
     """
     rests = target.norm(dim=1) < REST_METRES

@@ -1,4 +1,4 @@
-"""What the two models' window losses share: settings, the corruption of inputs, and the result."""
+"""What the window losses of both models share: settings, the corruption of inputs, and the result."""
 
 from dataclasses import dataclass, field
 
@@ -40,7 +40,7 @@ class InputConfig:
     ar_len: int = 0  # the last steps of the window that may be self-fed; never the first
     teacher_prob: float = 1.0  # probability that such a step is given the true tokens after all
     sampling: SamplingConfig = field(default_factory=SamplingConfig)  # of self-fed tokens
-    token_noise: float = 0.0  # each sample's share of corrupted input tokens is drawn from 0..this
+    token_noise: float = 0.0  # each sample's share of corrupted input tokens is uniform in 0..this
     latent_noise: float = 0.0  # standard deviation of Gaussian noise on the embedded input
     # of the geometry model only
     similar_share: float = 0.0  # share of the corrupted tokens that are replaced by similar codes
@@ -100,7 +100,7 @@ class WindowResult:
     loss: Tensor  # scalar: mean over steps and samples
     terms: dict[str, Tensor]  # scalar each, weighted, detached
     step_loss: Tensor  # [T, B] detached
-    self_fed: Tensor  # [T, B] bool: this sample's input at this step was its own sample
+    self_fed: Tensor  # [T, B] bool: at this step the model was given its own sample
     last_log_probs: Tensor  # [B, H, W, V] of the last step, detached
     film: Tensor | None = None  # [B, T, L, 2, C] detached; of the baseline
 
@@ -136,11 +136,11 @@ def corrupt_tokens(
     similar: Tensor | None = None,
     similar_share: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Replaces tokens [B, T, H, W] by other codes -> the tokens, and the share that was replaced [B].
+    """Replaces some tokens [B, T, H, W] by random codes -> the tokens, and each sample's share [B] of them.
 
-    That share is drawn for each sample from 0..`most`; `clean_share` of the samples stay as they are. With
-    `similar` [V, n] (the codes most like each code) `similar_share` of the replacements come from there, the
-    others from the whole codebook.
+    The share is uniform in 0..`most`, and 0 for `clean_share` of the samples. With `similar` [V, n] (the
+    nearest codes of each code), `similar_share` of the replacements come from there, the others from the
+    whole codebook.
     """
     B, device = len(tokens), tokens.device
     if most == 0:

@@ -1,1 +1,1 @@
-"""The tokenizer: a VQ-VAE that turns a picture into a grid of codes and back."""
+"""The tokenizer: a VQ-VAE that encodes a picture as a grid of tokens and decodes it; its training."""

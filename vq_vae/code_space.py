@@ -1,6 +1,6 @@
 """The space in which codes are compared: principal components of the tokenizer's codebook.
 
-24 components tell the shipped tokenizer's codes apart as well as all 384 dimensions do.
+For the shipped tokenizer, 24 components separate the codes as well as all 384 dimensions do.
 """
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-HEAD_SCALE = 0.3  # root mean square of a head's weights that start on the codebook; GRU states lie in -1..1
+HEAD_SCALE = 0.3  # root mean square of a head's weights; its input, a GRU state, lies in -1..1
 
 
 class CodeSpace(nn.Module):
@@ -59,8 +59,8 @@ def init_from_codebook(weight: Tensor, codebook: Tensor, scale: float = HEAD_SCA
     """Fills the first columns of a weight [V, C] (or [V, C, 1, 1]) with a codebook's principal components.
 
     codebook [V, D]. Works in place. The components are weighted by the square root of their singular values
-    and scaled to a root mean square of `scale`. Other columns keep their values. Codes that look alike then
-    start with similar weights.
+    and scaled to a root mean square of `scale`. Other columns keep their values. Similar codes then start
+    with similar weights.
     """
     codebook = codebook.float()
     left, singular, _ = torch.linalg.svd(codebook - codebook.mean(0), full_matrices=False)

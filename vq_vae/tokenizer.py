@@ -1,4 +1,4 @@
-"""The tokenizer in use: a frozen VQ-VAE, loaded from a checkpoint and known by its fingerprint.
+"""The tokenizer in use: a frozen VQ-VAE, loaded from a checkpoint and identified by its fingerprint.
 
 Token files and world models carry the fingerprint of the tokenizer that they belong to.
 """
@@ -25,7 +25,7 @@ BATCH = 64  # pictures that go through the network together
 class Tokenizer:
     """A frozen VQ-VAE with its fingerprint.
 
-    It is not a Module: a world model that holds one does not count its weights as its own.
+    It is not a Module, so its weights are not among the parameters of a world model that holds it.
     """
 
     def __init__(self, vqvae: VQVAE, path: str | Path = ""):
@@ -45,6 +45,7 @@ class Tokenizer:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.codebook.device
 
     def to(self, device: torch.device | str) -> "Tokenizer":
@@ -53,7 +54,7 @@ class Tokenizer:
         return self
 
     def latents(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, Hp, Wp] in [0, 1] -> encoder outputs [B, E, H, W], before quantization."""
+        """Pictures [B, 3, Hp, Wp] in [0, 1] -> encoder outputs [B, E, H, W], not quantized."""
         return self.vqvae.encoder(pictures.contiguous(memory_format=torch.channels_last))
 
     def encode(self, pictures: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class Tokenizer:
         return self.vqvae.decode_code(tokens).clamp(0, 1)
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """Code vectors [B, E, H, W] -> pictures [B, 3, Hp, Wp], not clamped: gradients pass through."""
+        """Code vectors [B, E, H, W] -> pictures [B, 3, Hp, Wp], with gradients."""
         return self.vqvae.decode(vectors)
 
     @torch.inference_mode()
@@ -87,7 +88,7 @@ class Tokenizer:
 
 
 def fingerprint(vqvae: VQVAE) -> str:
-    """16 hex digits that change when codes or pictures could: sha256 of the config and the weights."""
+    """16 hex digits: sha256 of the config and of all weights that tokens or pictures depend on."""
     digest = hashlib.sha256(repr(sorted(asdict(vqvae.config).items())).encode())
     for name, tensor in sorted(vqvae.state_dict().items()):
         if "ema_" not in name:
@@ -118,7 +119,7 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Toke
 def check_tokenizer(expected: str, found: str, what: str, whose: str) -> None:
     """Raises CheckpointError unless two tokenizer fingerprints agree.
 
-    `what` names the thing that was made by tokenizer `found`; `whose` names the file that wants `expected`.
+    `what` was made by tokenizer `found`; `whose` is the file that needs tokenizer `expected`.
     """
     if expected != found:
         raise CheckpointError(

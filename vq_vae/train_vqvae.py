@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Trains the tokenizer on pictures that preprocess_vqvae.py sampled.
+"""Trains the tokenizer on pictures from preprocess_vqvae.py.
 
     python vq_vae/preprocess_vqvae.py CLIPS runs/pictures.npz
     python vq_vae/train_vqvae.py [NAME=value ...]
 
-Loss: mean squared error + COMMITMENT * commitment + a perceptual term that fades in on a schedule.
-Writes last.pt, best.pt (by validation MSE), reconstruction grids and log.jsonl into OUT_DIR. Run it again to
-go on where it stopped.
+Loss: mean squared error + COMMITMENT * commitment + a perceptual term whose weight grows on a schedule.
+Writes last.pt, best.pt (lowest validation MSE), pictures of reconstructions and log.jsonl into OUT_DIR.
+Ctrl-C saves; the same command then continues where the run stopped.
 """
 
 import json
 import math
 import sys
-import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,20 +27,21 @@ from dataset.token_files import DataError
 from metrics import code_usage, psnr
 from metrics.perceptual import perceptual_distance
 from runtime import checkpoint
-from runtime import config as settings
+from runtime.config import constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
-from runtime.run_log import RunLog, StopRequest
+from runtime.run_log import Means, RunLog, StopRequest
+from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
 from runtime.video import grid, save_image, to_float, to_uint8
 from vq_vae.tokenizer import TOKENIZER_KIND, tokenizer_content
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
-# --- data and places ---
+# --- files ---
 PICTURES = "runs/pictures.npz"  # from preprocess_vqvae.py
 OUT_DIR = "runs/vqvae"
-RESUME = True  # go on from OUT_DIR/last.pt where there is one
+RESUME = True  # continue from OUT_DIR/last.pt if it exists
 
-# --- model (v2.1.6); for v3's 64x64 -> 16x16 give HEIGHT=64 WIDTH=64 ---
+# --- model; a picture of HEIGHT x WIDTH becomes a grid of a quarter of each side ---
 HEIGHT = 72
 WIDTH = 128
 CODEBOOK_SIZE = 1024
@@ -48,94 +49,86 @@ EMBEDDING_DIM = 384
 HIDDEN_DIM = 128
 RESIDUAL_BLOCKS = 2
 COMMITMENT = 0.05
-EMA_DECAY = 0.99
+EMA_DECAY = 0.99  # of the codebook
 
 # --- training ---
 STEPS = 20_000
 BATCH_SIZE = 24
-LR = 8e-4
+LR = 8e-4  # after a linear warm-up; then cosine decay to LR * FINAL_LR_FACTOR at STEPS
 WARMUP_STEPS = 200
-FINAL_LR_FACTOR = 0.05  # cosine decay to LR * this at STEPS
+FINAL_LR_FACTOR = 0.05
 GRAD_CLIP = 1.0
 FLIP = True  # mirror half of the pictures left-right
 PERCEPTUAL = "auto"  # auto, lpips-alex or effnet-lite0
-PERCEPTUAL_WEIGHT = 0.005  # 0 switches the term off
-PERCEPTUAL_START = 0.3  # share of STEPS before the term starts to fade in
-PERCEPTUAL_RAMP = 0.2  # share of STEPS over which it fades in
-PERCEPTUAL_BATCH = 8  # pictures of each batch that the term is computed on
-PRECISION = "auto"  # auto, fp32, bf16 or fp16
-DEVICE = "auto"
+PERCEPTUAL_WEIGHT = 0.005  # 0: no perceptual term
+PERCEPTUAL_START = 0.3  # share of STEPS before its weight starts to grow
+PERCEPTUAL_RAMP = 0.2  # share of STEPS over which it grows
+PERCEPTUAL_BATCH = 8  # pictures of each batch that it is computed on
+PRECISION = "auto"  # fp32, bf16, fp16, or auto: bf16 where it is fast, fp16 on older CUDA cards, else fp32
+DEVICE = "auto"  # auto, cuda, mps or cpu
 SEED = 1
 
-# --- logging ---
+# --- logging and saving, every so many steps ---
 LOG_STEPS = 50
 VAL_STEPS = 500
 VAL_PICTURES = 512
 SAVE_STEPS = 1000
-SAVE_MINUTES = 10.0  # a safety save by the clock, whatever the step
-WANDB = "auto"  # auto (online if logged in, else off), online, offline or disabled
+SAVE_MINUTES = 10.0  # last.pt is also saved when so many minutes have passed
+WANDB = "auto"  # online, offline, disabled, or auto: online where an API key is found
 WANDB_PROJECT = "project-ochre-vqvae"
 
 
-def learning_rate(step: int) -> float:
-    """Linear warm-up, then cosine decay to LR * FINAL_LR_FACTOR at STEPS."""
-    if step < WARMUP_STEPS:
-        return LR * (step + 1) / WARMUP_STEPS
-    done = min(1.0, (step - WARMUP_STEPS) / max(1, STEPS - WARMUP_STEPS))
-    return LR * (FINAL_LR_FACTOR + (1 - FINAL_LR_FACTOR) * 0.5 * (1 + math.cos(math.pi * done)))
+def perceptual_weight(done: float, weight: float, start: float, ramp: float) -> float:
+    """0 up to `start`, then linear growth to `weight` over `ramp`; all but `weight` are shares of STEPS."""
+    return weight * min(1.0, max(0.0, (done - start) / max(ramp, 1e-9)))
 
 
-def perceptual_weight(step: int) -> float:
-    """0 before PERCEPTUAL_START * STEPS, then linearly up to PERCEPTUAL_WEIGHT."""
-    ramp = (step / STEPS - PERCEPTUAL_START) / max(PERCEPTUAL_RAMP, 1e-9)
-    return PERCEPTUAL_WEIGHT * min(1.0, max(0.0, ramp))
+def load_pictures(path: str, height: int, width: int) -> dict[str, np.ndarray]:
+    """The arrays `train` and `val` [N, height, width, 3] uint8 of a picture file.
 
-
-def load_pictures(path: str) -> dict[str, np.ndarray]:
-    """The `train` and `val` arrays [N, H, W, 3] uint8 of a picture file; raises DataError if unfit."""
+    Raises DataError if the file is missing or broken, or has pictures of another size.
+    """
     try:
         with np.load(path) as arrays:
             pictures = {split: arrays[split] for split in ("train", "val")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py") from None
     for split, array in pictures.items():
-        if array.shape[1:] != (HEIGHT, WIDTH, 3) or not len(array):
+        if array.shape[1:] != (height, width, 3) or not len(array):
             raise DataError(
-                f"PICTURES={path}: {split} is {array.shape}, expected [N > 0, {HEIGHT}, {WIDTH}, 3]; "
+                f"PICTURES={path}: {split} is {array.shape}, expected [N > 0, {height}, {width}, 3]; "
                 "sample again with other --height, --width or --val_fraction"
             )
     return pictures
 
 
-def draw_batch(pictures: np.ndarray, rng: np.random.Generator, device: torch.device) -> Tensor:
-    """BATCH_SIZE random pictures -> [B, 3, H, W] in [0, 1]."""
-    batch = torch.from_numpy(pictures[np.sort(rng.integers(0, len(pictures), BATCH_SIZE))])
-    batch = to_float(batch.to(device))
-    if FLIP:
-        flip = torch.from_numpy(rng.random(BATCH_SIZE) < 0.5).to(device)
-        batch = torch.where(flip[:, None, None, None], batch.flip(3), batch)
+def random_batch(pictures: np.ndarray, size: int, flip: bool, rng: np.random.Generator) -> Tensor:
+    """`size` random pictures -> [B, H, W, 3] uint8; with `flip`, half of them mirrored left-right."""
+    batch = torch.from_numpy(pictures[np.sort(rng.integers(0, len(pictures), size))])
+    if flip:
+        mirrored = torch.from_numpy(rng.random(size) < 0.5)
+        batch = torch.where(mirrored[:, None, None, None], batch.flip(2), batch)
     return batch
 
 
 @torch.no_grad()
 def validate(
-    model: VQVAE, distance: torch.nn.Module, pictures: np.ndarray, dtype: torch.dtype
-) -> tuple[dict, Tensor]:
-    """Metrics over evenly spaced held-out pictures, and 8 originals above 8 reconstructions [16, H, W, 3]."""
-    device = next(model.parameters()).device
-    chosen = pictures[np.linspace(0, len(pictures) - 1, min(VAL_PICTURES, len(pictures))).astype(int)]
+    model: VQVAE, distance: torch.nn.Module, pictures: np.ndarray, batch_size: int, dtype: torch.dtype
+) -> tuple[dict[str, float], np.ndarray]:
+    """Metrics over held-out pictures, and a picture of up to 8 originals above their reconstructions."""
+    device, codes = next(model.parameters()).device, model.config.codebook_size
     model.eval()
-    errors, decibels, distances, show = [], [], [], []
-    counts = torch.zeros(CODEBOOK_SIZE, dtype=torch.long, device=device)
-    for i in range(0, len(chosen), BATCH_SIZE):
-        truth = to_float(torch.from_numpy(chosen[i : i + BATCH_SIZE]).to(device))
+    errors, decibels, distances, pairs = [], [], [], []
+    counts = torch.zeros(codes, dtype=torch.long, device=device)
+    for i in range(0, len(pictures), batch_size):
+        truth = to_float(torch.from_numpy(pictures[i : i + batch_size]).to(device))
         with autocast(device, dtype):
-            made, tokens, _ = model(truth)
-        errors.append((made - truth).square().mean((1, 2, 3)))
-        decibels.append(psnr(made, truth))
-        distances.append(distance(made, truth))
-        counts += torch.bincount(tokens.flatten(), minlength=CODEBOOK_SIZE)
-        show.append(to_uint8(torch.stack([truth[0], made[0]])))
+            reconstruction, tokens, _ = model(truth)
+        errors.append((reconstruction - truth).square().mean((1, 2, 3)))
+        decibels.append(psnr(reconstruction, truth))
+        distances.append(distance(reconstruction, truth))
+        counts += torch.bincount(tokens.flatten(), minlength=codes)
+        pairs.append(to_uint8(torch.stack([truth[0], reconstruction[0]])))
     model.train()
     used, perplexity = code_usage(counts)
     metrics = {
@@ -145,136 +138,127 @@ def validate(
         "val_used_codes": used,
         "val_perplexity": perplexity,
     }
-    pairs = torch.stack(show)[np.linspace(0, len(show) - 1, min(8, len(show))).astype(int)]
-    return metrics, pairs.transpose(0, 1).flatten(0, 1)
+    columns = min(8, len(pairs))
+    shown = torch.stack(pairs)[np.linspace(0, len(pairs) - 1, columns).astype(int)]
+    return metrics, grid(list(shown.transpose(0, 1).flatten(0, 1).numpy()), columns)
 
 
 def main() -> int:
     """The command line; returns the exit status."""
-    return run_script(lambda: train(settings.apply(globals())))
+    return run_script(lambda: train(load(globals())))
 
 
-def train(constants: dict) -> None:
-    """Trains until STEPS, or until interrupted (which saves). Raises UserError."""
-    out = Path(OUT_DIR)
+def train(config: Any) -> None:
+    """Trains until STEPS, or until SIGINT or SIGTERM, which save. Raises UserError.
+
+    `config` has the constants above as lowercase fields.
+    """
+    out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    device = pick_device(DEVICE)
-    dtype = amp_dtype(device, PRECISION)
+    device = pick_device(config.device)
+    dtype = amp_dtype(device, config.precision)
     print(f"precision: {dtype}")
-    torch.manual_seed(SEED)
-    pictures = load_pictures(PICTURES)
+    torch.manual_seed(config.seed)
+
+    # data, model, optimizer, loss
+    pictures = load_pictures(config.pictures, config.height, config.width)
+    count = min(config.val_pictures, len(pictures["val"]))
+    held_out = pictures["val"][np.linspace(0, len(pictures["val"]) - 1, count).astype(int)]
     model = VQVAE(
         VQVAEConfig(
-            HEIGHT, WIDTH, CODEBOOK_SIZE, EMBEDDING_DIM, HIDDEN_DIM, RESIDUAL_BLOCKS, COMMITMENT, EMA_DECAY
+            height=config.height,
+            width=config.width,
+            codebook_size=config.codebook_size,
+            embedding_dim=config.embedding_dim,
+            hidden_dim=config.hidden_dim,
+            residual_blocks=config.residual_blocks,
+            commitment=config.commitment,
+            ema_decay=config.ema_decay,
         )
     ).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    distance = perceptual_distance(PERCEPTUAL).to(device)
-    step, best, seconds = 0, math.inf, 0.0
-    metrics: dict[str, float] = {}  # of the last validation
+    state = TrainingState(model, optimizer, scaler, device)
+    distance = perceptual_distance(config.perceptual).to(device)
     last = out / "last.pt"
-    if RESUME and last.is_file():
-        content = checkpoint.load(last, TOKENIZER_KIND)
-        checkpoint.check_config(content, model.config, last)
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-        scaler.load_state_dict(content["scaler"])
-        checkpoint.restore_rng(content["rng"], device)
-        step, best, seconds = content["step"], content["best"], content["seconds"]
-        metrics = content["metrics"]
-        print(f"resumed {last} at step {step}")
+    resumed = config.resume and last.is_file()
+    if resumed:
+        state.restore(checkpoint.load(last, TOKENIZER_KIND), last)
 
-    log = RunLog(out, WANDB, WANDB_PROJECT, constants)
-    stop = StopRequest()
+    constants = constants_of(config)
 
     def save(name: str) -> None:
-        checkpoint.save(
-            out / name,
-            tokenizer_content(
-                model,
-                constants=constants,
-                step=step,
-                best=best,
-                seconds=seconds,
-                metrics=metrics,
-                optimizer=optimizer.state_dict(),
-                scaler=scaler.state_dict(),
-                rng=checkpoint.rng_state(device),
-            ),
-        )
+        checkpoint.save(out / name, tokenizer_content(model, constants=constants, **state.content()))
 
-    # Since the last log, which was fewer than LOG_STEPS ago after a resume between two.
-    sums: dict[str, float] = {}
-    summed = 0
-    counts = torch.zeros(CODEBOOK_SIZE, dtype=torch.long, device=device)
-    clock = saved = time.monotonic()
+    log = RunLog(out, config.wandb, config.wandb_project, constants, resumed)
+    means, save_timer, stop = Means(), SaveTimer(config.save_steps, config.save_minutes), StopRequest()
+    counts = torch.zeros(config.codebook_size, dtype=torch.long, device=device)  # since the last log line
     model.train()
-    bar = tqdm(total=STEPS, initial=step, unit="step", mininterval=2)
-    while step < STEPS and not stop:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        truth = draw_batch(pictures["train"], np.random.default_rng([SEED, step]), device)
+    bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2)
+    while state.step < config.steps and not stop:
+        final_lr = config.lr * config.final_lr_factor
+        lr = warmup_cosine(state.step, config.lr, final_lr, config.warmup_steps, config.steps)
+        state.set_learning_rate(lr)
+        rng = np.random.default_rng([config.seed, state.step])
+        truth = to_float(random_batch(pictures["train"], config.batch_size, config.flip, rng).to(device))
+
+        # forward, backward, clip, optimizer step
         with autocast(device, dtype):
-            made, tokens, commitment = model(truth)
-        mse = (made - truth).square().mean()
+            reconstruction, tokens, commitment = model(truth)
+        mse = (reconstruction - truth).square().mean()
         terms = {"mse": mse, "commitment": commitment}
-        loss = mse + COMMITMENT * commitment
-        weight = perceptual_weight(step)
+        loss = mse + config.commitment * commitment
+        weight = perceptual_weight(
+            state.step / config.steps,
+            config.perceptual_weight,
+            config.perceptual_start,
+            config.perceptual_ramp,
+        )
         if weight > 0:
-            n = PERCEPTUAL_BATCH
+            n = config.perceptual_batch
             with autocast(device, dtype):
-                terms[distance.name] = distance(made[:n], truth[:n]).mean()
+                terms[distance.name] = distance(reconstruction[:n], truth[:n]).mean()
             loss = loss + weight * terms[distance.name]
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         scaler.step(optimizer)
         scaler.update()
-        step += 1
+        state.step = step = state.step + 1
         bar.update()
 
-        counts += torch.bincount(tokens.flatten(), minlength=CODEBOOK_SIZE)
-        for name, value in {"loss": loss, "grad_norm": norm, **terms}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
-        summed += 1
-        if step % LOG_STEPS == 0:
-            elapsed = time.monotonic() - clock
+        # log
+        counts += torch.bincount(tokens.flatten(), minlength=config.codebook_size)
+        values = {"loss": loss, "grad_norm": grad_norm, **terms}
+        means.add(config.batch_size, {name: float(value.detach()) for name, value in values.items()})
+        if step % config.log_steps == 0:
+            row, pictures_per_s, seconds = means.take()
+            state.seconds += seconds
             used, perplexity = code_usage(counts)
-            row = {name: total / summed for name, total in sums.items()}
-            row |= {
-                "used_codes": used,
-                "perplexity": perplexity,
-                "lr": learning_rate(step),
-                "perceptual_weight": weight,
-                "pictures_per_s": summed * BATCH_SIZE / elapsed,
-            }
-            log.write(step, row)
-            bar.set_postfix(loss=f"{row['loss']:.4f}", codes=used)
-            seconds += elapsed
-            clock = time.monotonic()
-            sums.clear()
-            summed = 0
             counts.zero_()
-        if step % VAL_STEPS == 0 or step == STEPS:
-            metrics, show = validate(model, distance, pictures["val"], dtype)
-            log.write(step, metrics)
-            picture = grid(list(show.numpy()), columns=len(show) // 2)
+            row |= {"used_codes": used, "perplexity": perplexity, "lr": lr}
+            row |= {"perceptual_weight": weight, "pictures_per_s": pictures_per_s}
+            log.write(step, row)
+            bar.set_postfix(loss=f"{row.get('loss', math.nan):.4f}", codes=used)
+
+        # validate
+        if step % config.val_steps == 0 or step == config.steps:
+            state.metrics, picture = validate(model, distance, held_out, config.batch_size, dtype)
+            log.write(step, state.metrics)
             save_image(out / f"reconstruction_{step:06d}.png", picture)
             log.picture(step, "original | reconstruction", picture)
-            tqdm.write(f"step {step}: " + json.dumps({k: round(v, 5) for k, v in metrics.items()}))
-            if metrics["val_mse"] < best:
-                best = metrics["val_mse"]
+            tqdm.write(f"step {step}: " + json.dumps({k: round(v, 5) for k, v in state.metrics.items()}))
+            if state.metrics["val_mse"] < state.best:
+                state.best = state.metrics["val_mse"]
                 save("best.pt")
-        if step % SAVE_STEPS == 0 or time.monotonic() - saved > 60 * SAVE_MINUTES:
+        if save_timer.due(step):
             save("last.pt")
-            saved = time.monotonic()
     bar.close()
     save("last.pt")
     log.close()
     stop.release()
-    print(f"{'stopped' if stop else 'finished'} at step {step}; weights in {out}")
+    print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
 
 
 if __name__ == "__main__":

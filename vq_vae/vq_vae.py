@@ -1,7 +1,7 @@
 """The VQ-VAE: 128x72 pictures to 32x18 grids of codes and back (any size divisible by 4).
 
-van den Oord et al., "Neural Discrete Representation Learning", arXiv 1711.00937, with the codebook learnt by
-an exponential moving average (its appendix A.1) and dead codes reseeded from the batch.
+van den Oord et al., "Neural Discrete Representation Learning", arXiv 1711.00937. The codebook is an
+exponential moving average (EMA) of encoder outputs (appendix A.1); vectors of the batch replace dead codes.
 """
 
 from dataclasses import dataclass
@@ -83,15 +83,13 @@ def build_decoder(config: VQVAEConfig) -> nn.Sequential:
 
 
 class VectorQuantizerEMA(nn.Module):
-    """Nearest-code quantizer whose codebook follows the encoder by an exponential moving average.
+    """Nearest-code quantizer whose codebook is an exponential moving average of encoder outputs.
 
-    All of it is computed in float32, whatever autocast is on around it: bfloat16 distances pick wrong codes.
+    Computed in float32 under any autocast: bfloat16 distances pick wrong codes.
     """
 
-    DEAD_BELOW = 0.03  # a code used less than this share of the mean use is reseeded from the batch ...
-    FRESH_COUNT = (
-        0.1  # ... and starts with this share of it, so that it has some hundred batches to prove itself
-    )
+    DEAD_BELOW = 0.03  # a code used less than this share of the mean use is replaced by a vector of the batch
+    FRESH_COUNT = 0.1  # its use count is then this share of the mean, so it stays for some hundred batches
 
     def __init__(self, codebook_size: int, embedding_dim: int, decay: float):
         super().__init__()
@@ -129,13 +127,14 @@ class VectorQuantizerEMA(nn.Module):
 
     @torch.no_grad()
     def _seed(self, flat: Tensor) -> None:
-        """Starts the codebook on encoder outputs, so that no code is far from all data."""
-        self.codebook.copy_(_draw(flat, len(self.codebook)))
+        """Initialises the codebook with encoder outputs, so that no code is far from all data."""
+        self.codebook.copy_(_sample_rows(flat, len(self.codebook)))
         self.ema_sum.copy_(self.codebook)
         self.initialised.fill_(True)
 
     @torch.no_grad()
     def _update(self, flat: Tensor, tokens: Tensor) -> None:
+        """EMA step of counts, sums and codebook from encoder outputs [N, D] and their tokens [N]."""
         count = torch.bincount(tokens, minlength=len(self.codebook)).float()
         total = torch.zeros_like(self.ema_sum).index_add_(0, tokens, flat)
         self.ema_count.lerp_(count, 1 - self.decay)
@@ -144,14 +143,14 @@ class VectorQuantizerEMA(nn.Module):
         mean_count = len(flat) / len(self.codebook)
         dead = (self.ema_count < self.DEAD_BELOW * mean_count).nonzero().flatten()
         if len(dead):
-            fresh = _draw(flat, len(dead))
+            fresh = _sample_rows(flat, len(dead))
             self.codebook[dead] = fresh
             self.ema_count[dead] = self.FRESH_COUNT * mean_count
             self.ema_sum[dead] = fresh * self.FRESH_COUNT * mean_count
 
 
-def _draw(flat: Tensor, n: int) -> Tensor:
-    """n rows of [N, D], without repeats where there are enough."""
+def _sample_rows(flat: Tensor, n: int) -> Tensor:
+    """n random rows of [N, D], without repeats if there are enough."""
     repeats = -(-n // len(flat))
     order = torch.cat([torch.randperm(len(flat), device=flat.device) for _ in range(repeats)])
     return flat[order[:n]]

@@ -3,15 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import record
 from dataset import actions, clip_check
 from dataset.clip_check import check_clips, check_pictures
-from dataset.recordings import find_clips
+from dataset.recordings import ClipWriter, clip_paths, depth_path, find_clips, read_depth_file
+from dataset.surroundings import BOX, FREE, REACH, Surroundings, encode_inverse_distance, write_surroundings
 from dataset.token_files import SAMPLES
 from geometry import camera
 from runtime.video import read_frames, write_video
@@ -187,6 +190,124 @@ def test_broken_files_are_named_one_line_each(tmp_path):
         assert sum(f"{name}." in line for line in report.bad_files) == 1, (name, report.bad_files)
     assert len(report.problems) == 1 and f"{len(names)} of {len(names) + 1} clips" in report.problems[0]
     assert (report.frames, report.ended_early, report.worlds) == (30, {"good": "crash"}, {"world_7": 1})
+
+
+# ------------------------------------------------------------ depth
+
+ROOM_FRAMES = 60
+EYE = 1.47
+
+
+def room_pose() -> np.ndarray:
+    """[T, 5]: a walk in a circle, of 3 m about, the camera turning with it, now faster and now slower."""
+    t = np.arange(ROOM_FRAMES)
+    yaw = 3 * t + 12 * np.sin(t / 4)
+    step = 0.15 * np.stack([-np.sin(np.radians(yaw)), np.cos(np.radians(yaw))], 1)
+    x, z = (np.cumsum(step, 0) - [2.8, 0]).T
+    return np.stack([x, np.zeros_like(x), z, yaw, np.full_like(x, 8.0)], 1)
+
+
+def room_view(pose: np.ndarray, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a camera at `pose` [5] sees in a room of 14 m with noise on all its sides: grey [h, w] and
+    the ray distance [h, w] in metres."""
+    pose = torch.from_numpy(pose).float()
+    directions = camera.rays(height, width, 70.0) @ camera.rotation(pose[3], pose[4]).mT
+    eye = camera.position(pose)
+    low, high = torch.tensor([-7.0, -3.0, -7.0]), torch.tensor([7.0, EYE, 7.0])  # y is down
+    distance = torch.where(directions > 0, (high - eye) / directions, (low - eye) / directions).amin(-1)
+    points = eye + distance[..., None] * directions
+    noise = torch.from_numpy(np.random.default_rng(0).random((1, 1, 16, 16, 16), np.float32))
+    grey = torch.nn.functional.grid_sample(noise, points[None, None] / 8, align_corners=False)
+    return grey[0, 0, 0], distance
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory) -> Path:
+    """A clip of the room with its depth and nodes."""
+    folder, pose = tmp_path_factory.mktemp("room"), room_pose()
+    entries, codes = {}, []
+    with ClipWriter(folder, "room", 16) as clip:
+        for k, (x, y, z, yaw, pitch) in enumerate(pose):
+            grey, _ = room_view(pose[k], 72, 128)
+            clip.write(np.repeat((grey.numpy() * 255).astype(np.uint8)[..., None], 3, 2))
+            codes.append(encode_inverse_distance(1 / room_view(pose[k], 36, 64)[1].numpy()))
+            turned = (yaw - pose[k - 1, 3]) / 15 if k else 0
+            entries[str(k)] = {
+                "ws": 1, "ad": 0, "scs": 0, "yaw_delta": turned, "pitch_delta": 0.0,
+                "yaw": yaw, "pitch": pitch, "pos": [x, y, z],
+            }  # fmt: skip
+        nodes = np.full((len(pose), *BOX), FREE, np.uint8)
+        origin = np.rint(pose[:, :3]).astype(np.int32) - REACH
+        clip.finish({"eye_height": EYE, "actions": entries}, Surroundings(np.stack(codes), nodes, origin))
+    return folder
+
+
+def with_depth(room: Path, folder: Path, **changes: np.ndarray) -> Path:
+    """A copy of the room's clip with other arrays in its depth file."""
+    shutil.copytree(room, folder, dirs_exist_ok=True)
+    video = clip_paths(folder, "room")[1]
+    write_surroundings(depth_path(video), replace(read_depth_file(video), **changes))
+    return folder
+
+
+def test_depth_that_belongs_to_its_pictures_passes(room):
+    report = check(room)
+    assert report.problems == [] and (report.with_depth, report.with_nodes) == (1, 1)
+    errors = report.pictures.depth_error
+    assert list(errors) == ["-1", "+0", "+1", "ground"]
+    assert errors["+0"] < 0.95 * min(errors["-1"], errors["+1"], errors["ground"])
+    assert "depth: error of the warp by lag -1" in report.text()
+
+
+@pytest.mark.parametrize("shift, said", [(1, "depth is one frame late"), (-1, "depth is one frame early")])
+def test_depth_of_the_frame_before_or_after_is_a_problem_and_ends_with_status_1(
+    room, tmp_path, shift, said, capsys
+):
+    """Depth file entry k holds what belongs to frame k - shift: late by `shift`."""
+    codes = read_depth_file(clip_paths(room, "room")[1]).log_inverse
+    folder = with_depth(room, tmp_path, log_inverse=np.roll(codes, shift, 0))
+    assert record.main(["--check", str(folder)]) == 1
+    text = capsys.readouterr().out
+    assert text.count("PROBLEM") == 1 and said in text and "shift the depth files' frames" in text
+
+
+def test_depth_of_another_place_is_a_problem(room, tmp_path):
+    codes = read_depth_file(clip_paths(room, "room")[1]).log_inverse
+    report = check(with_depth(room, tmp_path, log_inverse=np.full_like(codes, 240)))
+    assert len(report.problems) == 1 and "depth does not belong to the pictures" in report.problems[0]
+    assert "over a flat ground" in report.problems[0]
+
+
+def test_broken_depth_files_and_nodes_of_another_place_are_bad_files(room, tmp_path):
+    found = read_depth_file(clip_paths(room, "room")[1])
+    for name, changes, said in (
+        ("short", {n: a[:-1] for n, a in found.arrays().items()}, "59 frames, its clip has 60"),
+        ("elsewhere", {"origin": found.origin + np.int32(5)}, "nodes lie"),
+    ):
+        report = check(with_depth(room, tmp_path / name, **changes))
+        assert len(report.bad_files) == len(report.problems) == 1
+        assert "broken depth" in report.bad_files[0] and said in report.bad_files[0]
+    folder = with_depth(room, tmp_path / "torn")
+    path = depth_path(clip_paths(folder, "room")[1])
+    path.write_bytes(path.read_bytes()[:100])
+    assert str(path) in check(folder).bad_files[0]
+
+
+def test_clips_without_depth_are_no_problem_and_say_so(good):
+    assert good.with_depth == 0 and good.pictures.depth_error is None
+    assert "depth         0 clips" in good.text()
+
+
+def test_a_player_that_stands_still_verifies_no_depth(room, tmp_path):
+    origin = read_depth_file(clip_paths(room, "room")[1]).origin
+    with_depth(room, tmp_path, origin=np.repeat(origin[:1], len(origin), 0))
+    metadata = clip_paths(tmp_path, "room")[0]
+    content = json.loads(metadata.read_text())
+    for entry in content["actions"].values():
+        entry["pos"] = content["actions"]["0"]["pos"]
+    metadata.write_text(json.dumps(content))
+    report = check(tmp_path)
+    assert report.pictures.depth_error is None and any("depth: not verified" in n for n in report.notes)
 
 
 def test_minerl_is_said_not_to_be_checked(tmp_path):

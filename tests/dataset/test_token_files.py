@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.surroundings import BOX, SCALE
 from dataset.token_files import (
+    EXTRAS,
     MANIFEST,
     ClipEntry,
     DataError,
@@ -193,6 +195,61 @@ def test_token_file_whose_arrays_disagree(folder, change):
     np.savez(folder / "beta.npz", **{name: a for name, a in arrays.items() if a is not None})
     with pytest.raises(DataError, match=r"beta\.npz: .*run preprocess\.py again"):
         read_token_file(folder / "beta.npz")
+
+
+def extras_of(name: str) -> dict[str, np.ndarray]:
+    """Depth and nodes that differ from frame to frame."""
+    frames = LENGTHS[name]
+    k = np.arange(frames)
+    return {
+        "depth": np.broadcast_to(k[:, None, None], (frames, 4, 6)).astype(np.uint8),
+        "nodes": np.broadcast_to(k[:, None, None, None] % 5, (frames, *BOX)).astype(np.uint8),
+        "origin": np.stack([k, -k, 3 * k], 1).astype(np.int32),
+    }
+
+
+def test_depth_and_nodes_are_read_where_they_are_wanted_and_there(folder):
+    write_token_file(folder / "alpha.npz", *content_of("alpha"), **extras_of("alpha"))
+    assert set(read_token_file(folder / "alpha.npz")) == {"tokens", "actions", "pose"}
+    assert set(read_token_file(folder / "beta.npz", EXTRAS)) == {"tokens", "actions", "pose"}
+    content = read_token_file(folder / "alpha.npz", EXTRAS)
+    for name, array in extras_of("alpha").items():
+        np.testing.assert_array_equal(content[name], array)
+    clips = TokenClips(folder, "all", extras=EXTRAS)
+    np.testing.assert_array_equal(clips.extras["depth"][0], extras_of("alpha")["depth"])
+    assert clips.extras["depth"][1:] == [None, None] and clips.extras["origin"][1:] == [None, None]
+    assert TokenClips(folder, "all").extras == {}
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"depth": np.zeros((12, 2, 3), np.uint8)}, r"depth uint8 \[12, 4, 6\], found uint8 \[12, 2, 3\]"),
+        ({"depth": np.zeros((11, 4, 6), np.uint8)}, r"depth uint8 \[12, 4, 6\], found uint8 \[11, 4, 6\]"),
+        ({"depth": np.zeros((12, 4, 6), np.float32)}, r"depth uint8 .*found float32"),
+        ({"nodes": np.zeros((12, 5, 6, 5), np.uint8)}, r"nodes uint8 \[12, 7, 7, 7\], found"),
+        ({"origin": np.zeros((12, 3), np.int64)}, r"origin int32 .*found int64"),
+    ],
+)
+def test_depth_and_nodes_of_another_shape_or_type_are_refused(folder, change, expected):
+    write_token_file(folder / "alpha.npz", *content_of("alpha"), **extras_of("alpha") | change)
+    with pytest.raises(DataError, match=r"alpha\.npz: expected " + expected + ".*run preprocess"):
+        TokenClips(folder, "train", extras=EXTRAS)
+    TokenClips(folder, "train")  # who does not want them is not held up
+
+
+def test_depth_on_another_scale_is_refused_by_who_reads_it(folder):
+    manifest = Manifest.load(folder)
+    for scale, fits in ((None, True), (SCALE, True), ({**SCALE, "farthest_m": 100.0}, False)):
+        manifest.depth_scale = scale
+        manifest.save(folder)
+        assert Manifest.load(folder).depth_scale == scale
+        TokenClips(folder, "all", extras=["nodes"])
+        if fits:
+            TokenClips(folder, "all", extras=["depth"])
+        else:
+            with pytest.raises(DataError, match=r"manifest\.json: depth on the scale .*100.*expected"):
+                TokenClips(folder, "all", extras=["depth"])
 
 
 def test_a_crash_while_writing_leaves_the_old_file(folder, monkeypatch):

@@ -60,9 +60,7 @@ def test_near_surface_occludes_and_uncovers_what_is_behind():
     hidden = ~visible[0, H // 2]
     uncovered = hidden.nonzero()[:, 0]
     inside = uncovered[(uncovered > 8) & (uncovered < W - 8)]
-    assert 3 <= len(inside) <= 6, (
-        "the strip between the post's old and new right edge, less the wall's shift"
-    )
+    assert 3 <= len(inside) <= 6, "the strip between the post's old and new right edge, less the wall's shift"
     assert (inside > near.nonzero().max()).all(), "right of the post"
 
 

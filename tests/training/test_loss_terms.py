@@ -1,4 +1,4 @@
-"""The loss terms against values worked out by hand, their gradients, and the one normalisation they share."""
+"""The loss terms against values computed by hand, their gradients, and their normalisation."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from training import loss_terms as losses
+from vq_vae.tokenizer import Tokenizer
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 
@@ -33,8 +34,8 @@ def test_cross_entropy_agrees_with_torch():
     torch.testing.assert_close(ours, theirs.mean((1, 2)))
 
 
-def test_neighbourhood_forgives_a_shift_and_counts_a_code_once():
-    # Targets 0 1 1 in a row. Around the first cell stand 0 and 1 (0 also over the edge), around the last 1.
+def test_neighbourhood_tolerates_a_shift_and_counts_a_code_once():
+    # Targets 0 1 1 in a row. The first cell has 0 and 1 around it (0 also beyond the edge), the last only 1.
     log_probs = log_probs_of([0.2, 0.5, 0.3], [0.2, 0.5, 0.3], [0.2, 0.5, 0.3])
     target = torch.tensor([[[0, 1, 1]]])
     near = -(math.log(0.7) + math.log(0.7) + math.log(0.5)) / 3
@@ -61,7 +62,7 @@ def test_entropy_floor_and_sharpness():
     assert losses.sharpness_loss(certain).item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_temporal_loss_is_a_mean_over_cells_and_gives_the_past_no_gradient():
+def test_temporal_loss_is_a_mean_over_cells_and_gives_the_previous_step_no_gradient():
     previous = torch.tensor([0.5, 0.5]).log().repeat(2, 3, 4, 1).requires_grad_()
     now = torch.tensor([0.25, 0.75]).log().repeat(2, 3, 4, 1).requires_grad_()
     loss = losses.temporal_loss(now, previous)
@@ -72,13 +73,13 @@ def test_temporal_loss_is_a_mean_over_cells_and_gives_the_past_no_gradient():
 
 
 def test_straight_through_pictures_are_hard_forward_and_soft_backward():
-    tokenizer = VQVAE(VQVAEConfig(8, 8, codebook_size=5, embedding_dim=4, hidden_dim=8)).eval()
+    tokenizer = Tokenizer(VQVAE(VQVAEConfig(8, 8, codebook_size=5, embedding_dim=4, hidden_dim=8)))
     logits = torch.randn(2, 5, 2, 2, requires_grad=True)
     log_probs = losses.log_probabilities(logits)
     pictures = losses.straight_through_pictures(log_probs, tokenizer)
     torch.testing.assert_close(pictures, tokenizer.decode(logits.argmax(1)))
     pictures.sum().backward()
-    # Every code that the expected vector contains gets a gradient, not only the one that was drawn.
+    # Every code that the expected vector contains gets a gradient, not only the most likely one.
     assert (logits.grad.abs() > 0).float().mean() > 0.99
 
 

@@ -1,9 +1,8 @@
-"""The tokenizer: shapes, the quantizer's arithmetic, and its scripts run for real at a tiny size."""
+"""The tokenizer: shapes, the quantizer, and the scripts of vq_vae/ at a tiny size."""
 
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_tokenizer
+from conftest import tiny_vqvae
 
 from dataset.token_files import split_of
 from metrics import psnr
 from runtime import checkpoint
 from runtime.video import read_image, write_video
+from vq_vae import preprocess_vqvae, train_vqvae, vq_vae_inference
 from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 from vq_vae.vq_vae import VQVAE, VectorQuantizerEMA, VQVAEConfig
 
-ROOT = Path(checkpoint.__file__).parent
+SCRIPTS = Path(train_vqvae.__file__).parent
 
 
 # ---------------------------------------------------------------- shapes
@@ -44,7 +44,7 @@ def test_a_quarter_of_each_side(height, width):
 
 @torch.no_grad()
 def test_decode_code_of_one_grid_is_one_picture():
-    model = tiny_tokenizer().eval()
+    model = tiny_vqvae().eval()
     tokens = torch.randint(0, 64, (3, 4, 8))
     batch = model.decode_code(tokens)
     assert batch.shape == (3, 3, 16, 32)
@@ -63,14 +63,14 @@ def test_sides_that_are_not_divisible_by_4_are_refused(height, width):
 
 def test_pictures_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"\[1, 3, 32, 16\].*\[3, 16, 32\]"):
-        tiny_tokenizer().encode(torch.rand(1, 3, 32, 16))
+        tiny_vqvae().encode(torch.rand(1, 3, 32, 16))
 
 
 # ---------------------------------------------------------------- the quantizer
 
 
 def quantizer(codes: int = 8, dim: int = 3, decay: float = 0.9) -> VectorQuantizerEMA:
-    """A quantizer whose codebook is not seeded from the first batch."""
+    """A quantizer whose codebook is not initialised from the first batch."""
     torch.manual_seed(0)
     made = VectorQuantizerEMA(codes, dim, decay)
     made.initialised.fill_(True)
@@ -83,7 +83,7 @@ def brute_force(flat: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_nearest_is_the_nearest_by_brute_force(autocast):
-    """The codes lie closer together than bfloat16 can tell: only float32 inside finds the right one."""
+    """The codes are closer together than bfloat16 can resolve, so only float32 finds the nearest."""
     torch.manual_seed(0)
     vq = VectorQuantizerEMA(256, 16, 0.99).eval()
     vq.codebook.copy_(5 + 0.05 * torch.randn(256, 16))
@@ -91,14 +91,14 @@ def test_nearest_is_the_nearest_by_brute_force(autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         quantized, tokens, commitment = vq(z)
         flat = z.permute(0, 2, 3, 1).reshape(-1, 16)
-        assert torch.equal(vq.nearest(flat), tokens.flatten()), "called on its own, as encode does, too"
+        assert torch.equal(vq.nearest(flat), tokens.flatten()), "also when called alone, as by encode"
     right = brute_force(flat, vq.codebook)
     distance = (flat - vq.codebook[tokens.flatten()]).square().sum(1)
     torch.testing.assert_close(distance, (flat - vq.codebook[right]).square().sum(1), rtol=1e-3, atol=1e-4)
     assert (tokens.flatten() == right).float().mean() > 0.97, "but for ties within float32's rounding"
     assert quantized.dtype == commitment.dtype == torch.float32
     in_bfloat16 = brute_force(flat.bfloat16(), vq.codebook.bfloat16())
-    assert (in_bfloat16 == right).float().mean() < 0.9, "the case is hard enough to tell"
+    assert (in_bfloat16 == right).float().mean() < 0.9, "bfloat16 would fail here"
 
 
 def test_ema_update_by_hand():
@@ -106,7 +106,7 @@ def test_ema_update_by_hand():
     vq.codebook.copy_(torch.tensor([[0.0], [10.0]]))
     vq.ema_count.fill_(2.0)
     vq.ema_sum.copy_(vq.codebook * 2)
-    vq.train()(torch.tensor([1.0, 2.0, 3.0, 8.0]).view(1, 1, 2, 2))  # three go to code 0, one to code 1
+    vq.train()(torch.tensor([1.0, 2.0, 3.0, 8.0]).view(1, 1, 2, 2))  # three of code 0, one of code 1
     count = torch.tensor([0.9 * 2 + 0.1 * 3, 0.9 * 2 + 0.1 * 1])
     total = torch.tensor([0.9 * 0 + 0.1 * 6, 0.9 * 20 + 0.1 * 8])
     torch.testing.assert_close(vq.ema_count, count)
@@ -114,7 +114,7 @@ def test_ema_update_by_hand():
     torch.testing.assert_close(vq.codebook[:, 0], total / count)
 
 
-def test_dead_codes_are_reseeded_from_the_batch():
+def test_dead_codes_are_replaced_by_vectors_of_the_batch():
     vq = quantizer(codes=4, dim=2)
     vq.codebook.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0], [500.0, 500.0], [-500.0, 500.0]]))
     vq.ema_sum.copy_(vq.codebook)
@@ -125,19 +125,19 @@ def test_dead_codes_are_reseeded_from_the_batch():
     for code in (2, 3):
         assert (rows == vq.codebook[code]).all(1).any(), "a vector of this batch"
     assert not torch.equal(vq.codebook[2], vq.codebook[3])
-    torch.testing.assert_close(vq.ema_sum, vq.codebook * vq.ema_count[:, None]), "it stays where it is put"
-    assert vq.codebook[:2].abs().max() < 2, "codes in use are left to the average"
+    torch.testing.assert_close(vq.ema_sum, vq.codebook * vq.ema_count[:, None]), "the next EMA step keeps it"
+    assert vq.codebook[:2].abs().max() < 2, "codes in use follow the average"
     tokens = vq.eval()(z)[1]
     assert {2, 3} <= set(tokens.flatten().tolist()), "and they are used at once"
 
 
-def test_the_first_batch_seeds_the_codebook():
+def test_the_first_batch_initialises_the_codebook():
     torch.manual_seed(0)
     vq = VectorQuantizerEMA(8, 2, 0.99).train()
     z = 100 + torch.rand(2, 2, 4, 4)
     vq(z)
     assert vq.initialised
-    assert vq.codebook.min() > 99, "no code is left where the random start put it"
+    assert vq.codebook.min() > 99, "no code keeps its random start"
 
 
 def test_straight_through_gradient_is_the_identity():
@@ -160,7 +160,7 @@ def test_commitment_pulls_the_encoder_to_its_codes():
 
 
 def test_eval_mode_never_updates_the_codebook():
-    model = tiny_tokenizer().eval()
+    model = tiny_vqvae().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for _ in range(3):
         tokens = model(torch.rand(4, 3, 16, 32))[1]
@@ -211,21 +211,17 @@ def pictures(tmp_path_factory) -> Path:
     return path
 
 
-def run_script(monkeypatch, name: str, *words: object) -> None:
-    """`python vq_vae/NAME WORDS`, without a process of its own."""
-    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    runpy.run_path(str(ROOT / "vq_vae" / name), run_name="__main__")
-
-
-def train(monkeypatch, pictures: Path, out: Path, *words: str) -> None:
+def train(monkeypatch, pictures: Path, out: Path, *words: str) -> int:
+    """`python vq_vae/train_vqvae.py` with small settings, in this process; returns the exit status."""
     given = {word.partition("=")[0] for word in words}
     tiny = [word for word in TINY if word.partition("=")[0] not in given]
-    run_script(monkeypatch, "train_vqvae.py", f"PICTURES={pictures}", f"OUT_DIR={out}", *tiny, *words)
+    arguments = [f"PICTURES={pictures}", f"OUT_DIR={out}", *tiny, *words]
+    monkeypatch.setattr(sys, "argv", ["train_vqvae.py", *arguments])
+    return train_vqvae.main()
 
 
-def test_train_vqvae_as_a_user_runs_it(pictures, tmp_path):
-    command = [sys.executable, str(ROOT / "vq_vae" / "train_vqvae.py"), f"PICTURES={pictures}", *TINY]
+def test_train_vqvae_as_a_script(pictures, tmp_path):
+    command = [sys.executable, str(SCRIPTS / "train_vqvae.py"), f"PICTURES={pictures}", *TINY]
     done = subprocess.run(
         [*command, "STEPS=4", "OUT_DIR=run"], cwd=tmp_path, capture_output=True, text=True, env=os.environ
     )
@@ -267,27 +263,23 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
 
 def test_resuming_another_model_is_refused(pictures, tmp_path, monkeypatch, capsys):
     train(monkeypatch, pictures, tmp_path, "STEPS=1")
-    with pytest.raises(SystemExit, match="2"):
-        train(monkeypatch, pictures, tmp_path, "STEPS=2", "HIDDEN_DIM=4")
+    assert train(monkeypatch, pictures, tmp_path, "STEPS=2", "HIDDEN_DIM=4") == 2
     assert re.search("last.pt: was trained with .*RESUME=False", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
-    "word, told", [("STEP=5", "STEPS"), ("LR=fast", "LR is of type float"), ("HEIGHT", "NAME=value")]
+    "word, message", [("STEP=5", "STEPS"), ("LR=fast", "LR is of type float"), ("HEIGHT", "NAME=value")]
 )
-def test_train_vqvae_refuses_wrong_words(monkeypatch, capsys, word, told):
-    with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, "train_vqvae.py", word)
-    assert stopped.value.code == 2 and told in capsys.readouterr().err
+def test_train_vqvae_refuses_wrong_words(monkeypatch, capsys, word, message):
+    monkeypatch.setattr(sys, "argv", ["train_vqvae.py", word])
+    assert train_vqvae.main() == 2 and message in capsys.readouterr().err
 
 
 def test_train_vqvae_refuses_pictures_of_another_size(pictures, tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        train(monkeypatch, pictures, tmp_path, "WIDTH=52")
+    assert train(monkeypatch, pictures, tmp_path, "WIDTH=52") == 2
     assert re.search(r"train is \(12, 32, 48, 3\), expected \[N > 0, 32, 52, 3\]", capsys.readouterr().err)
     (tmp_path / "broken.npz").write_bytes(pictures.read_bytes()[:-50])
-    with pytest.raises(SystemExit, match="2"):
-        train(monkeypatch, tmp_path / "broken.npz", tmp_path)
+    assert train(monkeypatch, tmp_path / "broken.npz", tmp_path) == 2
     assert re.search(r"broken\.npz: .*preprocess_vqvae\.py", capsys.readouterr().err)
 
 
@@ -296,7 +288,7 @@ def colours(count: int, first: int) -> list[np.ndarray]:
     return [np.full((32, 48, 3), (first + 8 * i, 60, 120), np.uint8) for i in range(count)]
 
 
-def test_preprocess_vqvae_samples_frames_of_whole_clips(tmp_path, monkeypatch, capsys):
+def test_preprocess_vqvae_samples_frames_of_whole_clips(tmp_path, capsys):
     clips = tmp_path / "clips" / "video"
     write_video(clips / "one.mp4", colours(12, 0), 16)
     write_video(clips / "two.mp4", colours(11, 100), 16)
@@ -304,9 +296,9 @@ def test_preprocess_vqvae_samples_frames_of_whole_clips(tmp_path, monkeypatch, c
     out = tmp_path / "out" / "pictures.npz"
     fraction = next(f / 100 for f in range(100) if split_of("one", f / 100) != split_of("two", f / 100))
     words = (tmp_path / "clips", out, "--height", 16, "--width", 24, "--val_fraction", fraction)
-    run_script(monkeypatch, "preprocess_vqvae.py", *words)
-    said = capsys.readouterr().out
-    assert "broken.mp4" in said and "1 skipped" in said
+    assert preprocess_vqvae.main([str(word) for word in words]) == 0
+    printed = capsys.readouterr().out
+    assert "broken.mp4" in printed and "1 skipped" in printed
     with np.load(out) as arrays:
         found = {split_of(name, fraction): first for name, first in (("one", 0), ("two", 100))}
         for split, first in found.items():
@@ -317,10 +309,9 @@ def test_preprocess_vqvae_samples_frames_of_whole_clips(tmp_path, monkeypatch, c
     assert [p.name for p in out.parent.iterdir()] == ["pictures.npz"]
 
 
-def test_preprocess_vqvae_without_videos(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, "preprocess_vqvae.py", tmp_path, tmp_path / "out.npz")
-    assert stopped.value.code == 2 and "holds no video" in capsys.readouterr().err
+def test_preprocess_vqvae_without_videos(tmp_path, capsys):
+    assert preprocess_vqvae.main([str(tmp_path), str(tmp_path / "out.npz")]) == 2
+    assert "holds no video" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -332,20 +323,23 @@ def shown(tmp_path) -> Path:
     return tmp_path / "vqvae.pt"
 
 
-def test_vq_vae_inference_shows_originals_above_reconstructions(
-    pictures, shown, tmp_path, monkeypatch, capsys
-):
+def infer(tokenizer: Path, *words: object) -> int:
+    """`python vq_vae/vq_vae_inference.py`, in this process; returns the exit status."""
+    flags = ["--vqvae_ckpt", tokenizer, "--device", "cpu"]
+    return vq_vae_inference.main([str(word) for word in (*flags, *words)])
+
+
+def test_vq_vae_inference_shows_originals_above_reconstructions(pictures, shown, tmp_path, capsys):
     out = tmp_path / "new" / "sheet.png"
-    flags = ["--vqvae_ckpt", shown, "--out", out, "--device", "cpu"]
-    run_script(monkeypatch, "vq_vae_inference.py", *flags, "--pictures", pictures, "--count", 2)
+    assert infer(shown, "--out", out, "--pictures", pictures, "--count", 2) == 0
     with np.load(pictures) as arrays:
         val = arrays["val"]
     truth = torch.from_numpy(val[[0, 2]]).permute(0, 3, 1, 2).float() / 255
     tokenizer = load_tokenizer(shown)
     with torch.no_grad():
         expected = psnr(tokenizer.decode(tokenizer.encode(truth)), truth).mean().item()
-    said = capsys.readouterr().out
-    assert f"2 pictures: mean PSNR {expected:.2f} dB" in said and "of 8 codes used" in said
+    printed = capsys.readouterr().out
+    assert f"2 pictures: mean PSNR {expected:.2f} dB" in printed and "of 8 codes used" in printed
     sheet = read_image(out)
     for i, original in enumerate(val[[0, 2]]):
         left = i * (sheet.shape[1] // 2)
@@ -353,25 +347,28 @@ def test_vq_vae_inference_shows_originals_above_reconstructions(
         assert np.array_equal(part, original.repeat(2, 0).repeat(2, 1)), "twice the size, under its label"
 
 
-def test_vq_vae_inference_of_a_clip(shown, tmp_path, monkeypatch, capsys):
+def test_vq_vae_inference_of_a_clip(shown, tmp_path, capsys):
     write_video(tmp_path / "walk.mp4", colours(10, 0), 16)
-    flags = ["--vqvae_ckpt", shown, "--out", tmp_path / "sheet.png", "--device", "cpu"]
-    run_script(monkeypatch, "vq_vae_inference.py", *flags, "--clip", tmp_path / "walk.mp4", "--count", 5)
+    flags = ("--out", tmp_path / "sheet.png", "--clip", tmp_path / "walk.mp4", "--count", 5)
+    assert infer(shown, *flags) == 0
     assert "5 pictures: mean PSNR" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["--clip", "none.mp4"], "none.mp4: no such video"),
         (["--pictures", "none.npz"], "none.npz"),
         (["--vqvae_ckpt", "none.pt"], "none.pt: no such checkpoint"),
-        (["--count", "0"], "--count 0"),
     ],
 )
-def test_vq_vae_inference_errors_are_one_line(shown, monkeypatch, capsys, words, told):
-    with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, "vq_vae_inference.py", "--vqvae_ckpt", shown, "--device", "cpu", *words)
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert message.splitlines()[-1].startswith("error: ") and told in message.splitlines()[-1]
+def test_vq_vae_inference_errors_are_one_line(shown, capsys, words, message):
+    assert infer(shown, *words) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ") and message in error.splitlines()[-1]
+
+
+def test_vq_vae_inference_needs_a_picture(shown, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        infer(shown, "--count", 0)
+    assert "--count: 0: must be 1 or more" in capsys.readouterr().err

@@ -1,9 +1,13 @@
 -- For each drawn frame: one line in the log, and the frame's number as a barcode above and below the kept picture,
--- so that the recorder can prove which line belongs to which picture.
+-- so that the recorder can prove which line belongs to which picture. A line also tells the nodes around the player,
+-- whenever they are not those that the last line told.
 
 local BITS, CELL = 14, 16 -- CELL: pixels, also the height of the strips that the recorder cuts off
 local WHITE = "default_cloud.png^[colorize:#ffffff:255"
 local BLACK = "default_cloud.png^[colorize:#000000:255"
+
+local REACH = 3 -- nodes from the player's feet to each side of the box that is logged
+local REREAD = 8 -- frames after which it is read again though the player has not left its node: land loads, water flows
 
 local frame = 0
 local cells = {} -- [bit] = {above = hud id, below = hud id, shown = 0 or 1}
@@ -38,6 +42,69 @@ local function draw_barcode(player)
 	end
 end
 
+local kinds = {} -- [node name] = its digit, as surroundings.py counts: 0 unknown, 1 free, 2 liquid, 3 solid, 4 low
+
+local function is_full_cube(def)
+	local box = def.collision_box
+	if not box or box.type ~= "fixed" then box = def.drawtype == "nodebox" and def.node_box or nil end
+	if not box or box.type ~= "fixed" then return true end
+	local parts = box.fixed
+	if type(parts[1]) ~= "table" then parts = {parts} end
+	for _, part in ipairs(parts) do
+		local largest = 0
+		for i = 1, 6 do largest = math.max(largest, math.abs(part[i])) end
+		local half = (largest > 1 and 10 or 1) * 0.499 -- client mods are told tenths of a node
+		local full = true
+		for i = 1, 3 do full = full and part[i] <= -half and part[i + 3] >= half end
+		if full then return true end
+	end
+	return false
+end
+
+local function kind_of(name)
+	local def = minetest.get_node_def(name)
+	if not def or name == "ignore" then return "0" end
+	if def.drawtype == "liquid" or def.drawtype == "flowingliquid" then return "2" end
+	if not def.walkable then return "1" end
+	return is_full_cube(def) and "3" or "4"
+end
+
+local box = "" -- the digits of all its nodes, y within x and z within y, x falling: the recorder mirrors it
+local box_at = {} -- the node of the player's feet, its middle
+local box_read = 0 -- frame
+
+-- Returns the box and its middle if they have changed since they were returned last.
+local function nodes_around(pos)
+	-- A centimetre higher: feet on a node stand exactly on its border.
+	local at = {x = math.floor(pos.x + 0.5), y = math.floor(pos.y + 0.51), z = math.floor(pos.z + 0.5)}
+	local moved = at.x ~= box_at.x or at.y ~= box_at.y or at.z ~= box_at.z
+	if not moved and frame - box_read < REREAD then return end
+	box_read = frame
+	local digits, n, where = {}, 0, {}
+	for x = at.x + REACH, at.x - REACH, -1 do
+		for y = at.y - REACH, at.y + REACH do
+			for z = at.z - REACH, at.z + REACH do
+				where.x, where.y, where.z = x, y, z
+				local node = minetest.get_node_or_nil(where)
+				local kind = "0"
+				if node then
+					kind = kinds[node.name]
+					if not kind then
+						kind = kind_of(node.name)
+						kinds[node.name] = kind
+					end
+				end
+				n = n + 1
+				digits[n] = kind
+			end
+		end
+	end
+	local now = table.concat(digits)
+	if not moved and now == box then return end
+	box, box_at = now, at
+	return box, {at.x, at.y, at.z}
+end
+
 minetest.register_on_receiving_chat_message(function() return true end) -- no text in the picture
 
 minetest.register_globalstep(function(dtime)
@@ -54,6 +121,7 @@ minetest.register_globalstep(function(dtime)
 	end
 	-- The camera's own place is that of the frame before: it is moved after this.
 	local view = camera:get_pos()
+	local nodes, middle = nodes_around(pos)
 	minetest.log("action", "OCHRE frame " .. minetest.write_json({
 		n = frame,
 		dt = dtime,
@@ -68,5 +136,7 @@ minetest.register_globalstep(function(dtime)
 		node = name_at(eye),
 		feet = name_at({x = pos.x, y = pos.y + 0.3, z = pos.z}),
 		light = minetest.get_node_light(eye, 0.5) or -1,
+		nodes = nodes,
+		middle = middle,
 	}))
 end)

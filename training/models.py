@@ -1,0 +1,93 @@
+"""The model, the loss weights and the window loss that the settings of a run select."""
+
+from torch import Tensor
+
+from dataset.token_files import Manifest
+from model_convGru import ConvGRUWorldModel, WorldModelConfig
+from model_geometry import GeometryConfig, GeometryWorldModel
+from rollout.world_model import WorldModel
+from runtime.config import SettingError
+from training.convgru_window import convgru_window_loss
+from training.geometry_window import geometry_window_loss
+from training.train_config import TrainConfig
+from training.window import InputConfig, LossWeights, StepLoss, WindowResult
+from vq_vae.tokenizer import Tokenizer
+
+
+def build_model(config: TrainConfig, tokenizer: Tokenizer, manifest: Manifest) -> WorldModel:
+    """The untrained model for these tokens. Raises SettingError for an unknown MODEL."""
+    t, (rows, columns) = tokenizer.config, manifest.latent_size
+    if config.model == "convgru":
+        model = ConvGRUWorldModel(
+            WorldModelConfig(
+                codebook_size=t.codebook_size,
+                latent_height=rows,
+                latent_width=columns,
+                embed_dim=config.embed_dim,
+                hidden_dim=config.hidden_dim,
+                layers=config.layers,
+                kernel_size=config.kernel_size,
+            ),
+            tokenizer,
+        )
+        model.gradient_checkpointing = config.gradient_checkpointing
+        if config.codebook_init:
+            model.init_from_codebook()
+        return model
+    if config.model != "geometry":
+        raise SettingError(f"MODEL={config.model}: must be geometry or convgru")
+    model = GeometryWorldModel(
+        GeometryConfig(
+            codebook_size=t.codebook_size,
+            latent_height=rows,
+            latent_width=columns,
+            picture_height=t.height,
+            picture_width=t.width,
+            vertical_fov_degrees=manifest.vertical_fov_degrees,
+            degrees_per_unit=manifest.camera_degrees_per_unit,
+            channels=config.channels,
+            coarse_channels=config.coarse_channels,
+            keyframes=config.keyframes,
+            sources=config.sources,
+            prior=config.prior,
+        ),
+        tokenizer,
+    )
+    model.init_from_codebook()
+    return model
+
+
+def loss_weights(config: TrainConfig) -> LossWeights:
+    """The weights of the loss terms; each model's window loss uses its own."""
+    return LossWeights(
+        ce=config.ce_weight,
+        label_smoothing=config.label_smoothing,
+        neighbor=config.neighbor_weight,
+        neighbor_kernel=config.neighbor_kernel,
+        neighbor_exact_mix=config.neighbor_exact_mix,
+        semantic=config.semantic_weight,
+        entropy=config.entropy_weight,
+        entropy_floor=config.entropy_floor,
+        sharpness=config.sharpness_weight,
+        temporal=config.temporal_weight,
+        perceptual=config.perceptual_weight,
+        reprojection=config.reprojection_weight,
+        smoothness=config.smoothness_weight,
+        motion=config.motion_weight,
+        disoccluded=config.disoccluded_weight,
+        cells=config.loss_cells,
+    )
+
+
+def window_loss(
+    model: WorldModel,
+    step_loss: StepLoss,
+    tokens: Tensor,
+    actions: Tensor,
+    pose: Tensor,
+    inputs: InputConfig,
+) -> WindowResult:
+    """The model's own window loss: tokens [B, T+1, H, W], actions [B, T, 5], pose [B, T+1, 5]."""
+    if isinstance(model, GeometryWorldModel):
+        return geometry_window_loss(model, step_loss, tokens, actions, pose, inputs)
+    return convgru_window_loss(model, step_loss, tokens, actions, inputs)
