@@ -50,7 +50,7 @@ from runtime.errors import UserError, run_script
 from runtime.provenance import ROOT, command_line, commit, machine, shown, versions, write_json
 from training.convgru_window import convgru_window_loss
 from training.geometry_window import geometry_window_loss
-from training.window import InputConfig, LossWeights, StepLoss
+from training.window_parts import InputConfig, LossWeights, StepLoss
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
 
 REPEATS, QUICK_REPEATS = 5, 2
