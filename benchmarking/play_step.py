@@ -119,11 +119,12 @@ def bench_play(config: BenchmarkConfig, world: World, clips: TokenClips) -> Metr
         for setting in tqdm(settings * config.repeats, desc="play", leave=False):
             dtype, n = setting
             torch.set_num_threads(n)
-            rollout, started = primed_rollout(world, clips, dtype), time.perf_counter()
+            rollout = primed_rollout(world, clips, dtype)
             for _ in range(WARMUP_STEPS):
                 whole_step(rollout, action, draw)
-            for i in range(STEPS // share):
-                if i > 1 and time.perf_counter() - started > ROUND_SECONDS / share:
+            started = time.perf_counter()
+            for i in range(max(3, STEPS // share)):  # every third is taken apart
+                if i > 2 and time.perf_counter() - started > ROUND_SECONDS / share:
                     break
                 if i % 3 == 2:
                     parts[setting].append(step_parts(rollout, action, draw))

@@ -23,6 +23,7 @@ from training.geometry_window import geometry_window_loss
 from training.window import InputConfig, LossWeights, StepLoss
 from vq_vae.tokenizer import Tokenizer, load_tokenizer
 
+QUICK_WINDOWS = 2  # of a batch, with --quick
 # Defaults of train.py; tests/test_benchmark.py compares them.
 WINDOWS, TRANSITIONS = 8, 12
 LR, BETAS, WEIGHT_DECAY, GRAD_CLIP = 1e-3, (0.9, 0.95), 0.01, 1.0

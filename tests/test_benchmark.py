@@ -253,6 +253,13 @@ def test_start_without_arguments_announces_all_sections_and_the_time(capsys):
     assert f"--quick takes about {quick}" in printed
 
 
+def test_quick_means_fewer_repeats_and_windows():
+    full, quick = (benchmark.parse_config(flags) for flags in ([], ["--quick"]))
+    assert (full.repeats, full.windows) == (benchmark.REPEATS, train.BATCH_SIZE)
+    assert (quick.repeats, quick.windows) == (benchmark.QUICK_REPEATS, training_step.QUICK_WINDOWS)
+    assert full.sections == ("train", "data", "play") and quick.precision == "auto"
+
+
 def test_bad_input_is_one_line(tiny, tmp_path, capsys):
     for flags, part in (
         (["--checkpoint", "gone.pt"], "gone.pt: no such checkpoint"),
