@@ -164,11 +164,11 @@ def evaluate(args: argparse.Namespace, arguments: list[str], out: Path) -> None:
             "ci95": result.scores.ci95,
             "series": result.shown["life"][0] if "life" in result.shown else {},
             "meta": {
-                "checkpoint": provenance.shown(subject.path),
+                "checkpoint": provenance.display_path(subject.path),
                 "name": subject.name,
                 "step": subject.content.get("step"),
                 "parameters": sum(p.numel() for p in subject.model.parameters()),
-                "data": provenance.shown(args.data_dir),
+                "data": provenance.display_path(args.data_dir),
                 "tokenizer": tokenizer.fingerprint,
                 "split": args.split,
                 "clips": [entry.name for entry in clips.entries],

@@ -43,7 +43,7 @@ from training.models import build_model, loss_weights, window_loss
 from training.motion_pretraining import pretrain_motion
 from training.train_config import RECIPES, TrainConfig
 from training.validation import truth_and_prediction, validate
-from training.window import StepLoss
+from training.window_parts import StepLoss
 from vq_vae.tokenizer import check_tokenizer, load_tokenizer
 
 # --- files ---

@@ -1,1 +1,1 @@
-"""The measurements of benchmark.py beside the training step."""
+"""Parts of benchmark.py: the training step, data loading and preprocessing, one step of play."""

@@ -1,4 +1,4 @@
-"""Where numbers come from: what a script that measures writes beside them, nothing private among it."""
+"""How a measurement was made: command, commit, machine and versions, without private paths or host names."""
 
 import json
 import os
@@ -14,24 +14,24 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def shown(path: str | Path) -> str:
-    """A path without what is private to this machine: relative to the repo, or the bare name outside it."""
+def display_path(path: str | Path) -> str:
+    """A path without private folders: relative to the repository, or the bare name outside it."""
     path = Path(path).resolve()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 def command_line(script: str | Path, arguments: list[str]) -> str:
-    """The command that repeats this run, without absolute paths; also those in --flag=/path are cut."""
+    """The command that repeats a run. Absolute paths, also in --flag=/path, become `display_path`."""
 
-    def word(argument: str) -> str:
+    def without_folder(argument: str) -> str:
         flag, equals, value = argument.rpartition("=")
-        return flag + equals + (shown(value) if os.path.isabs(value) else value)
+        return flag + equals + (display_path(value) if os.path.isabs(value) else value)
 
-    return shlex.join(["python", shown(script), *map(word, arguments)])
+    return shlex.join(["python", display_path(script), *map(without_folder, arguments)])
 
 
 def commit() -> str:
-    """The commit of this code, "+" behind it where files differ from it; "unknown" outside a clone."""
+    """The short hash of the commit, with "+" if tracked files were changed; "unknown" outside a clone."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -45,7 +45,7 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """The model of the CPU in words; "CPU" where the system does not tell."""
+    """The model name of the CPU; "CPU" where the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -55,7 +55,7 @@ def processor() -> str:
 
 
 def machine(device: torch.device) -> str:
-    """The machine in words."""
+    """Operating system, number and model of the CPUs, and the device that was used."""
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs ({processor()}), "
@@ -64,7 +64,7 @@ def machine(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the speed and the numbers depend on."""
+    """Versions of Python and of the libraries that speed and results depend on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -74,7 +74,7 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Writes `content` atomically, folders and all."""
+    """Writes `content` atomically (a temporary file, then a rename); makes missing folders."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

@@ -1,122 +1,197 @@
-"""benchmark.py: the plain step it compares with is the recipe's, FLOPs are counted, the script runs."""
+"""benchmark.py: it times train.py's step, counts frames and FLOPs, and writes all its metrics."""
 
 import json
 import math
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_WORLD, tiny_tokenizer
 
 import benchmark
 import train
-from benchmarking import loading, play
-from benchmarking.measure import Task, in_turn, number
+from benchmarking import data_loading, play_step, training_step
+from benchmarking.measure import format_number, time_alternately
+from benchmarking.training_step import INPUTS, TrainingStep
+from dataset.token_files import DataError
+from dataset.windows import TokenClips
 from model_convGru import ConvGRUWorldModel
-from runtime.provenance import command_line
-from training.convgru_window import convgru_window_loss
+from rollout.context import World
+from rollout.sampling import PLAY
+from training.geometry_window import geometry_window_loss
+from training.window_parts import LossWeights, StepLoss
 
 TINY = {
-    benchmark: {
-        "WINDOWS": 2,
-        "QUICK_WINDOWS": 2,
-        "QUICK_TRANSITIONS": 4,
-        "SCALING": {"windows": (1, 2), "transitions": (2, 3), "hidden": (8,)},
-        "MATMUL": {"cpu": (16, 32)},
-        "PROCESSES": (1,),
-        "RUN_STEPS": 8,
-        "RUN_TRANSITIONS": 3,
-    },
-    loading: {"WINDOWS": 4, "FRAMES": 6, "CLIPS": 1},
-    play: {"STEPS": 6, "BATCHES": (1, 2), "CONTEXT": 2},
+    training_step: {"MATMUL_SIZES": {"cpu": (16, 32)}},
+    data_loading: {"WINDOWS": 4, "FRAMES": 6, "CLIPS": 1},
+    play_step: {"STEPS": 9, "WARMUP_STEPS": 1, "CONTEXT_FRAMES": 2},
 }
 
 
-def tiny_model() -> ConvGRUWorldModel:
+@pytest.fixture
+def clips(tiny) -> TokenClips:
+    return TokenClips(tiny.tokens.parent, "all")
+
+
+@pytest.fixture
+def shrink(monkeypatch) -> None:
+    """Makes every section as small as it gets."""
+    for module, values in TINY.items():
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(training_step, "peak_megabytes", lambda *_: 1.0)  # has a test of its own
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+
+def timed_step(kind: str, clips: TokenClips, windows: int = 2) -> TrainingStep:
+    """A training step whose model has the same weights at every call."""
+    tokenizer = tiny_tokenizer()
     torch.manual_seed(3)
-    return ConvGRUWorldModel(TINY_WORLD)
+    return TrainingStep(INPUTS[kind], windows, tokenizer, clips, torch.float32)
 
 
-def test_the_reference_is_the_recipe_of_train(monkeypatch):
-    """Loss of a window and gradient of every parameter, half of the last steps self-fed."""
-    for name, value in train.RECIPES["v4.5.2"].items():
-        monkeypatch.setattr(train, name, value)
-    feeding = train.feeding(10_000, 6)
-    assert feeding.ar_len == 5 and 0 < feeding.teacher_prob < 1
-    torch.manual_seed(0)
-    tokens, actions = torch.randint(64, (4, 7, 4, 8)), torch.rand(4, 6, 5) * 2 - 1
-    ours, plain, tokenizer = tiny_model(), tiny_model(), tiny_tokenizer()
-    torch.manual_seed(1)
-    result = convgru_window_loss(
-        ours, StepLoss(tokenizer, None, train.loss_weights()), tokens, actions, feeding
+def test_train_settings_are_the_defaults_of_train():
+    assert training_step.WEIGHTS == LossWeights(
+        ce=train.CE_WEIGHT,
+        label_smoothing=train.LABEL_SMOOTHING,
+        perceptual=train.PERCEPTUAL_WEIGHT,
+        reprojection=train.REPROJECTION_WEIGHT,
+        smoothness=train.SMOOTHNESS_WEIGHT,
+        motion=train.MOTION_WEIGHT,
+        disoccluded=train.DISOCCLUDED_WEIGHT,
+        cells=train.LOSS_CELLS,
     )
-    torch.manual_seed(1)
-    loss = benchmark.reference_step(plain, tokenizer, tokens, actions, feeding.ar_len, feeding.teacher_prob)
-    assert result.self_fed.any() and not result.self_fed[1:].all()
-    torch.testing.assert_close(result.loss, loss)
-    result.loss.backward()
-    loss.backward()
-    others = dict(plain.named_parameters())
-    for name, parameter in ours.named_parameters():
-        assert parameter.grad.abs().sum() > 0
-        torch.testing.assert_close(parameter.grad, others[name].grad, rtol=1e-4, atol=1e-6, msg=name)
+    assert train.MODEL == "geometry" and train.PRECISION == "auto"
+    assert (training_step.WINDOWS, training_step.TRANSITIONS) == (train.BATCH_SIZE, train.SEQ_LEN)
+    assert (training_step.LR, training_step.GRAD_CLIP) == (train.LR, train.GRAD_CLIP)
+    assert training_step.WEIGHT_DECAY == train.WEIGHT_DECAY
+    assert {kind: inputs.ar_len for kind, inputs in INPUTS.items()} == {
+        "teacher_forced": 0,
+        "self_fed": train.AR_LEN_MAX,
+    }
+    for inputs in INPUTS.values():
+        assert inputs.teacher_prob == train.SS_MIN_TEACHER_PROB
+        assert inputs.sampling.greedy == train.SELF_FED_GREEDY
+        assert inputs.sampling.temperature == train.SELF_FED_TEMPERATURE
+        assert inputs.token_noise == train.TOKEN_NOISE
+        assert inputs.similar_share == train.SIMILAR_CODES
+        assert inputs.masked_decoding == train.MASKED_DECODING
 
 
-def test_what_is_timed_is_the_recipe_of_train(monkeypatch):
-    for name, value in train.RECIPES["v4.5.2"].items():
-        monkeypatch.setattr(train, name, value)
-    assert train.loss_weights() == benchmark.WEIGHTS
-    feeding = train.feeding(10_000, train.SEQ_LEN)
-    assert (feeding.ar_len, feeding.teacher_prob) == (benchmark.AR_LEN, benchmark.TEACHER_PROB)
-    assert feeding.sampling.greedy and feeding.token_noise == feeding.latent_noise == 0
-    sizes = {"embed_dim": train.EMBED_DIM, "hidden_dim": train.HIDDEN_DIM, "layers": train.LAYERS}
-    assert sizes == benchmark.FULL_SIZE
-    timed = (benchmark.TRANSITIONS, benchmark.WINDOWS, benchmark.LR, benchmark.GRAD_CLIP)
-    assert timed == (train.SEQ_LEN, train.BATCH_SIZE, train.LR, train.GRAD_CLIP)
+def test_timed_model_has_the_default_size_of_train(clips):
+    config, size = timed_step("teacher_forced", clips).model.config, tiny_tokenizer().config
+    assert (config.channels, config.coarse_channels) == (train.CHANNELS, train.COARSE_CHANNELS)
+    assert (config.keyframes, config.sources, config.prior) == (train.KEYFRAMES, train.SOURCES, train.PRIOR)
+    assert (config.latent_height, config.latent_width) == size.latent_size
+    assert config.vertical_fov_degrees == clips.manifest.vertical_fov_degrees
 
 
-def test_flops():
-    a, b = torch.rand(3, 5), torch.rand(5, 7)
-    assert benchmark.flops(lambda: a @ b) == 2 * 3 * 5 * 7
-    one, three = (benchmark.training_flops(Task(TINY_WORLD, n, 4), tiny_tokenizer()) for n in (1, 3))
-    assert three == 3 * one > 0
-    # At least the recurrent convolutions of the forward pass, and more than twice that with the backward.
-    cells, c = 4 * 8 * 4 * TINY_WORLD.layers, TINY_WORLD.hidden_dim
-    assert one > 3 * cells * 2 * 9 * 2 * c * (2 * c + c) * 0.9
+@pytest.mark.parametrize("kind", INPUTS)
+def test_timed_step_is_loss_backward_clip_and_adamw(kind, clips, one_thread):
+    """The weights after two timed steps are those after the same steps written out, bit for bit."""
+    timed, plain = timed_step(kind, clips), timed_step(kind, clips)
+    before = [p.detach().clone() for p in plain.model.parameters()]
+    model, step_loss = plain.model, StepLoss(plain.model.tokenizer, None, training_step.WEIGHTS)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=train.LR, betas=(0.9, 0.95), weight_decay=train.WEIGHT_DECAY
+    )
+    tokens, actions, pose = plain.batch
+    torch.manual_seed(7)
+    timed()
+    timed()
+    torch.manual_seed(7)
+    self_fed = []
+    for _ in range(2):
+        result = geometry_window_loss(model, step_loss, tokens, actions, pose, INPUTS[kind])
+        optimizer.zero_grad()
+        result.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.GRAD_CLIP)
+        optimizer.step()
+        self_fed.append(result.self_fed)
+    assert torch.stack(self_fed).any() == (kind == "self_fed")
+    changed = 0  # the motion model's zero weights stay: nothing moves in these clips
+    for old, a, b in zip(before, timed.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        changed += not torch.equal(old, a)
+    assert changed >= 50
 
 
-def test_what_is_compared_runs_in_turn():
+def test_training_batch_is_of_recorded_windows(clips):
+    """A small data set repeats its windows; the frames are those that the loss predicts."""
+    step = timed_step("teacher_forced", clips, windows=5)
+    tokens, actions, pose = step.batch
+    T = training_step.TRANSITIONS
+    assert tokens.shape == (5, T + 1, 4, 8) and actions.shape == (5, T, 5) and pose.shape == (5, T + 1, 5)
+    assert step.frames == 5 * T
+    recorded = torch.from_numpy(clips.tokens[0].astype(np.int64)).unfold(0, T + 1, 1).movedim(-1, 1)
+    assert all((window == recorded).flatten(1).all(1).any() for window in tokens)
+
+
+def test_clips_shorter_than_a_window_are_refused(clips, monkeypatch):
+    monkeypatch.setattr(training_step, "TRANSITIONS", 40)
+    with pytest.raises(DataError, match="no clip has 41 frames.*--data_dir"):
+        timed_step("teacher_forced", clips)
+
+
+def test_flops_are_counted_forward_and_backward(clips):
+    a, b = torch.rand(3, 5, requires_grad=True), torch.rand(5, 7, requires_grad=True)
+    assert training_step.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    assert training_step.count_flops(lambda: (a @ b).sum().backward()) == 3 * 2 * 3 * 5 * 7
+    step = timed_step("teacher_forced", clips)
+    # At least the gates of the finest recurrent cell (3x3, 2C -> 3C) on 4x8 cells, times 3 with backward.
+    channels = step.model.config.channels
+    assert training_step.count_flops(step) > 3 * step.frames * 32 * 2 * 9 * 2 * channels * 3 * channels
+
+
+def test_peak_memory_holds_model_gradients_and_optimizer(tiny, clips):
+    flags = [*tiny.flags, "--windows", "2", "--data_dir", str(tiny.tokens.parent)]
+    step = timed_step("self_fed", clips)
+    peak = training_step.peak_megabytes(benchmark.parse_config(flags), "self_fed", step)
+    assert peak > 4 * 4 * sum(p.numel() for p in step.model.parameters()) / 1e6
+
+
+def test_play_walks_and_turns_in_a_recorded_place(clips):
+    world = World(ConvGRUWorldModel(TINY_WORLD, tiny_tokenizer()), torch.device("cpu"), torch.float32, 16, 15)
+    rollout = play_step.primed_rollout(world, clips, torch.float32)
+    assert rollout.sampling == PLAY
+    np.testing.assert_array_equal(rollout.tokens[0], clips.tokens[0][play_step.CONTEXT_FRAMES - 1])
+    action = play_step.walk_action()
+    assert action.shape == (1, 5) and action[0, 3] == 1 and action[0, 0] > 0
+
+
+def test_parts_of_a_step_make_the_same_picture(clips):
+    world = World(ConvGRUWorldModel(TINY_WORLD, tiny_tokenizer()), torch.device("cpu"), torch.float32, 16, 15)
+    drawn: list[np.ndarray] = []
+    for step in (play_step.whole_step, play_step.step_parts):
+        rollout = play_step.primed_rollout(world, clips, torch.float32)
+        result = step(rollout, play_step.walk_action(), drawn.append)
+    assert list(result) == list(play_step.PARTS) and all(seconds > 0 for seconds in result.values())
+    assert drawn[0].shape == (16, 32, 3)
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_calls_alternate():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "AB"}
-    taken = in_turn(calls, 3, torch.device("cpu"), "test")
-    assert "".join(order) == "ABABABAB" and [len(s) for s in taken.values()] == [3, 3]
+    seconds = time_alternately(calls, 3, torch.device("cpu"), "test")
+    assert "".join(order) == "ABABABAB" and [len(s) for s in seconds.values()] == [3, 3]
 
 
 def test_numbers_are_short():
-    assert [number(x) for x in (0.012345, 9.876, 123.4, 23456.7)] == ["0.0123", "9.88", "123", "23,457"]
+    numbers = [format_number(x) for x in (0.012345, 9.876, 123.4, 23456.7)]
+    assert numbers == ["0.0123", "9.88", "123", "23,457"]
 
 
-PROMISED = {
+METRICS = {
     "train": [
-        "train.plain.speedup",
-        "train.plain.flops_per_step",
-        "train.plain.matmul_flops_per_s",
-        *(
-            f"train.plain.{kind}.{key}"
-            for kind in ("ours", "reference")
-            for key in ("frames_per_s", "steps_per_hour", "mfu", "peak_mb")
-        ),
-        *(
-            f"train.scaling.{key}.frames_per_s"
-            for key in ("windows1", "windows2", "transitions2", "transitions3", "hidden8")
-        ),
-        "train.processes1.frames_per_s",
-        "train.geometry.shown.frames_per_s",
-        "train.geometry.self_fed.frames_per_s",
+        "train.flops_per_step",
+        "train.matmul_flops_per_s",
+        "train.teacher_forced.mfu",
+        *(f"train.{kind}.{key}" for kind in INPUTS for key in ("frames_per_s", "steps_per_hour", "peak_mb")),
     ],
     "data": [
         "data.loader.frames_per_s",
-        "data.naive.frames_per_s",
+        "data.file_per_window.frames_per_s",
         "data.speedup",
         *(
             f"data.preprocess.{s}.frames_per_s"
@@ -126,37 +201,63 @@ PROMISED = {
     "play": [
         *(
             f"play.float32.threads1.{key}"
-            for key in ("frames_per_s", "p50_ms", "p95_ms", "p99_ms", *(f"{p}_ms" for p in play.PARTS))
+            for key in ("frames_per_s", "p50_ms", "p95_ms", "p99_ms", *(f"{p}_ms" for p in play_step.PARTS))
         ),
-        "play.batch1.frames_per_s",
-        "play.batch2.frames_per_s",
         "play.first_frame_s",
         "play.resident_mb",
     ],
 }
 
 
-@pytest.mark.parametrize("section", PROMISED)
-def test_the_script_writes_what_it_promises(section, tiny, tmp_path, monkeypatch, capsys):
-    for module, values in TINY.items():
-        for name, value in values.items():
-            monkeypatch.setattr(module, name, value)
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+@pytest.mark.parametrize("section", METRICS)
+def test_script_writes_its_metrics(section, shrink, tiny, tmp_path, capsys):
     out = tmp_path / "new" / "benchmark.json"
-    benchmark.main(
-        [section, "--quick", "--out", str(out), "--data_dir", str(tiny.tokens.parent), *tiny.flags]
-    )
-    written = json.loads(out.read_text())
-    assert set(PROMISED[section]) <= set(written["metrics"])
-    for name, value in written["metrics"].items():
-        assert math.isfinite(value) and value > 0, name
-    meta = written["meta"]
+    flags = ["--quick", "--out", str(out), "--windows", "2", "--data_dir", str(tiny.tokens.parent)]
+    assert benchmark.main([section, *flags, *tiny.flags]) == 0
+    content = json.loads(out.read_text())
+    assert set(METRICS[section]) <= set(content["metrics"])
+    for name, value in content["metrics"].items():
+        assert name.startswith(f"{section}.") and math.isfinite(value) and value > 0, name
+    meta = content["meta"]
     assert meta["command"].startswith(f"python benchmark.py {section} --quick --out benchmark.json")
     assert str(tmp_path) not in out.read_text()
     assert {"commit", "machine", "versions", "device", "threads", "precision", "notes"} <= set(meta)
     assert {"python", "torch", "numpy", "opencv"} <= set(meta["versions"])
-    said = capsys.readouterr().out
-    assert "\n|---|" in said and "wrote benchmark.json" in said
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"measures {section}: about 1 min on two CPU cores")
+    assert "\n|---|" in printed and "wrote benchmark.json" in printed
+
+
+def test_rates_are_frames_over_seconds(shrink, tiny, tmp_path, monkeypatch):
+    """With every call taking two seconds, rates and MFU follow from the sizes alone."""
+    monkeypatch.setattr(
+        training_step, "time_alternately", lambda calls, rounds, *_: {name: np.full(3, 2.0) for name in calls}
+    )
+    out = tmp_path / "benchmark.json"
+    flags = ["--out", str(out), "--windows", "2", "--data_dir", str(tiny.tokens.parent)]
+    assert benchmark.main(["train", *flags, *tiny.flags]) == 0
+    metrics = json.loads(out.read_text())["metrics"]
+    assert metrics["train.teacher_forced.frames_per_s"] == 2 * training_step.TRANSITIONS / 2
+    assert metrics["train.self_fed.steps_per_hour"] == 1800
+    assert metrics["train.matmul_flops_per_s"] == 2 * 32**3 / 2
+    expected = metrics["train.flops_per_step"] / 2 / metrics["train.matmul_flops_per_s"]
+    assert metrics["train.teacher_forced.mfu"] == pytest.approx(expected)
+
+
+def test_start_without_arguments_announces_all_sections_and_the_time(capsys):
+    benchmark.announce(benchmark.parse_config([]))
+    full = round(sum(minutes for minutes, _ in benchmark.MINUTES.values()))
+    quick = round(sum(minutes for _, minutes in benchmark.MINUTES.values()))
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"measures train, data, play: about {full} min")
+    assert f"--quick takes about {quick}" in printed
+
+
+def test_quick_means_fewer_repeats_and_windows():
+    full, quick = (benchmark.parse_config(flags) for flags in ([], ["--quick"]))
+    assert (full.repeats, full.windows) == (benchmark.REPEATS, train.BATCH_SIZE)
+    assert (quick.repeats, quick.windows) == (benchmark.QUICK_REPEATS, training_step.QUICK_WINDOWS)
+    assert full.sections == ("train", "data", "play") and quick.precision == "auto"
 
 
 def test_bad_input_is_one_line(tiny, tmp_path, capsys):
@@ -165,25 +266,13 @@ def test_bad_input_is_one_line(tiny, tmp_path, capsys):
         (["data", "--data_dir", str(tmp_path)], "manifest.json: no manifest"),
         (["--out", str(tiny.world / "b.json")], "world.pt"),
     ):
-        with pytest.raises(SystemExit) as end:
-            benchmark.main([*tiny.flags, *flags])
+        assert benchmark.main([*tiny.flags, *flags]) == 2
         err = capsys.readouterr().err
-        assert end.value.code == 2 and err.count("error: ") == 1 and part in err, err
+        assert err.count("error: ") == 1 and part in err, err
 
 
-def test_sizes_that_would_fill_the_memory_are_left_out(monkeypatch):
-    monkeypatch.setattr(benchmark, "SCALING", {"windows": (1, 8)})
-    monkeypatch.setattr(benchmark.psutil, "virtual_memory", lambda: SimpleNamespace(available=100e6))
-    world = SimpleNamespace(tokenizer=tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32)
-    notes: list[str] = []
-    args = SimpleNamespace(quick=False, repeats=1)
-    found = benchmark.scaling(args, world, Task(TINY_WORLD, 1, 2), 10.0, notes)
-    assert list(found) == ["train.scaling.windows1.frames_per_s"]
-    assert notes == ["train.scaling.windows8: left out, it takes about 80 MB"]
-
-
-def test_commands_name_no_private_place(tmp_path):
-    words = command_line(
-        benchmark.__file__, ["train", str(tmp_path / "x y.json"), f"--out={tmp_path}/b.json"]
-    )
-    assert words == "python benchmark.py train 'x y.json' --out=b.json"
+def test_failed_script_is_reported_with_its_error(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("import sys; print('error: no such thing', file=sys.stderr); sys.exit(2)")
+    with pytest.raises(benchmark.UserError, match="fails.py ended with status 2: error: no such thing"):
+        play_step.run_python([script])

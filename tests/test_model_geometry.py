@@ -19,7 +19,7 @@ from rollout.world_model import load_world_model, world_content
 from runtime import checkpoint
 from training.geometry_window import geometry_window_loss
 from training.motion_pretraining import pretrain_motion
-from training.window import InputConfig, LossWeights, StepLoss, corrupt_tokens
+from training.window_parts import InputConfig, LossWeights, StepLoss, corrupt_tokens
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 CONFIG = GeometryConfig(1024, channels=16, coarse_channels=16, motion_dim=8, keyframes=4)

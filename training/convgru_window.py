@@ -5,7 +5,7 @@ from torch import Tensor
 
 from model_convGru import ConvGRUWorldModel
 from rollout.sampling import sample_from_logits
-from training.window import InputConfig, StepLoss, WindowResult, corrupt_tokens
+from training.window_parts import InputConfig, StepLoss, WindowResult, corrupt_tokens
 
 
 def convgru_window_loss(

@@ -9,7 +9,7 @@ import math
 from rollout.sampling import SamplingConfig
 from runtime.config import SettingError
 from training.train_config import TrainConfig
-from training.window import InputConfig
+from training.window_parts import InputConfig
 
 
 class Curriculum:

@@ -14,7 +14,7 @@ from dataset.windows import TokenClips
 from metrics import unique_codes
 from rollout.world_model import WorldModel
 from training import loss_terms
-from training.window import WindowResult
+from training.window_parts import WindowResult
 from vq_vae.tokenizer import Tokenizer
 
 SPIKE_MEMORY, SPIKE_MINIMUM = 100, 20  # steps that the mean is over; with fewer than these none is reported

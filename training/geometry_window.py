@@ -13,7 +13,7 @@ from model_geometry import GeometryWorldModel, Prediction
 from rollout.sampling import SamplingConfig, sample_from_logits
 from training import loss_terms
 from training.motion_pretraining import motion_loss
-from training.window import InputConfig, LossWeights, StepLoss, WindowResult, corrupt_tokens
+from training.window_parts import InputConfig, LossWeights, StepLoss, WindowResult, corrupt_tokens
 
 REPROJECTION_FRAMES = 8  # a reprojection starts from one of so many last frames
 SIMILAR_COUNT = 16  # this many nearest codes are similar to a code

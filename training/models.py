@@ -10,7 +10,7 @@ from runtime.config import SettingError
 from training.convgru_window import convgru_window_loss
 from training.geometry_window import geometry_window_loss
 from training.train_config import TrainConfig
-from training.window import InputConfig, LossWeights, StepLoss, WindowResult
+from training.window_parts import InputConfig, LossWeights, StepLoss, WindowResult
 from vq_vae.tokenizer import Tokenizer
 
 

@@ -11,7 +11,7 @@ from training.convgru_window import convgru_window_loss
 from training.geometry_window import geometry_window_loss
 from training.models import loss_weights
 from training.train_config import recipe_config
-from training.window import InputConfig, LossWeights, StepLoss, corrupt_tokens
+from training.window_parts import InputConfig, LossWeights, StepLoss, corrupt_tokens
 from vq_vae.tokenizer import Tokenizer
 
 
