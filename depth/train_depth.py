@@ -15,8 +15,8 @@ Ctrl-C saves; the same command then continues exactly where the run stopped.
 import copy
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,52 +87,7 @@ WANDB = "auto"  # online, offline, disabled, or auto: online where an API key is
 WANDB_PROJECT = "project-ochre-depth"
 
 
-@dataclass(frozen=True)
-class DepthTrainConfig:
-    """The constants above, with the values that ship; `load` tells by them which ones were edited."""
-
-    data_dirs: str = "data/luanti"
-    vqvae_ckpt: str = "checkpoints/vqvae.pt"
-    cache_dir: str = "runs/depth_cache"
-    out_dir: str = "runs/depth"
-    resume: bool = True
-    frame_step: int = 4
-    val_fraction: float = 0.1
-    decoded_share: float = 0.33
-    decoded_noise: float = 0.2
-    unknown_pitch: float = 0.3
-    flip: bool = True
-    brightness: float = 0.1
-    height: int = 72
-    width: int = 128
-    channels: tuple[int, ...] = (24, 48, 96, 128)
-    blocks: tuple[int, ...] = (0, 1, 1, 1)
-    dropout: float = 0.1
-    steps: int = 12_000
-    batch_size: int = 32
-    lr: float = 1.5e-3
-    min_lr: float = 1e-5
-    warmup_steps: int = 200
-    weight_decay: float = 0.02
-    grad_clip: float = 1.0
-    average_decay: float = 0.999
-    gradient_weight: float = 0.5
-    uncertainty_weight: float = 0.05
-    precision: str = "auto"
-    device: str = "auto"
-    seed: int = 1
-    log_steps: int = 50
-    val_steps: int = 500
-    val_frames: int = 1024
-    save_steps: int = 1000
-    save_minutes: float = 10.0
-    wandb: str = "auto"
-    wandb_project: str = "project-ochre-depth"
-
-
-def load_frames(
-    config: DepthTrainConfig, network: DepthConfig, device: torch.device
-) -> dict[str, DepthFrames]:
+def load_frames(config: Any, network: DepthConfig, device: torch.device) -> dict[str, DepthFrames]:
     """The frames of the splits "train" and "val". Raises DataError if one of them is empty."""
     splits = split_clips(find_depth_clips(config.data_dirs), config.val_fraction)
     for split, clips in splits.items():
@@ -165,7 +120,7 @@ def load_frames(
 
 @torch.no_grad()
 def validate(
-    network: DepthNet, frames: DepthFrames, config: DepthTrainConfig, dtype: torch.dtype
+    network: DepthNet, frames: DepthFrames, config: Any, dtype: torch.dtype
 ) -> tuple[dict[str, float], np.ndarray]:
     """Errors over evenly spaced held-out frames, and a picture of some of them with both depths.
 
@@ -200,10 +155,10 @@ def validate(
 
 def main() -> int:
     """The command line; returns the exit status."""
-    return run_script(lambda: train(load(globals(), config_class=DepthTrainConfig)))
+    return run_script(lambda: train(load(globals())))
 
 
-def train(config: DepthTrainConfig) -> None:
+def train(config: Any) -> None:
     """Trains until STEPS, or until SIGINT or SIGTERM, which save. Raises UserError."""
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
