@@ -1,15 +1,12 @@
 """Recorded frames with their depth, for training and evaluation of the depth network.
 
-A clip in GF-Minecraft's layout may have `depth/NAME.npz` beside `video/` and `metadata/`, with `log_inverse`
-[K, H, W] uint8: inverse ray distances of its K frames on the scale of `decode_inverse_distance`.
+dataset/surroundings.py describes the depth files.
 """
 
 import hashlib
 import json
-import math
 import os
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,52 +15,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.recordings import Clip, find_clips, gamefactory_track, read_gamefactory_entries, split_key
+from dataset.recordings import (
+    Clip,
+    depth_path,
+    find_clips,
+    gamefactory_track,
+    read_depth_file,
+    read_gamefactory_entries,
+    split_key,
+)
+from dataset.surroundings import decode_inverse_distance
 from dataset.token_files import DataError, split_of
 from runtime.video import read_frames, resize, to_float, to_uint8
 from vq_vae.code_space import CodeSpace
 from vq_vae.tokenizer import Tokenizer
-
-# ---------------------------------------------------------------- depth files
-
-NEAREST_M, FARTHEST_M = 1 / 8, 200.0  # ray distances of code 255 and of code 0; 0 is also the sky
-
-
-def decode_inverse_distance(codes: np.ndarray | Tensor) -> np.ndarray:
-    """Codes (uint8, any shape) -> inverse ray distances in 1/m, float32; logarithmic scale, 2.9 % a step."""
-    steps = np.arange(256) / 255 * math.log(FARTHEST_M / NEAREST_M)
-    return (np.exp(steps) / FARTHEST_M).astype(np.float32)[np.asarray(codes)]
-
-
-def depth_path(video: Path) -> Path:
-    """The depth file of a clip, by its video."""
-    return video.parent.parent / "depth" / f"{video.stem}.npz"
-
-
-def read_depth_codes(path: Path, frames: int | None = None) -> np.ndarray:
-    """`log_inverse` [K, H, W] uint8 of a depth file, which must be of `frames` frames if that is given.
-
-    Raises DataError if the file is missing, broken, or of another length.
-    """
-    try:
-        with np.load(path) as arrays:
-            codes = arrays["log_inverse"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a depth file ({error}); record the clip again") from None
-    if codes.dtype != np.uint8 or codes.ndim != 3:
-        raise DataError(
-            f"{path}: expected log_inverse [K, H, W] uint8, found {list(codes.shape)} {codes.dtype}; "
-            "record the clip again"
-        )
-    if frames is not None and len(codes) != frames:
-        raise DataError(
-            f"{path}: depth of {len(codes)} frames, the clip has {frames}; they are not of one recording, "
-            "record the clip again"
-        )
-    return codes
-
-
-# ---------------------------------------------------------------- clips
 
 
 @dataclass(frozen=True)
@@ -106,7 +71,7 @@ def read_clip(clip: Clip, step: int, picture: tuple[int, int]) -> DepthClip:
     """
     entries = read_gamefactory_entries(clip.metadata)
     _, pose = gamefactory_track(entries, clip.metadata)
-    codes = read_depth_codes(depth_path(clip.video), len(pose))
+    codes = read_depth_file(clip.video, len(pose)).log_inverse
     kept = range(0, len(pose), step)
     frames = read_frames(clip.video, list(kept), len(pose))
     pictures = np.stack([resize(frame, *picture) for frame in frames])

@@ -18,14 +18,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.recordings import Clip, ClipError, gamefactory_track, read_gamefactory_entries
+from dataset.recordings import Clip, ClipError, gamefactory_track, read_depth_file, read_gamefactory_entries
+from dataset.surroundings import decode_inverse_distance
 from dataset.token_files import SAMPLES
 from depth.depth_clips import (
-    decode_inverse_distance,
-    depth_path,
     find_depth_clips,
     read_clip,
-    read_depth_codes,
     split_clips,
 )
 from depth.depth_loss import depth_error
@@ -78,13 +76,13 @@ def frames_of_clip(video: Path, count: int, size: tuple[int, int]) -> list[Frame
     if metadata.is_file():
         _, pose = gamefactory_track(read_gamefactory_entries(metadata), metadata)
         pitch[: len(pose)] = pose[: len(pitch), 4]
-    codes = read_depth_codes(depth_path(video), len(pictures)) if depth_path(video).is_file() else None
+    recorded = read_depth_file(video, len(pictures))
     return [
         Frame(
             f"{video.stem} frame {i}",
             pictures[i],
             float(pitch[i]),
-            None if codes is None else decode_inverse_distance(codes[i]),
+            None if recorded is None else decode_inverse_distance(recorded.log_inverse[i]),
         )
         for i in spread(len(pictures), count)
     ]

@@ -7,50 +7,20 @@ from conftest import tiny_tokenizer
 from test_depth_net import TINY
 
 from dataset.recordings import ClipError
+from dataset.surroundings import decode_inverse_distance
 from dataset.token_files import DataError
 from depth.depth_clips import (
     DepthClip,
     DepthFrames,
     augment,
-    decode_inverse_distance,
     find_depth_clips,
     load_clips,
     pass_through,
     read_clip,
-    read_depth_codes,
     split_clips,
 )
 
 SIZE = (16, 32)
-
-
-# ---------------------------------------------------------------- files
-
-
-def test_scale_of_the_codes():
-    inverse = decode_inverse_distance(np.array([0, 128, 255], np.uint8))
-    np.testing.assert_allclose(inverse[[0, 2]], [1 / 200, 8], rtol=1e-5)
-    steps = np.diff(np.log(decode_inverse_distance(np.arange(256))))
-    np.testing.assert_allclose(steps, np.log(1600) / 255, rtol=1e-3)
-
-
-def test_broken_depth_files(tmp_path):
-    path = tmp_path / "a.npz"
-    with pytest.raises(DataError, match=r"a\.npz: not a depth file.*record the clip again"):
-        read_depth_codes(path)
-    path.write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(DataError, match=r"a\.npz: not a depth file"):
-        read_depth_codes(path)
-    np.savez(path, other=np.zeros(3))
-    with pytest.raises(DataError, match=r"a\.npz: not a depth file"):
-        read_depth_codes(path)
-    np.savez(path, log_inverse=np.zeros((4, 8), np.uint8))
-    with pytest.raises(DataError, match=r"expected log_inverse \[K, H, W\] uint8, found \[4, 8\] uint8"):
-        read_depth_codes(path)
-    np.savez(path, log_inverse=np.zeros((4, 8, 16), np.uint8))
-    assert read_depth_codes(path, 4).shape == (4, 8, 16)
-    with pytest.raises(DataError, match="depth of 4 frames, the clip has 5"):
-        read_depth_codes(path, 5)
 
 
 def test_clips_without_depth_do_not_count(depth_data, tmp_path):
