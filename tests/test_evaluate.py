@@ -272,7 +272,7 @@ def test_the_copy_of_a_still_clip_is_perfect(files, model, tokenizer, monkeypatc
 def test_rollouts_are_those_of_the_rollout_class(files, model, tokenizer, monkeypatch):
     """The same frames as a `Rollout` by hand: context 6 ends at frame 16 of the window, actions follow."""
     held_out = held_out_of(files, tokenizer, "val")
-    tokens, actions, _ = held_out.clips.batch(np.array([(1, 2)]), 35)
+    tokens, actions, _ = held_out.clips.batch(np.array([(1, 2)]), 36)
     rollout = Rollout(model, SamplingConfig(greedy=True))
     rollout.prime(tokens[:, 10:16], actions[:, 10:15])
     generated = rollout.run(actions[:, 15:])

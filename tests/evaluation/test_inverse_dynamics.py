@@ -50,7 +50,7 @@ def key_of(clips: TokenClips) -> str:
 
 
 def counted(number: int) -> np.ndarray:
-    """Actions whose yaw is their index in hundredths, except for two jumps; the pitch is the clip's number."""
+    """Actions whose yaw is their index in hundredths, except for two jumps; the pitch is that of the clip."""
     actions = np.zeros((FRAMES - 1, 5), np.float32)
     actions[:, YAW] = np.arange(2, FRAMES + 1) / 100
     actions[[10, 20], YAW], actions[[10, 20], JUMP] = 0, 1
