@@ -1,29 +1,31 @@
 #!/usr/bin/env python3
-"""Judges world models on whole held-out clips: do they predict, obey, stay sharp and still, remember, last?
+"""Evaluates prediction, control, sharpness, stability, memory and long rollouts of world models on whole
+held-out clips.
 
     python evaluate.py                                   # the shipped world on the sample clips
     python evaluate.py --data_dir tokens/mine            # under half an hour on two cores
     python evaluate.py --quick --checkpoint runs/a/best.pt runs/b/best.pt --data_dir tokens/mine
 
-Sections: teacher_forced, rollouts, obey, turn, still, memory, life and tokenizer. evaluation/ has their
-modules, metrics.py defines the numbers, and README says how to read them. Beside the model stand copying the
-last frame, that copy turned as the camera turned (rot), turned and moved over a flat ground (geo), and the
-tokenizer's own reconstruction (ceiling).
+Sections: teacher_forced, rollouts, control, rotation, still, memory, long and tokenizer; --only selects some.
+The tables compare the models with copying the last frame (copy), with that frame warped as the camera rotated
+(rot), with the same and moved over a flat ground (geo), and with the recording as the tokenizer reconstructs
+it (recording).
 
-Prints tables in Markdown and writes outputs/eval/NAME.json: `metrics` (flat), `ci95` (95 % intervals by
-bootstrap over clips), `series` (over the frames of long rollouts), `meta`, and `others`, the same for further
-checkpoints; plots, strips and videos go into the folder outputs/eval/NAME.
+Prints tables in Markdown and writes outputs/eval/NAME.json: `metrics` (flat), `ci95` (95 % bootstrap
+intervals over clips), `series` (over the frames of long rollouts), `meta`, and `others`, the same for further
+checkpoints. Plots, strips and videos are written into the folder outputs/eval/NAME.
 """
 
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dataset.token_files import MANIFEST, SAMPLE_TOKENS, DataError
+from dataset.token_files import SAMPLE_TOKENS
 from dataset.windows import TokenClips
 from evaluation import (
     controllability,
@@ -36,206 +38,192 @@ from evaluation import (
     tokenizer_quality,
 )
 from evaluation.aggregate import Scores
-from evaluation.held_out_clips import QUICK, HeldOutClips, Judges, Plan, Subject
-from evaluation.inverse_dynamics import load_or_train
-from metrics.perceptual import EffNetDistance, LPIPSDistance, lpips_at_hand
+from evaluation.evaluated_model import EvaluatedModel, check_rates, load_model
+from evaluation.held_out_clips import HeldOutClips
+from evaluation.inverse_dynamics_training import load_or_train
+from evaluation.picture_networks import PictureNetworks, load_picture_networks
+from evaluation.plan import FULL, QUICK, Plan
 from rollout.context import add_sampling_arguments, sampling_config_of
-from rollout.world_model import SHIPPED_WORLD, load_world_model
+from rollout.sampling import SamplingConfig
+from rollout.world_model import SHIPPED_WORLD
 from runtime import provenance
+from runtime.config import SettingError
 from runtime.device import amp_dtype, pick_device
-from runtime.errors import UserError, run_script
-from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
+from runtime.errors import run_script
+from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 OUT = Path("outputs/eval")
-SECTIONS = ("teacher_forced", "rollouts", "obey", "turn", "still", "memory", "life", "tokenizer")
+SECTIONS = ("teacher_forced", "rollouts", "control", "rotation", "still", "memory", "long", "tokenizer")
 
 
-def subject_names(paths: list[Path]) -> list[str]:
-    """A short name for each checkpoint: its own, with its folder's where it is not one that ships.
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The command line of a run."""
 
-    runs/a/best.pt is a_best. Raises UserError if two are the same.
-    """
-    names = []
-    for path in paths:
-        folder = path.resolve().parent
-        names.append(path.stem if folder == SHIPPED_WORLD.parent else f"{folder.name}_{path.stem}")
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"--checkpoint: {', '.join(names)}: give each checkpoint once, with a name of its own"
-        )
-    return names
-
-
-def check_rates(content: dict, clips: TokenClips, checkpoint: Path) -> None:
-    """Raises DataError if the world was trained at another frame rate or camera scale than the tokens'."""
-    for name in ("fps", "camera_degrees_per_unit"):
-        trained, found = (content.get("data") or {}).get(name), getattr(clips.manifest, name)
-        if trained is not None and trained != found:
-            raise DataError(
-                f"{clips.directory / MANIFEST}: {name} is {found:g}, {checkpoint} was trained at "
-                f"{trained:g}; its actions would mean something else: give tokens made as its own were"
-            )
-
-
-def load_subjects(
-    args: argparse.Namespace, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
-) -> list[Subject]:
-    """The worlds that are judged. Raises CheckpointError or ValueError where one cannot be."""
-    sampling = sampling_config_of(args)
-    subjects = []
-    for name, path in zip(subject_names(args.checkpoint), args.checkpoint, strict=True):
-        model, content = load_world_model(path, tokenizer, device)
-        subjects.append(Subject(name, path, model, content, sampling, args.seed, dtype))
-    return subjects
-
-
-def load_judges(args: argparse.Namespace, device: torch.device) -> tuple[Judges, str]:
-    """The networks that compare pictures, and where the inverse-dynamics network comes from."""
-    effnet = EffNetDistance().to(device)
-    distances = {"perceptual": effnet}
-    if lpips_at_hand():
-        distances["lpips"] = LPIPSDistance().to(device)
-    network, source = None, "not used"
-    if "rollouts" in args.only:
-        network, source = load_or_train(args.data_dir, args.seed, device, OUT, train=not args.quick)
-        print(f"inverse dynamics: {source}")
-    return Judges(distances, effnet, network), source
-
-
-def judge(
-    held: HeldOutClips,
-    subject: Subject,
-    plan: Plan,
-    judges: Judges,
-    recorded: rollouts.Recorded | None,
-    only: list[str],
-) -> report.Result:
-    """All sections for one world."""
-    scores = Scores(held.seed)
-    result = report.Result(subject, scores)
-    sections = {
-        "teacher_forced": lambda: teacher_forced.measure(held, subject, plan, scores),
-        "rollouts": lambda: rollouts.measure(held, subject, plan, judges, recorded, scores),
-        "obey": lambda: controllability.obey(held, subject, plan, scores),
-        "turn": lambda: controllability.turn(held, subject, plan, scores),
-        "still": lambda: controllability.stand(held, subject, plan, scores),
-        "memory": lambda: memory.measure(held, subject, plan, judges, scores),
-        "life": lambda: long_rollouts.measure(held, subject, plan, judges, scores),
-        "tokenizer": lambda: tokenizer_quality.measure(held, recorded, scores),
-    }
-    for name in only:
-        began = time.monotonic()
-        result.shown[name] = sections[name]()
-        result.seconds[name] = round(time.monotonic() - began, 1)
-    return result
-
-
-def some_clips(clips: TokenClips, count: int) -> None:
-    """Keeps `count` of the clips, evenly spaced."""
-    kept = np.unique(np.linspace(0, len(clips.entries) - 1, count).round().astype(int))
-    for name in ("entries", "tokens", "actions", "pose"):
-        setattr(clips, name, [getattr(clips, name)[i] for i in kept])
-
-
-def evaluate(args: argparse.Namespace, arguments: list[str], out: Path) -> None:
-    """The whole run. Raises CheckpointError, DataError, OSError or ValueError for what its user can mend."""
-    began = time.monotonic()
-    plan = QUICK if args.quick else Plan()
-    device = pick_device(args.device)
-    tokenizer = load_tokenizer(args.vqvae_ckpt, device)
-    dtype = amp_dtype(device, args.precision)
-    subjects = load_subjects(args, tokenizer, device, dtype)
-    clips = TokenClips(args.data_dir, args.split, tokenizer.fingerprint)
-    for subject in subjects:
-        check_rates(subject.content, clips, subject.path)
-    if args.quick:
-        some_clips(clips, plan.windows)
-    held = HeldOutClips(clips, tokenizer, args.seed, dtype)
-    judges, idm = load_judges(args, device)
-    recorded = None
-    if {"rollouts", "tokenizer"} & set(args.only):
-        recorded = rollouts.record(held, plan, judges)
-    results = [judge(held, subject, plan, judges, recorded, args.only) for subject in subjects]
-
-    def content(result: report.Result) -> dict:
-        subject = result.subject
-        return {
-            "metrics": result.scores.metrics,
-            "ci95": result.scores.ci95,
-            "series": result.shown["life"][0] if "life" in result.shown else {},
-            "meta": {
-                "checkpoint": provenance.display_path(subject.path),
-                "name": subject.name,
-                "step": subject.content.get("step"),
-                "parameters": sum(p.numel() for p in subject.model.parameters()),
-                "data": provenance.display_path(args.data_dir),
-                "tokenizer": tokenizer.fingerprint,
-                "split": args.split,
-                "clips": [entry.name for entry in clips.entries],
-                "frames": clips.frames,
-                "plan": vars(plan),
-                "sections": args.only,
-                "sampling": vars(subject.sampling),
-                "precision": str(held.dtype).removeprefix("torch."),
-                "inverse_dynamics": idm,
-                "quick": args.quick,
-                "seed": args.seed,
-                "command": provenance.command_line("evaluate.py", arguments),
-                "commit": provenance.commit(),
-                "machine": provenance.machine(device),
-                "seconds": {"all": round(time.monotonic() - began), **result.seconds},
-            },
-        }
-
-    whole = content(results[0])
-    whole["others"] = {result.subject.name: content(result) for result in results[1:]}
-    provenance.write_json(out, whole)
-    print(
-        f"\n{report.heading(whole['meta'])}\n\n{report.summary(results)}\n\n{report.horizons(results, plan)}"
-    )
-    made = pictures.draw(out.with_suffix(""), held, plan, recorded, results)
-    print(f"\n{out}\n" + "\n".join(str(path) for path in made))
+    checkpoints: dict[str, Path]  # by unique name
+    tokenizer: Path
+    data_dir: Path
+    split: str
+    out: Path
+    quick: bool
+    plan: Plan
+    sections: tuple[str, ...]
+    seed: int
+    sampling: SamplingConfig
+    device: torch.device
+    dtype: torch.dtype
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, nargs="+", default=[SHIPPED_WORLD], help="world models, side by side")
-    add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="tokenizer of the tokens")
-    add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="folder of tokens with its manifest")
-    add("--split", choices=("val", "train", "all"), default="val")
-    add(
-        "--out",
-        type=Path,
-        help=f"JSON to write (default {OUT}/NAME.json); pictures go into a folder beside it",
-    )
-    add("--quick", action="store_true", help="a tenth of everything: does it run, is it of the right size?")
-    add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some of the sections")
-    add("--seed", type=int, default=0)
+    add("--checkpoint", type=Path, nargs="+", default=[SHIPPED_WORLD], help="world models to compare")
+    add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="tokenizer that made the tokens")
+    add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="folder of token files with a manifest")
+    add("--split", choices=("val", "train", "all"), default="val", help="clips to evaluate on")
+    add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into a folder beside it")
+    add("--quick", action="store_true", help="a smoke test: about a tenth of the clips and windows")
+    add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
+    add("--seed", type=int, default=0, help="of windows, sampling and bootstrap")
     add_sampling_arguments(parser)
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add(
         "--precision",
         choices=("fp32", "bf16", "fp16", "auto"),
         default="fp32",
-        help="of the world and the decoder; figures of different ones differ a little (default fp32)",
+        help="of the world model and the decoder; compare only results of one precision (default fp32)",
     )
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def parse_config(arguments: list[str]) -> EvaluationConfig:
+    """The flags as a config. Raises SettingError or DeviceError for values that cannot be used."""
     args = build_parser().parse_args(arguments)
+    checkpoints = named_checkpoints(args.checkpoint)
+    name = "_".join(checkpoints) + ("_quick" if args.quick else "")
+    device = pick_device(args.device)
+    return EvaluationConfig(
+        checkpoints=checkpoints,
+        tokenizer=args.vqvae_ckpt,
+        data_dir=args.data_dir,
+        split=args.split,
+        out=args.out or OUT / f"{name}.json",
+        quick=args.quick,
+        plan=QUICK if args.quick else FULL,
+        sections=tuple(args.only),
+        seed=args.seed,
+        sampling=sampling_config_of(args),
+        device=device,
+        dtype=amp_dtype(device, args.precision),
+    )
 
-    def run() -> None:
-        name = "_".join(subject_names(args.checkpoint)) + ("_quick" if args.quick else "")
-        evaluate(args, arguments, args.out or OUT / f"{name}.json")
 
-    return run_script(run)
+def named_checkpoints(paths: list[Path]) -> dict[str, Path]:
+    """Each checkpoint under a short name: a_best for runs/a/best.pt, the bare file name for shipped ones.
+
+    Raises SettingError if two names are equal.
+    """
+    names = []
+    for path in paths:
+        folder = path.resolve().parent
+        names.append(path.stem if folder == SHIPPED_WORLD.parent else f"{folder.name}_{path.stem}")
+    if len(set(names)) < len(names):
+        raise SettingError(
+            f"--checkpoint: found the names {', '.join(names)}, expected different ones; "
+            "give each checkpoint once and rename files of the same folder and file name"
+        )
+    return dict(zip(names, paths, strict=True))
+
+
+def evaluate(config: EvaluationConfig, command: str) -> None:
+    """The whole run; `command` is written into the JSON. Raises UserError or OSError."""
+    began = time.monotonic()
+    tokenizer = load_tokenizer(config.tokenizer, config.device)
+    models = [
+        load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype)
+        for name, path in config.checkpoints.items()
+    ]
+    clips = TokenClips(config.data_dir, config.split, tokenizer.fingerprint)
+    for model in models:
+        check_rates(model, clips)
+    if config.quick:
+        last, count = len(clips.entries) - 1, config.plan.windows
+        clips = clips.subset(np.unique(np.linspace(0, last, count).round().astype(int)))
+    held_out = HeldOutClips(clips, tokenizer, config.seed, config.dtype)
+    inverse_dynamics, origin = None, "not used"
+    if "rollouts" in config.sections:
+        inverse_dynamics, origin = load_or_train(
+            config.data_dir, config.seed, config.device, cache=OUT, train=not config.quick
+        )
+        print(f"inverse dynamics: {origin}")
+    networks = load_picture_networks(inverse_dynamics, config.device)
+
+    recorded = None
+    if {"rollouts", "tokenizer"} & set(config.sections):
+        recorded = rollouts.read_windows(held_out, config.plan, networks)
+    results = [run_sections(config, model, held_out, networks, recorded) for model in models]
+
+    meta = {
+        "data": provenance.display_path(config.data_dir),
+        "tokenizer": tokenizer.fingerprint,
+        "split": config.split,
+        "clips": [entry.name for entry in clips.entries],
+        "frames": clips.frames,
+        "plan": vars(config.plan),
+        "sections": config.sections,
+        "sampling": vars(config.sampling),
+        "precision": str(config.dtype).removeprefix("torch."),
+        "inverse_dynamics": origin,
+        "quick": config.quick,
+        "seed": config.seed,
+        "command": command,
+        "commit": provenance.commit(),
+        "machine": provenance.machine(config.device),
+        "seconds": {"all": round(time.monotonic() - began)},
+    }
+    first, *others = (report.as_json(result, meta) for result in results)
+    provenance.write_json(config.out, {**first, "others": {other["meta"]["name"]: other for other in others}})
+    tables = report.heading(first["meta"]), report.summary(results, config.plan)
+    print("", *tables, report.horizons(results, config.plan), sep="\n\n")
+    folder = config.out.with_suffix("")
+    print("", config.out, *pictures.draw(folder, held_out, config.plan, recorded, results), sep="\n")
+
+
+def run_sections(
+    config: EvaluationConfig,
+    model: EvaluatedModel,
+    held_out: HeldOutClips,
+    networks: PictureNetworks,
+    recorded: rollouts.RecordedWindows | None,
+) -> report.Result:
+    """The selected sections for one model."""
+    plan, scores = config.plan, Scores(config.seed)
+    result = report.Result(model, scores)
+    sections = {
+        "teacher_forced": lambda: teacher_forced.measure(held_out, model, plan, scores),
+        "rollouts": lambda: rollouts.measure(held_out, model, plan, networks, recorded, scores),
+        "control": lambda: controllability.control(held_out, model, plan, scores),
+        "rotation": lambda: controllability.rotation(held_out, model, plan, scores),
+        "still": lambda: controllability.standing_still(held_out, model, plan, scores),
+        "memory": lambda: memory.measure(held_out, model, plan, networks, scores),
+        "long": lambda: long_rollouts.measure(held_out, model, plan, networks, scores),
+        "tokenizer": lambda: tokenizer_quality.measure(held_out, recorded, scores),
+    }
+    for name in config.sections:
+        began = time.monotonic()
+        result.outputs[name] = sections[name]()
+        result.seconds[name] = round(time.monotonic() - began, 1)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the script; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = provenance.command_line("evaluate.py", arguments)
+    return run_script(lambda: evaluate(parse_config(arguments), command))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The token files of a split in memory, and windows of consecutive frames drawn from them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,14 @@ class TokenClips:
     def frames(self) -> int:
         """Frames in all clips together."""
         return sum(len(t) for t in self.tokens)
+
+    def subset(self, indices: Sequence[int]) -> "TokenClips":
+        """The clips with these indices; their arrays are shared, not copied."""
+        clips = copy(self)
+        for name in ("entries", "tokens", "actions", "pose"):
+            setattr(clips, name, [getattr(self, name)[i] for i in indices])
+        clips.extras = {name: [arrays[i] for i in indices] for name, arrays in self.extras.items()}
+        return clips
 
     def window(self, clip: int, start: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
         """`frames` frames from `start` on: tokens [frames, H, W], actions between them [frames-1, 5]."""

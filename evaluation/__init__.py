@@ -1,1 +1,1 @@
-"""The measurements of evaluate.py, a module for each section of its table."""
+"""The measurements of evaluate.py: one module per section, and the clips, tables and plots they share."""

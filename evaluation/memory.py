@@ -1,4 +1,4 @@
-"""Section 5: the camera turns away and comes back. Is what it left still there?"""
+"""Section memory: the camera turns away and back. Is the view it returns to the one that it left?"""
 
 import numpy as np
 import torch
@@ -6,136 +6,161 @@ from torch import Tensor
 
 import metrics
 from evaluation.aggregate import Scores
-from evaluation.controllability import places
-from evaluation.held_out_clips import HeldOutClips, Judges, Plan, Subject, thin
+from evaluation.controllability import start_windows
+from evaluation.evaluated_model import EvaluatedModel
+from evaluation.held_out_clips import HeldOutClips, thin
+from evaluation.picture_networks import PictureNetworks
+from evaluation.plan import Plan
 from geometry import camera
 
 ANGLES = (30, 60, 90, 180)  # degrees away
-SPEED = 6.0  # degrees a frame
-NEAREST = {30: (20, 45), 60: (45, 75), 90: (75, 135), 180: (135, 361)}  # recorded look-aways counted as each
-LONGEST = 96  # frames of a recorded look-away
-SAME_ANGLE, SAME_PLACE = 2.0, 0.25  # degrees and metres: the camera is back where it was
+SPEED = 6.0  # degrees per frame
+ANGLE_RANGES = {30: (20, 45), 60: (45, 75), 90: (75, 135), 180: (135, 361)}  # of recorded look-aways
+MAX_FRAMES = 96  # of a recorded look-away
+SAME_ANGLE, SAME_PLACE = 2.0, 0.25  # degrees and metres: the camera is back
 
 
 def measure(
-    held: HeldOutClips, subject: Subject, plan: Plan, judges: Judges, scores: Scores
+    held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan, networks: PictureNetworks, scores: Scores
 ) -> dict[int, Tensor]:
-    """`memory.degN.*` for each of ANGLES, of the view after turning away and back, against the one left:
+    """`memory.degN.*` for each of ANGLES: the view after turning away and back, against the view left.
 
-    `token_agreement`, `psnr`, `perceptual`; `relative`: the agreement over that after as many frames without
-    turning. `hidden_agreement` and `hidden_relative`: the same of those cells alone that were out of sight at
-    the far end. `away_agreement`: of the view at the far end: a world that ignores the turn keeps it as high
-    as at the return, and has then remembered nothing.
+    `token_agreement`, `psnr`, `perceptual`. `idle_agreement`: the view after as many frames without an
+    action; `relative`: token_agreement over idle_agreement. `out_of_view_*`: the same, of the cells that are
+    out of view at the far end. `away_agreement`: the view at the far end. If that is as high as
+    token_agreement, the world ignores the turn and has remembered nothing.
 
-    -> generated tokens of each angle, [N, frames, H, W].
+    Returns the tokens of each angle, from the view left on: [N, frames, H, W].
     """
-    windows = thin(places(held, plan), plan.memory)
-    seen, before = held.batch(windows, plan.main)
-    left, known = seen[:, -1], held.pose(windows, plan.main)
-    pose = torch.cat([torch.zeros(len(windows), 3), held.turned(windows, plan.main)[:, -1]], 1)
-    side = torch.where(torch.arange(len(windows)) % 2 == 0, 1.0, -1.0)
-    most = 2 * round(max(ANGLES) / SPEED)
-    nothing = torch.zeros(len(windows), most, 5)
-    stood = subject.rollout(seen, torch.cat([before, nothing], 1), known, "without turning")
-    shown = {}
+    windows = thin(start_windows(held_out, plan), plan.memory_windows)
+    clips = windows[:, 0]
+    context, before, pose = held_out.batch(windows, plan.main_context)
+    left = context[:, -1]
+    angles = held_out.view_angles(windows, plan.main_context)[:, -1]
+    pose_left = torch.cat([torch.zeros(len(windows), 3), angles], 1)
+    sign = torch.where(torch.arange(len(windows)) % 2 == 0, 1.0, -1.0)
+    idle_actions = torch.zeros(len(windows), 2 * round(max(ANGLES) / SPEED), 5)
+    idle = evaluated.rollout(context, torch.cat([before, idle_actions], 1), pose, "without turning")
+    rollouts = {}
     for angle in ANGLES:
         away = round(angle / SPEED)
         turn = torch.zeros(len(windows), 2 * away, 5)
-        turn[:, :away, 0] = side[:, None] * SPEED / held.degrees_per_unit
+        turn[:, :away, 0] = sign[:, None] * SPEED / held_out.degrees_per_unit
         turn[:, away:, 0] = -turn[:, :away, 0]
-        made = subject.rollout(seen, torch.cat([before, turn], 1), known, f"{angle} degrees and back")
-        shown[angle] = torch.cat([left[:, None], made], 1)
-        far = pose.clone()
-        far[:, 3] += side * angle
-        _, in_sight = camera.reproject(far, pose, 0.0, *left.shape[-2:], held.fov)
-        report(scores, f"memory.deg{angle}", windows[:, 0], left, made, stood[:, : 2 * away], ~in_sight)
-        compare(
-            scores, f"memory.deg{angle}.", windows[:, 0], held.decode(made[:, -1]), held.decode(left), judges
-        )
-    recorded(held, subject, plan, judges, scores)
-    return shown
+        actions = torch.cat([before, turn], 1)
+        generated = evaluated.rollout(context, actions, pose, f"{angle} degrees and back")
+        rollouts[angle] = torch.cat([left[:, None], generated], 1)
+        pose_away = pose_left.clone()
+        pose_away[:, 3] += sign * angle
+        _, in_view = camera.reproject(pose_away, pose_left, 0.0, *left.shape[-2:], held_out.fov)
+        key = f"memory.deg{angle}"
+        report_agreement(scores, key, clips, left, generated, idle[:, : 2 * away], ~in_view)
+        pictures = held_out.decode(generated[:, -1]), held_out.decode(left)
+        report_pictures(scores, key, clips, *pictures, networks)
+    measure_look_aways(held_out, evaluated, plan, networks, scores)
+    return rollouts
 
 
-def report(
-    scores: Scores, key: str, clips: np.ndarray, left: Tensor, made: Tensor, stood: Tensor, hidden: Tensor
+def report_agreement(
+    scores: Scores,
+    key: str,
+    clips: np.ndarray,
+    left: Tensor,
+    generated: Tensor,
+    idle: Tensor,
+    out_of_view: Tensor,
 ) -> None:
-    """Agreement of tokens: `left` [N, H, W], `made` and `stood` [N, K, H, W], `hidden` [N, H, W] bool."""
-    same, kept = (made[:, -1] == left).float(), (stood[:, -1] == left).float()
-    scores.mean(f"{key}.token_agreement", metrics.token_accuracy(made[:, -1], left).numpy(), clips)
-    scores.mean(f"{key}.stood_agreement", metrics.token_accuracy(stood[:, -1], left).numpy(), clips)
-    scores.ratio(f"{key}.relative", f"{key}.token_agreement", f"{key}.stood_agreement")
-    away = made[:, made.shape[1] // 2 - 1]
+    """Agreement of tokens with the view left [N, H, W], of the rollouts `generated` and `idle` [N, K, H, W].
+
+    `out_of_view` [N, H, W] bool.
+    """
+    cells = out_of_view.sum((1, 2)).numpy()
+    for prefix, tokens in (("", generated[:, -1]), ("idle_", idle[:, -1])):
+        name = f"{prefix}agreement" if prefix else "token_agreement"
+        scores.mean(f"{key}.{name}", metrics.token_accuracy(tokens, left).numpy(), clips)
+        same = ((tokens == left) & out_of_view).sum((1, 2)).numpy()
+        scores.mean(f"{key}.out_of_view_{prefix}agreement", same, clips, cells)
+    scores.ratio(f"{key}.relative", f"{key}.token_agreement", f"{key}.idle_agreement")
+    scores.ratio(
+        f"{key}.out_of_view_relative", f"{key}.out_of_view_agreement", f"{key}.out_of_view_idle_agreement"
+    )
+    away = generated[:, generated.shape[1] // 2 - 1]
     scores.mean(f"{key}.away_agreement", metrics.token_accuracy(away, left).numpy(), clips)
-    cells = hidden.sum((1, 2)).numpy()
-    scores.mean(f"{key}.hidden_agreement", (same * hidden).sum((1, 2)).numpy(), clips, cells)
-    scores.mean(f"{key}.hidden_stood_agreement", (kept * hidden).sum((1, 2)).numpy(), clips, cells)
-    scores.ratio(f"{key}.hidden_relative", f"{key}.hidden_agreement", f"{key}.hidden_stood_agreement")
 
 
-def compare(
-    scores: Scores, prefix: str, clips: np.ndarray, made: Tensor, truth: Tensor, judges: Judges
+def report_pictures(
+    scores: Scores,
+    key: str,
+    clips: np.ndarray,
+    generated: Tensor,
+    truth: Tensor,
+    networks: PictureNetworks,
 ) -> None:
     """PSNR and perceptual distances of two batches of pictures [N, 3, Hp, Wp]."""
-    scores.mean(f"{prefix}psnr", metrics.psnr(made, truth).numpy(), clips)
-    for name, distance in judges.distances(made, truth).items():
-        scores.mean(f"{prefix}{name}", distance.numpy(), clips)
+    scores.mean(f"{key}.psnr", metrics.psnr(generated, truth).numpy(), clips)
+    for name, distance in networks.distances(generated, truth).items():
+        scores.mean(f"{key}.{name}", distance.numpy(), clips)
 
 
 def look_aways(pose: np.ndarray) -> list[tuple[int, int, float]]:
     """Stretches of recorded play in which the camera turned away and came back to the same view.
 
-    pose [K, 5] -> [(frame left, frame returned, degrees away)], none overlapping another. Nothing where the
-    pose is not known.
+    pose [K, 5] -> [(frame left, frame returned, degrees away)], without overlaps. Empty where poses are
+    unknown.
     """
     found, free = [], 0
     yaw = np.degrees(np.unwrap(np.radians(pose[:, 3]))) if np.isfinite(pose).all() else np.zeros(0)
     for i in range(len(yaw)):
         if i < free:
             continue
-        after = slice(i, i + LONGEST + 1)
+        after = slice(i, i + MAX_FRAMES + 1)
         away = np.abs(yaw[after] - yaw[i])
         back = away < SAME_ANGLE
         back &= np.abs(pose[after, 4] - pose[i, 4]) < SAME_ANGLE
         back &= np.linalg.norm(pose[after, :3] - pose[i, :3], axis=1) < SAME_PLACE
-        far = np.maximum.accumulate(away)
-        returned = np.flatnonzero(back & (far >= min(low for low, _ in NEAREST.values())))
+        farthest = np.maximum.accumulate(away)
+        returned = np.flatnonzero(back & (farthest >= min(low for low, _ in ANGLE_RANGES.values())))
         if len(returned):
             j = int(returned[0])
-            found.append((i, i + j, float(far[j])))
+            found.append((i, i + j, float(farthest[j])))
             free = i + j
     return found
 
 
-def recorded(held: HeldOutClips, subject: Subject, plan: Plan, judges: Judges, scores: Scores) -> None:
-    """`memory.recorded.degN.*`: the view that real play came back to, against the world's under the same
-    actions (`token_agreement`, `psnr`, `perceptual`) and against the view that was left
-    (`copy_token_agreement`, …): the truth itself does not come back to the very same codes."""
-    every = [
+def measure_look_aways(
+    held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan, networks: PictureNetworks, scores: Scores
+) -> None:
+    """`memory.recorded.degN.*`: the view that recorded play returned to, against the model's under the same
+    actions; `copy.memory.recorded.degN.*`: against the recorded view left, since recorded codes do not return
+    exactly either. `token_agreement`, `psnr`, `perceptual`; `segments`: how many there are."""
+    given = plan.main_context
+    found = [
         (clip, i, j, degrees)
-        for clip, pose in enumerate(held.clips.pose)
+        for clip, pose in enumerate(held_out.clips.pose)
         for i, j, degrees in look_aways(pose)
-        if i >= plan.main - 1
+        if i >= given - 1
     ]
-    for angle, (low, high) in NEAREST.items():
-        chosen = thin(
-            np.array([(c, i, j) for c, i, j, d in every if low <= d < high]).reshape(-1, 3), plan.recorded
-        )
-        if not len(chosen):
+    for angle, (low, high) in ANGLE_RANGES.items():
+        segments = np.array([(c, i, j) for c, i, j, degrees in found if low <= degrees < high])
+        segments = thin(segments.reshape(-1, 3), plan.look_aways)
+        if not len(segments):
             continue
-        clips, length = chosen[:, 0], chosen[:, 2] - chosen[:, 1]
-        tokens, actions = [], torch.zeros(len(chosen), plan.main - 1 + length.max(), 5)
-        for n, (clip, i, j) in enumerate(chosen):
-            seen, done = held.clips.window(clip, i - plan.main + 1, plan.main + j - i)
-            tokens.append(torch.from_numpy(seen[[*range(plan.main), -1]].astype(np.int64)))
-            actions[n, : len(done)] = torch.from_numpy(done)
-        tokens = torch.stack(tokens)
-        seen, truth = tokens[:, :-1], tokens[:, -1]
-        pose = held.pose(np.stack([clips, chosen[:, 1] - plan.main + 1], 1), plan.main)
-        generated = subject.rollout(seen, actions, pose, f"recorded, about {angle} degrees")
-        made = generated[torch.arange(len(chosen)), torch.from_numpy(length) - 1]
-        key, painted = f"memory.recorded.deg{angle}", held.decode(truth)
-        for prefix, prediction in ((f"{key}.", made), (f"{key}.copy_", seen[:, -1])):
-            agreement = metrics.token_accuracy(prediction, truth).numpy()
-            scores.mean(f"{prefix}token_agreement", agreement, clips)
-            compare(scores, prefix, clips, held.decode(prediction), painted, judges)
-        scores.add(f"{key}.segments", len(chosen))
+        clips, left, lengths = segments[:, 0], segments[:, 1], segments[:, 2] - segments[:, 1]
+        windows = np.stack([clips, left - given + 1], 1)
+        context, before, pose = held_out.batch(windows, given)
+        actions = torch.zeros(len(segments), given - 1 + lengths.max(), 5)
+        actions[:, : given - 1] = before
+        truth = torch.empty_like(context[:, -1])
+        for n, (clip, i, j) in enumerate(segments):
+            tokens, recorded_actions, _ = held_out.batch(np.array([(clip, i)]), j - i + 1)
+            truth[n] = tokens[0, -1]
+            actions[n, given - 1 : given - 1 + j - i] = recorded_actions[0]
+        rollout = evaluated.rollout(context, actions, pose, f"recorded look-aways, {angle} degrees")
+        returned = rollout[torch.arange(len(segments)), torch.from_numpy(lengths) - 1]
+        key = f"memory.recorded.deg{angle}"
+        for prefix, tokens in (("", returned), ("copy.", context[:, -1])):
+            agreement = metrics.token_accuracy(tokens, truth).numpy()
+            scores.mean(f"{prefix}{key}.token_agreement", agreement, clips)
+            pictures = held_out.decode(tokens), held_out.decode(truth)
+            report_pictures(scores, f"{prefix}{key}", clips, *pictures, networks)
+        scores.add(f"{key}.segments", len(segments))

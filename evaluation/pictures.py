@@ -1,4 +1,4 @@
-"""What people look at: plots, strips of frames, and videos side by side."""
+"""Plots, strips of frames and videos of a run."""
 
 from pathlib import Path
 
@@ -8,41 +8,42 @@ from torch import Tensor
 
 import metrics
 from evaluation.controllability import FRAMES, PAIRS
-from evaluation.held_out_clips import HeldOutClips, Plan
+from evaluation.held_out_clips import HeldOutClips
 from evaluation.long_rollouts import WINDOW
 from evaluation.memory import ANGLES
+from evaluation.plan import Plan
 from evaluation.report import HORIZON_TITLES, Result
-from evaluation.rollouts import Recorded, warp
+from evaluation.rollouts import RecordedWindows, warp_picture
 from runtime.video import enlarge, grid, label, save_image, to_uint8, write_video
 
-SHOWN = 4  # windows, places or streams in a strip
+STRIP_WINDOWS = 4  # windows or long rollouts in a strip
 VIDEO_WINDOWS = 6
-COLOURS = {"geo": "tab:green", "rot": "tab:olive", "copy": "tab:gray", "ceiling": "black"}
+COLOURS = {"geo": "tab:green", "rot": "tab:olive", "copy": "tab:gray", "recording": "black"}
 
 
 def draw(
-    folder: Path, held: HeldOutClips, plan: Plan, recorded: Recorded | None, results: list[Result]
+    folder: Path, held_out: HeldOutClips, plan: Plan, recorded: RecordedWindows | None, results: list[Result]
 ) -> list[Path]:
-    """Everything that there are numbers for, into `folder`; -> the files."""
+    """Draws everything that was measured into `folder`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    shown = results[0].shown
-    if "rollouts" in shown:
-        made += [horizon_plot(folder / "horizons.png", plan, results)]
-        made += rollout_pictures(folder, held, plan, recorded, results)
-    if "turn" in shown:
-        made.append(obedience_plot(folder / "obedience.png", results))
-    if {"memory", "life"} & set(shown):
-        made.append(time_plot(folder / "memory_life.png", results))
+    files = []
+    sections = results[0].outputs
+    if "rollouts" in sections:
+        files.append(horizon_plot(folder / "horizons.png", plan, results))
+        files += rollout_pictures(folder, held_out, plan, recorded, results)
+    if "rotation" in sections:
+        files.append(control_plot(folder / "control.png", results))
+    if {"memory", "long"} & set(sections):
+        files.append(memory_and_long_plot(folder / "memory_long.png", results))
     for result in results:
-        name = result.subject.name
-        if "obey" in shown:
-            made.append(command_strip(folder / f"commands_{name}.png", result))
-        if "memory" in shown:
-            made.append(memory_strip(folder / f"memory_{name}.png", held, result))
-        if "life" in shown:
-            made += life_pictures(folder / f"life_{name}", held, result)
-    return made
+        name = result.evaluated.name
+        if "control" in sections:
+            files.append(command_strip(folder / f"commands_{name}.png", result))
+        if "memory" in sections:
+            files.append(memory_strip(folder / f"memory_{name}.png", held_out, result))
+        if "long" in sections:
+            files += long_pictures(folder / f"long_{name}", held_out, result)
+    return files
 
 
 def frames(pictures: Tensor) -> list[np.ndarray]:
@@ -51,105 +52,94 @@ def frames(pictures: Tensor) -> list[np.ndarray]:
 
 
 def strip(path: Path, rows: list[tuple[str, list[np.ndarray]]], captions: list[str], scale: int = 2) -> Path:
-    """Rows of pictures, each picture under "row, caption"."""
-    cells = [
+    """Writes rows of pictures, each picture under "row, caption"."""
+    labelled = [
         label(enlarge(picture, scale), f"{name}, {caption}")
         for name, pictures in rows
         for picture, caption in zip(pictures, captions, strict=True)
     ]
-    save_image(path, grid(cells, len(captions)))
+    save_image(path, grid(labelled, len(captions)))
     return path
 
 
-# ---------------------------------------------------------------- strips and videos
-
-
 def rollout_pictures(
-    folder: Path, held: HeldOutClips, plan: Plan, recorded: Recorded, results: list[Result]
+    folder: Path, held_out: HeldOutClips, plan: Plan, recorded: RecordedWindows, results: list[Result]
 ) -> list[Path]:
-    """A strip of SHOWN windows at the horizons, and a video of VIDEO_WINDOWS: truth | models | geo | copy."""
-    seen, last = max(plan.contexts) - 1, max(plan.horizons)
-    numbers = np.unique(np.linspace(0, len(recorded.windows) - 1, VIDEO_WINDOWS).round().astype(int))
-    windows, every = recorded.windows[numbers], np.arange(last + 1)
-    tokens = recorded.tokens[numbers, seen:]
-    decoded = held.decode(tokens)  # [n, 1+last, 3, Hp, Wp]
-    true = dict(held.true_pictures(windows, seen + every))
-    shown = {"truth": torch.stack([true.get(n, decoded[n]) for n in range(len(windows))])}
-    shown["ceiling"] = decoded
+    """A strip of STRIP_WINDOWS windows at the horizons, and a video of VIDEO_WINDOWS windows side by side:
+    truth | models | geo | copy."""
+    last, frame_count = max(plan.contexts) - 1, max(plan.horizons) + 1
+    indices = np.unique(np.linspace(0, len(recorded.windows) - 1, VIDEO_WINDOWS).round().astype(int))
+    windows, every = recorded.windows[indices], np.arange(frame_count)
+    decoded = held_out.decode(recorded.tokens[indices, last:])  # [n, frame_count, 3, Hp, Wp]
+    original = held_out.true_pictures(windows, last + every)
+    columns = {"truth": torch.stack([original.get(n, decoded[n]) for n in range(len(windows))])}
+    columns["recording"] = decoded
     for result in results:
-        generated = held.decode(result.shown["rollouts"][f"ctx{plan.main}"][numbers])
-        shown[result.subject.name] = torch.cat([decoded[:, :1], generated], 1)
-    for name, moved in (("geo", True), ("rot", False)):
-        warped = warp(held, windows, plan.span, decoded[:, :1], seen, every, moved)
+        generated = held_out.decode(result.outputs["rollouts"][f"ctx{plan.main_context}"][indices])
+        columns[result.evaluated.name] = torch.cat([decoded[:, :1], generated], 1)
+    for name, moves in (("geo", True), ("rot", False)):
+        warped = warp_picture(held_out, windows, plan.span, decoded[:, :1], last, every, moves)
         if warped is not None:
-            shown[name] = warped
-    shown["copy"] = decoded[:, :1].expand_as(decoded)
+            columns[name] = warped
+    columns["copy"] = decoded[:, :1].expand_as(decoded)
     at = [0, *plan.horizons]
     rows = [
         (name, frames(pictures[n, at]))
-        for n in range(min(SHOWN, len(windows)))
-        for name, pictures in shown.items()
+        for n in range(min(STRIP_WINDOWS, len(windows)))
+        for name, pictures in columns.items()
     ]
-    made = [strip(folder / "rollouts.png", rows, [f"frame {h}" for h in at])]
-    columns = {name: pictures for name, pictures in shown.items() if name not in ("ceiling", "rot")}
+    files = [strip(folder / "rollouts.png", rows, [f"frame {h}" for h in at]), folder / "rollouts.mp4"]
+    shown = {name: pictures for name, pictures in columns.items() if name not in ("recording", "rot")}
     video = []
     for n in range(len(windows)):
         for t in every:
-            pictures = [enlarge(frames(p[n, t : t + 1])[0], 2) for p in columns.values()]
-            video.append(
-                grid([label(p, name) for p, name in zip(pictures, columns, strict=True)], len(columns))
-            )
-    write_video(folder / "rollouts.mp4", video, held.manifest.fps)
-    return [*made, folder / "rollouts.mp4"]
+            pictures = [label(enlarge(frames(p[n, t : t + 1])[0], 2), name) for name, p in shown.items()]
+            video.append(grid(pictures, len(shown)))
+    write_video(files[1], video, held_out.manifest.fps)
+    return files
 
 
 def command_strip(path: Path, result: Result) -> Path:
-    """What constant commands make of the first two places."""
+    """Constant commands from the first two start windows."""
     captions = [f"frame {t}" for t in range(0, FRAMES + 1, metrics.FLOW_EVERY)]
-    both = min(2, len(next(iter(result.shown["obey"].values()))))
+    examples = result.outputs["control"]
+    count = min(2, len(next(iter(examples.values()))))
     rows = [
-        (name, [f for place in range(both) for f in frames(pictures[place])])
-        for name, pictures in result.shown["obey"].items()
+        (name, [f for window in range(count) for f in frames(pictures[window])])
+        for name, pictures in examples.items()
     ]
-    return strip(path, rows, captions * both)
+    return strip(path, rows, captions * count)
 
 
-def memory_strip(path: Path, held: HeldOutClips, result: Result) -> Path:
-    """Turning away and back from the first two places, by each angle."""
+def memory_strip(path: Path, held_out: HeldOutClips, result: Result) -> Path:
+    """Turning away and back by each angle, from the first two start windows."""
     rows = []
-    for place in range(min(2, len(result.shown["memory"][ANGLES[0]]))):
-        for angle, tokens in result.shown["memory"].items():
+    for window in range(min(2, len(result.outputs["memory"][ANGLES[0]]))):
+        for angle, tokens in result.outputs["memory"].items():
             at = np.linspace(0, tokens.shape[1] - 1, 7).round().astype(int)
-            rows.append((f"{angle} deg", frames(held.decode(tokens[place, at]))))
+            rows.append((f"{angle} deg", frames(held_out.decode(tokens[window, at]))))
     return strip(path, rows, ["left", "1/3", "2/3", "far end", "2/3 back", "1/3 back", "returned"])
 
 
-def life_pictures(stem: Path, held: HeldOutClips, result: Result) -> list[Path]:
-    """A strip and a video of the first SHOWN long rollouts."""
-    streams = result.shown["life"][1][:SHOWN]
-    count = streams.shape[1]
+def long_pictures(stem: Path, held_out: HeldOutClips, result: Result) -> list[Path]:
+    """A strip and a video of the first STRIP_WINDOWS long rollouts."""
+    tokens = result.outputs["long"][1][:STRIP_WINDOWS]
+    count = tokens.shape[1]
     at = np.unique(np.concatenate([[0], np.arange(WINDOW, count, WINDOW), [count - 1]]))
     at = at[np.unique(np.linspace(0, len(at) - 1, 8).round().astype(int))]
-    rows = [(f"stream {n}", frames(held.decode(streams[n, at]))) for n in range(len(streams))]
+    rows = [(f"rollout {n}", frames(held_out.decode(tokens[n, at]))) for n in range(len(tokens))]
     strip(stem.with_suffix(".png"), rows, [f"frame {t + 1}" for t in at])
-
-    def sheets():
-        for t in range(count):
-            yield grid([enlarge(f, 2) for f in frames(held.decode(streams[:, t]))], 2)
-
-    write_video(stem.with_suffix(".mp4"), sheets(), held.manifest.fps)
+    video = (grid([enlarge(f, 2) for f in frames(held_out.decode(tokens[:, t]))], 2) for t in range(count))
+    write_video(stem.with_suffix(".mp4"), video, held_out.manifest.fps)
     return [stem.with_suffix(".png"), stem.with_suffix(".mp4")]
-
-
-# ---------------------------------------------------------------- plots
 
 
 def figure(rows: int, columns: int):
     """A figure without a display, and its axes [rows * columns]."""
-    from matplotlib.figure import Figure  # slow to import, and not needed where only numbers are
+    from matplotlib.figure import Figure  # slow to import, and only needed for plots
 
-    made = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
-    return made, made.subplots(rows, columns, squeeze=False).ravel()
+    plot = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    return plot, plot.subplots(rows, columns, squeeze=False).ravel()
 
 
 def curve(axis, result: Result, prefix: str, metric: str, horizons: tuple[int, ...], **style) -> None:
@@ -164,87 +154,88 @@ def curve(axis, result: Result, prefix: str, metric: str, horizons: tuple[int, .
 
 
 def horizon_plot(path: Path, plan: Plan, results: list[Result]) -> Path:
-    """Quality over the frames of a rollout: the models from each context, and the rows beside them."""
+    """Quality over the frames of a rollout: the models from each context, the baselines and the recording."""
     names = ("psnr_tokens", "psnr_frames", "ssim", "perceptual", "token_acc", "codes")
-    made, axes = figure(2, 3)
+    plot, axes = figure(2, 3)
     for axis, metric in zip(axes, names, strict=True):
         for i, result in enumerate(results):
             for context, line in zip(plan.contexts, (":", "-", "--", "-."), strict=False):
-                label = f"{result.subject.name}, {context} seen"
+                label = f"{result.evaluated.name}, context {context}"
                 prefix = f"rollout.ctx{context}"
                 curve(axis, result, prefix, metric, plan.horizons, color=f"C{i}", ls=line, label=label)
-        for row, colour in COLOURS.items():
-            curve(axis, results[0], f"{row}.ctx{plan.main}", metric, plan.horizons, color=colour, label=row)
+        for name, colour in COLOURS.items():
+            prefix = f"{name}.rollout.ctx{plan.main_context}"
+            curve(axis, results[0], prefix, metric, plan.horizons, color=colour, label=name)
         axis.set(title=HORIZON_TITLES[metric], xlabel="frames into the rollout", xscale="log")
         axis.set_xticks(plan.horizons, [str(h) for h in plan.horizons])
         axis.title.set_fontsize(9)
     axes[0].legend(fontsize=7)
-    made.savefig(path, dpi=110)
+    plot.savefig(path, dpi=110)
     return path
 
 
-def obedience_plot(path: Path, results: list[Result]) -> Path:
-    """Commanded against measured turns; opposite commands both right; what inverse dynamics reads back."""
-    made, (turns, pairs, read) = figure(1, 3)
+def control_plot(path: Path, results: list[Result]) -> Path:
+    """Commanded and measured rotations; pairs of opposite commands; keys read by inverse dynamics."""
+    plot, (turns, pairs, keys) = figure(1, 3)
     width = 0.8 / len(results)
+    key_names = ("move_x_f1", "move_z_f1", "jump_f1")
     for i, result in enumerate(results):
-        asked, seen = result.shown["turn"]["commanded"], result.shown["turn"]["measured"]
-        speeds = np.unique(asked)
-        quartiles = np.array([np.quantile(seen[asked == s], [0.25, 0.5, 0.75]) for s in speeds])
+        commanded, measured = (result.outputs["rotation"][name] for name in ("commanded", "measured"))
+        speeds = np.unique(commanded)
+        quartiles = np.array([np.quantile(measured[commanded == s], [0.25, 0.5, 0.75]) for s in speeds])
         low, median, high = quartiles.T
-        turns.errorbar(
-            speeds, median, [median - low, high - median], fmt="o", ms=4, label=result.subject.name
-        )
+        spread = [median - low, high - median]
+        turns.errorbar(speeds, median, spread, fmt="o", ms=4, label=result.evaluated.name)
         shift = (i - (len(results) - 1) / 2) * width
-        found = [result.scores.metrics.get(f"obey.pairs.{name}", np.nan) for name in PAIRS]
+        found = [result.scores.metrics.get(f"control.pairs.{name}", np.nan) for name in PAIRS]
         pairs.bar(np.arange(len(PAIRS)) + shift, found, width)
-        keys = ("move_x_f1", "move_z_f1", "jump_f1")
-        found = [result.scores.metrics.get(f"obey.idm.{key}", np.nan) for key in keys]
-        read.bar(np.arange(len(keys)) + shift, found, width)
-    for suffix, marker in ((".decoded", "_"), (".real", "x")):
-        found = [results[0].scores.metrics.get(f"obey.idm.{key}{suffix}", np.nan) for key in keys]
-        read.plot(np.arange(len(keys)), found, marker, color="black", ms=10, label=f"recording{suffix}")
+        found = [result.scores.metrics.get(f"control.idm.{name}", np.nan) for name in key_names]
+        keys.bar(np.arange(len(key_names)) + shift, found, width)
+    for source, marker in (("recording", "_"), ("true_pictures", "x")):
+        found = [results[0].scores.metrics.get(f"{source}.control.idm.{name}", np.nan) for name in key_names]
+        keys.plot(
+            np.arange(len(key_names)), found, marker, color="black", ms=10, label=source.replace("_", " ")
+        )
     ends = [min(speeds), max(speeds)]
-    turns.plot(ends, ends, color="black", lw=0.8, label="obeyed")
-    turns.set(title="Turn seen, by the best homography (quartiles)", xlabel="commanded, degrees a frame",
-              ylabel="degrees a frame")  # fmt: skip
+    turns.plot(ends, ends, color="black", lw=0.8, label="exact")
+    turns.set(title="Rotation by the best homography (quartiles)", xlabel="commanded, degrees per frame",
+              ylabel="measured, degrees per frame")  # fmt: skip
     pairs.axhline(0.25, color="black", ls=":", lw=0.8, label="chance")
-    pairs.set(title="Opposite commands, both right", ylim=(0, 1))
+    pairs.set(title="Opposite commands, both in the right direction", ylim=(0, 1))
     pairs.set_xticks(range(len(PAIRS)), PAIRS)
-    read.set(title="Keys read back by inverse dynamics, macro-F1", ylim=(0, 1))
-    read.set_xticks(range(len(keys)), ["left/right", "forward/back", "jump"])
-    for axis in (turns, pairs, read):
+    keys.set(title="Keys read by inverse dynamics, macro-F1", ylim=(0, 1))
+    keys.set_xticks(range(len(key_names)), ["left/right", "forward/back", "jump"])
+    for axis in (turns, pairs, keys):
         axis.legend(fontsize=7)
         axis.title.set_fontsize(9)
-    made.savefig(path, dpi=110)
+    plot.savefig(path, dpi=110)
     return path
 
 
-def time_plot(path: Path, results: list[Result]) -> Path:
-    """What is kept of a view that was left, and how a long rollout fares."""
-    made, (memory, distance, divergence, codes) = figure(1, 4)
+def memory_and_long_plot(path: Path, results: list[Result]) -> Path:
+    """Memory of a view over the angle turned away, and the series of the long rollouts."""
+    plot, (memory, distance, divergence, codes) = figure(1, 4)
+    agreements = {
+        "token_agreement": ("-", "returned"),
+        "idle_agreement": (":", "without turning"),
+        "away_agreement": ("--", "far end"),
+    }
     for i, result in enumerate(results):
-        name, found = result.subject.name, result.scores.metrics
-        for key, line in (("token_agreement", "-"), ("stood_agreement", ":"), ("away_agreement", "--")):
+        name, found = result.evaluated.name, result.scores.metrics
+        for key, (line, when) in agreements.items():
             values = [found.get(f"memory.deg{angle}.{key}", np.nan) for angle in ANGLES]
-            what = {
-                "token_agreement": "returned",
-                "stood_agreement": "never turned",
-                "away_agreement": "far end",
-            }
-            memory.plot(ANGLES, values, color=f"C{i}", ls=line, marker=".", label=f"{name}, {what[key]}")
-        series = result.shown["life"][0] if "life" in result.shown else {}
+            memory.plot(ANGLES, values, color=f"C{i}", ls=line, marker=".", label=f"{name}, {when}")
+        series = result.outputs["long"][0] if "long" in result.outputs else {}
         if series:
             at = WINDOW * (0.5 + np.arange(len(series["fd"])))
             for axis, key in ((distance, "fd"), (divergence, "divergence"), (codes, "codes")):
                 axis.plot(at, series[key], color=f"C{i}", marker=".", label=name)
     if series:
-        distance.plot(
-            at[: len(series["fd_truth"])], series["fd_truth"], color="black", lw=0.8, label="recording"
-        )
-        codes.axhline(series["truth_codes"][0], color="black", lw=0.8, label="recording")
+        recorded = series["fd_recording"]
+        distance.plot(at[: len(recorded)], recorded, color="black", lw=0.8, label="recording")
+        codes.axhline(series["codes_recording"][0], color="black", lw=0.8, label="recording")
     titles = {
-        memory: ("Tokens that agree with the view left", "degrees turned away"),
+        memory: ("Tokens equal to the view left", "degrees turned away"),
         distance: ("Fréchet distance to the recordings", "frame"),
         divergence: ("Divergence of the codes used, bits", "frame"),
         codes: ("Different codes in a frame", "frame"),
@@ -254,5 +245,5 @@ def time_plot(path: Path, results: list[Result]) -> Path:
         axis.title.set_fontsize(9)
         if axis.lines:
             axis.legend(fontsize=7)
-    made.savefig(path, dpi=110)
+    plot.savefig(path, dpi=110)
     return path

@@ -1,107 +1,135 @@
-"""The tables: every number beside what the other rows reach."""
+"""The result of a run as JSON and as tables in Markdown."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.aggregate import Scores
-from evaluation.held_out_clips import Plan, Subject
+from evaluation.evaluated_model import EvaluatedModel
+from evaluation.plan import Plan
 from evaluation.rollouts import MEAN
+from runtime import provenance
 
-# Columns beside the models: how a model's key reads there.
-BESIDE = {
-    "geo": lambda key: key.replace("rollout.", "geo.", 1) if key.startswith("rollout.") else f"geo.{key}",
-    "rot": lambda key: key.replace("rollout.", "rot.", 1) if key.startswith("rollout.") else f"rot.{key}",
-    "copy": lambda key: key.replace("rollout.", "copy.", 1) if key.startswith("rollout.") else f"copy.{key}",
-    "recording": lambda key: (
-        key.replace("rollout.", "ceiling.", 1) if key.startswith("rollout.") else f"{key}.real"
-    ),
-}
-UP, DOWN, NONE = " ↑", " ↓", ""  # the better direction
-# Title, key, digits, direction. Sections are rows without a key.
-SUMMARY = (
-    ("**Teacher-forced**", "", 0, NONE),
-    ("bits per token", "tf.bits_per_token", 2, DOWN),
-    ("token accuracy", "tf.accuracy", 3, UP),
-    ("… nothing done", "tf.still.accuracy", 3, UP),
-    ("… turning only", "tf.turn.accuracy", 3, UP),
-    ("… moving only", "tf.move.accuracy", 3, UP),
-    ("… both", "tf.both.accuracy", 3, UP),
-    ("… of cells that come into view", "tf.disoccluded_accuracy", 3, UP),
-    ("**Rollouts from {ctx} frames**", "", 0, NONE),
-    ("PSNR to decoded truth, mean of 20 frames, dB", "rollout.ctx{ctx}.mean20.psnr_tokens", 2, UP),
-    ("PSNR to true pictures, mean of 20, dB", "rollout.ctx{ctx}.mean20.psnr_frames", 2, UP),
-    ("token accuracy, mean of 20", "rollout.ctx{ctx}.mean20.token_acc", 3, UP),
-    ("SSIM, frame 20", "rollout.ctx{ctx}.h20.ssim", 3, UP),
-    ("perceptual distance, frame 1", "rollout.ctx{ctx}.h1.perceptual", 3, DOWN),
-    ("perceptual distance, frame 20", "rollout.ctx{ctx}.h20.perceptual", 3, DOWN),
-    ("perceptual distance, frame 64", "rollout.ctx{ctx}.h64.perceptual", 3, DOWN),
-    ("edge F1, frame 20", "rollout.ctx{ctx}.h20.edge_f1", 3, UP),
-    ("codes in a frame, frame 20", "rollout.ctx{ctx}.h20.codes", 0, NONE),
-    ("**Obedience**", "", 0, NONE),
-    ("flow profile", "obey.flow_profile", 3, UP),
-    ("flow over the truth's", "obey.flow_ratio", 2, NONE),
-    ("opposite turns both right", "obey.pairs.turn", 3, UP),
-    ("opposite looks both right", "obey.pairs.look", 3, UP),
-    ("forward and back both right", "obey.pairs.forward_back", 3, UP),
-    ("… by neighbouring frames", "obey.pairs_by_frame.forward_back", 3, UP),
-    ("strafes both right", "obey.pairs.strafe", 3, UP),
-    ("… by neighbouring frames", "obey.pairs_by_frame.strafe", 3, UP),
-    ("sign of the flow, recorded turns", "obey.sign.turn", 3, UP),
-    ("sign, recorded strafes", "obey.sign.strafe", 3, UP),
-    ("sign, recorded forward and back", "obey.sign.forward_back", 3, UP),
-    ("rotation error, degrees a frame (median)", "obey.rotation_deg_median", 2, DOWN),
-    ("read back by inverse dynamics: yaw error, degrees", "obey.idm.yaw_deg", 2, DOWN),
-    ("… pitch error, degrees", "obey.idm.pitch_deg", 2, DOWN),
-    ("… F1 left / none / right", "obey.idm.move_x_f1", 3, UP),
-    ("… F1 back / none / forward", "obey.idm.move_z_f1", 3, UP),
-    ("… F1 jump", "obey.idm.jump_f1", 3, UP),
-    ("ΔPSNR true less random actions, frame 4, dB", "obey.delta_psnr", 2, UP),
-    ("**Stillness**", "", 0, NONE),
-    ("change between frames over the recording's", "still.change_ratio", 2, DOWN),
-    ("edge flicker over the recording's", "still.flicker_ratio", 2, DOWN),
-    ("**Memory**: tokens agree after turning away and back", "", 0, NONE),
-    ("30 degrees (over that without turning)", "memory.deg30.token_agreement", 3, UP),
-    ("60 degrees", "memory.deg60.token_agreement", 3, UP),
-    ("90 degrees", "memory.deg90.token_agreement", 3, UP),
-    ("180 degrees", "memory.deg180.token_agreement", 3, UP),
-    ("**Life**", "", 0, NONE),
-    ("first frame of a collapse (-1: none)", "life.collapse_frame", 0, NONE),
-    ("Fréchet distance, last window over first", "life.fd_ratio", 2, DOWN),
-    ("codes in a frame over the recording's, last window", "life.codes_ratio", 2, NONE),
-    ("**Tokenizer**", "", 0, NONE),
-    ("PSNR, dB", "tokenizer.psnr", 2, UP),
-    ("SSIM", "tokenizer.ssim", 3, UP),
-    ("perceptual distance", "tokenizer.perceptual", 3, DOWN),
-    ("codes used", "tokenizer.used_codes", 0, UP),
-    ("perplexity", "tokenizer.perplexity", 0, UP),
-    ("codes that flip while all stands still", "tokenizer.flip_rate", 3, DOWN),
+COMPARED = ("geo", "rot", "copy", "recording")  # columns beside the models
+
+
+class Row(NamedTuple):
+    """A row of the main table."""
+
+    title: str
+    key: str  # of the metric; "{ctx}" is replaced by the main context
+    digits: int
+    better: str = ""  # the better direction
+
+
+class Heading(NamedTuple):
+    """A heading of the main table."""
+
+    title: str
+
+
+UP, DOWN = " ↑", " ↓"
+SUMMARY: tuple[Row | Heading, ...] = (
+    Heading("Prediction of the next frame, every true frame given (teacher-forced)"),
+    Row("bits per token", "tf.bits_per_token", 2, DOWN),
+    Row("token accuracy", "tf.accuracy", 3, UP),
+    Row("… frames without an action", "tf.still.accuracy", 3, UP),
+    Row("… frames that only turn", "tf.turn.accuracy", 3, UP),
+    Row("… frames that only move", "tf.move.accuracy", 3, UP),
+    Row("… frames that turn and move", "tf.both.accuracy", 3, UP),
+    Row("… disoccluded cells only", "tf.disoccluded_accuracy", 3, UP),
+    Heading("Rollouts from {ctx} recorded frames, under the recorded actions"),
+    Row("PSNR to the decoded recording, mean of 20 frames, dB", "rollout.ctx{ctx}.mean20.psnr_tokens", 2, UP),
+    Row("PSNR to the original pictures, mean of 20 frames, dB", "rollout.ctx{ctx}.mean20.psnr_frames", 2, UP),
+    Row("token accuracy, mean of 20 frames", "rollout.ctx{ctx}.mean20.token_acc", 3, UP),
+    Row("SSIM, frame 20", "rollout.ctx{ctx}.h20.ssim", 3, UP),
+    Row("perceptual distance, frame 1", "rollout.ctx{ctx}.h1.perceptual", 3, DOWN),
+    Row("perceptual distance, frame 20", "rollout.ctx{ctx}.h20.perceptual", 3, DOWN),
+    Row("perceptual distance, frame 64", "rollout.ctx{ctx}.h64.perceptual", 3, DOWN),
+    Row("edge F1, frame 20", "rollout.ctx{ctx}.h20.edge_f1", 3, UP),
+    Row("different codes in a frame, frame 20", "rollout.ctx{ctx}.h20.codes", 0),
+    Heading("Control"),
+    Row("moves when the recording moves (flow profile)", "control.flow_profile", 3, UP),
+    Row("amount of motion over the recording's (flow ratio)", "control.flow_ratio", 2),
+    Row("opposite turns, both in the right direction", "control.pairs.turn", 3, UP),
+    Row("looking up and down, both in the right direction", "control.pairs.look", 3, UP),
+    Row("walking forward and back, both in the right direction", "control.pairs.forward_back", 3, UP),
+    Row("… measured between neighbouring frames", "control.pairs_by_frame.forward_back", 3, UP),
+    Row("walking left and right, both in the right direction", "control.pairs.strafe", 3, UP),
+    Row("… measured between neighbouring frames", "control.pairs_by_frame.strafe", 3, UP),
+    Row("recorded turns, share in the right direction", "control.sign.turn", 3, UP),
+    Row("recorded walks left and right, share in the right direction", "control.sign.strafe", 3, UP),
+    Row("recorded walks forward and back, share in the right direction", "control.sign.forward_back", 3, UP),
+    Row("rotation error, degrees per frame (median)", "rotation.error_deg", 2, DOWN),
+    Row("action read from the pictures: yaw error, degrees", "control.idm.yaw_deg", 2, DOWN),
+    Row("… pitch error, degrees", "control.idm.pitch_deg", 2, DOWN),
+    Row("… F1 of left / none / right", "control.idm.move_x_f1", 3, UP),
+    Row("… F1 of back / none / forward", "control.idm.move_z_f1", 3, UP),
+    Row("… F1 of jump", "control.idm.jump_f1", 3, UP),
+    Row("PSNR lost under another clip's actions, frame 4, dB", "control.delta_psnr", 2, UP),
+    Heading("Stability without an action"),
+    Row("change between frames over the recording's", "still.change_ratio", 2, DOWN),
+    Row("edge flicker over the recording's", "still.flicker_ratio", 2, DOWN),
+    Heading("Memory: tokens equal to the view left, after turning away and back"),
+    Row("30 degrees (over the share without turning)", "memory.deg30.token_agreement", 3, UP),
+    Row("60 degrees", "memory.deg60.token_agreement", 3, UP),
+    Row("90 degrees", "memory.deg90.token_agreement", 3, UP),
+    Row("180 degrees", "memory.deg180.token_agreement", 3, UP),
+    Heading("Long rollouts"),
+    Row("first frame of a collapse (-1: none)", "long.collapse_frame", 0),
+    Row("Fréchet distance to the recordings, last window over first", "long.fd_ratio", 2, DOWN),
+    Row("different codes in a frame over the recording's, last window", "long.codes_ratio", 2),
+    Heading("Tokenizer: reconstruction of the original pictures"),
+    Row("PSNR, dB", "tokenizer.psnr", 2, UP),
+    Row("SSIM", "tokenizer.ssim", 3, UP),
+    Row("perceptual distance", "tokenizer.perceptual", 3, DOWN),
+    Row("codes used", "tokenizer.used_codes", 0, UP),
+    Row("perplexity (effective number of codes)", "tokenizer.perplexity", 0, UP),
+    Row("codes that change between two pictures of the same view", "tokenizer.flip_rate", 3, DOWN),
 )
 HORIZON_TITLES = {
-    "psnr_tokens": "PSNR to the decoded true tokens, dB ↑",
-    "psnr_frames": "PSNR to the true pictures, dB ↑",
-    "ssim": "SSIM to the decoded true tokens ↑",
-    "perceptual": "Perceptual distance (EffNet-Lite0) to the decoded true tokens ↓",
-    "perceptual_frames": "Perceptual distance (EffNet-Lite0) to the true pictures ↓",
-    "lpips": "LPIPS to the decoded true tokens ↓",
-    "edge_f1": "Edge F1 to the decoded true tokens ↑",
+    "psnr_tokens": "PSNR to the decoded recording, dB ↑",
+    "psnr_frames": "PSNR to the original pictures, dB ↑",
+    "ssim": "SSIM to the decoded recording ↑",
+    "perceptual": "Perceptual distance (EffNet-Lite0) to the decoded recording ↓",
+    "perceptual_frames": "Perceptual distance (EffNet-Lite0) to the original pictures ↓",
+    "lpips": "LPIPS to the decoded recording ↓",
+    "edge_f1": "Edge F1 to the decoded recording ↑",
     "token_acc": "Token accuracy ↑",
     "codes": "Different codes in a frame",
 }
-DIGITS = {"psnr_tokens": 2, "psnr_frames": 2, "codes": 0}
+HORIZON_DIGITS = {"psnr_tokens": 2, "psnr_frames": 2, "codes": 0}  # others: 3
 
 
 @dataclass
 class Result:
-    """What came of one world: its scores, and what is drawn."""
+    """The result of one model."""
 
-    subject: Subject
+    evaluated: EvaluatedModel
     scores: Scores
-    shown: dict[str, Any] = field(default_factory=dict)  # what each section returned, to be drawn
-    seconds: dict[str, float] = field(default_factory=dict)  # of each section
+    outputs: dict[str, Any] = field(default_factory=dict)  # section -> what it returned, for the plots
+    seconds: dict[str, float] = field(default_factory=dict)  # per section
+
+
+def as_json(result: Result, run_meta: dict) -> dict:
+    """A model's metrics, intervals, series of the long rollouts and metadata; `run_meta` is the run's."""
+    evaluated = result.evaluated
+    return {
+        "metrics": result.scores.metrics,
+        "ci95": result.scores.ci95,
+        "series": result.outputs["long"][0] if "long" in result.outputs else {},
+        "meta": {
+            "checkpoint": provenance.display_path(evaluated.path),
+            "name": evaluated.name,
+            "step": evaluated.content.get("step"),
+            "parameters": sum(p.numel() for p in evaluated.model.parameters()),
+            **run_meta,
+            "seconds": {**run_meta["seconds"], **result.seconds},
+        },
+    }
 
 
 def heading(meta: dict) -> str:
-    """What was measured, in two lines."""
+    """Two lines above the tables: the model, the data and the sampling."""
     sampling = meta["sampling"]
     how = (
         "greedy"
@@ -117,7 +145,7 @@ def heading(meta: dict) -> str:
 
 
 def cell(scores: Scores, key: str, digits: int, with_interval: bool = False) -> str:
-    """One number of a table, with its interval where there is one; "-" where it was not measured."""
+    """One number of a table, `with_interval` its 95 % interval; "-" where it was not measured."""
     if key not in scores.metrics:
         return "-"
     text = f"{scores.metrics[key]:.{digits}f}"
@@ -130,58 +158,59 @@ def cell(scores: Scores, key: str, digits: int, with_interval: bool = False) -> 
     return text
 
 
-def summary(results: list[Result]) -> str:
-    """The main table in Markdown: a column for each model (with 95 % intervals) and each row beside it.
+def compared_key(name: str, key: str) -> str:
+    """The key of a model's metric in the column `name` of COMPARED.
 
-    The column "recording" has what the same measurement gives on the recording itself, as the tokenizer
-    reconstructs it; inverse dynamics reads the true pictures.
+    The inverse-dynamics network was trained on original pictures, so its recording is the original pictures.
+    """
+    if name == "recording" and key.startswith("control.idm."):
+        name = "true_pictures"
+    return f"{name}.{key}"
+
+
+def summary(results: list[Result], plan: Plan) -> str:
+    """The main table: a column per model, with 95 % intervals, and the columns COMPARED.
+
+    The column "recording" is the same measurement on the recording, as the tokenizer reconstructs it.
     """
     first = results[0].scores
-    shown = [
-        (title, key, digits, arrow)
-        for title, key, digits, arrow in (
-            (t.format(ctx=context(first)), k.format(ctx=context(first)), d, a) for t, k, d, a in SUMMARY
-        )
-        if not key or any(key in r.scores.metrics for r in results)
-    ]
-    # A heading stays only where something follows it.
-    shown = [
-        row for row, after in zip(shown, [*shown[1:], ("", "", 0, "")], strict=True) if row[1] or after[1]
-    ]
-    heads = ["", *(r.subject.name for r in results), *BESIDE]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for title, key, digits, arrow in shown:
-        models = [cell(r.scores, key, digits, True) if key else "" for r in results]
-        beside = [cell(first, name(key), digits) if key else "" for name in BESIDE.values()]
-        lines.append("| " + " | ".join([title + arrow, *models, *beside]) + " |")
+    columns = ["", *(r.evaluated.name for r in results), *COMPARED]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    pending = ""  # a heading without rows is left out
+    for row in SUMMARY:
+        if isinstance(row, Heading):
+            title = row.title.format(ctx=plan.main_context)
+            pending = f"| **{title}** |" + "  |" * (len(columns) - 1)
+            continue
+        key = row.key.format(ctx=plan.main_context)
+        if not any(key in r.scores.metrics for r in results):
+            continue
+        if pending:
+            lines.append(pending)
+            pending = ""
+        models = [cell(r.scores, key, row.digits, with_interval=True) for r in results]
+        compared = [cell(first, compared_key(name, key), row.digits) for name in COMPARED]
+        lines.append("| " + " | ".join([row.title + row.better, *models, *compared]) + " |")
     return "\n".join(lines)
 
 
-def context(scores: Scores) -> int:
-    """The context of the main rollouts: 6 where it was measured, else the longest."""
-    found = {int(key.split(".")[1][3:]) for key in scores.metrics if key.startswith("rollout.ctx")}
-    return 6 if 6 in found or not found else max(found)
-
-
 def horizons(results: list[Result], plan: Plan) -> str:
-    """A table for each metric of the rollouts, over the horizons."""
+    """A table per metric of the rollouts, with a column per horizon."""
+    columns = {f"h{h}": f"frame {h}" for h in plan.horizons} | {f"mean{MEAN}": f"mean of {MEAN}"}
+    rows = [
+        (f"{r.evaluated.name}, context {context}", r.scores, f"rollout.ctx{context}")
+        for r in results
+        for context in plan.contexts
+    ]
+    rows += [(name, results[0].scores, f"{name}.rollout.ctx{plan.main_context}") for name in COMPARED]
     lines = []
-    columns = [f"h{h}" for h in plan.horizons] + [f"mean{MEAN}"]
-    heads = [f"frame {h}" for h in plan.horizons] + [f"mean of {MEAN}"]
     for metric, title in HORIZON_TITLES.items():
-        rows = [
-            (f"{r.subject.name}, {c} seen", r.scores, f"rollout.ctx{c}")
-            for r in results
-            for c in plan.contexts
-        ]
-        rows += [
-            (name, results[0].scores, f"{name}.ctx{plan.main}") for name in ("geo", "rot", "copy", "ceiling")
-        ]
         measured = [row for row in rows if f"{row[2]}.h{plan.horizons[0]}.{metric}" in row[1].metrics]
         if not measured:
             continue
-        lines += ["", f"| {title} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+        lines += ["", f"| {title} | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
         for name, scores, prefix in measured:
-            cells = [cell(scores, f"{prefix}.{c}.{metric}", DIGITS.get(metric, 3)) for c in columns]
+            digits = HORIZON_DIGITS.get(metric, 3)
+            cells = [cell(scores, f"{prefix}.{column}.{metric}", digits) for column in columns]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines[1:])

@@ -1,6 +1,8 @@
-"""Section 2 and the recorded half of section 3: recorded stretches are generated again under their own actions.
+"""Section rollouts: recorded windows are rolled out under their own actions and compared with the recording.
 
-All contexts end at the same frame, so that every row of the table is compared on the same pictures.
+The contexts of all lengths end at the same frame, so that all rows of the table compare the same pictures.
+The baselines are the last context frame: copied (`copy`), warped as the camera rotated (`rot`), and warped as
+the camera rotated and moved over a flat ground (`geo`). The last two are given the true poses.
 """
 
 from dataclasses import dataclass, field
@@ -14,308 +16,335 @@ import metrics
 from dataset.actions import MOVE_X, MOVE_Z, PITCH, YAW
 from evaluation import inverse_dynamics
 from evaluation.aggregate import Scores
-from evaluation.held_out_clips import HeldOutClips, Judges, Plan, Subject
+from evaluation.evaluated_model import EvaluatedModel
+from evaluation.held_out_clips import HeldOutClips
+from evaluation.picture_networks import PictureNetworks
+from evaluation.plan import Plan
 from geometry import camera
 
-MEAN = 20  # frames over which the cheap metrics are averaged as well
-COSTLY = ("ssim", "perceptual", "lpips", "edge_f1")  # only at the horizons
-TURNS = 2.0  # degrees in FLOW_EVERY frames: a turn whose sign is asked for
-RANDOM_STEPS = 20  # frames of the rollout under random actions
+MEAN = 20  # frames over which the cheap metrics are also averaged
+HORIZON_METRICS = ("ssim", "perceptual", "lpips", "edge_f1")  # slow: at the horizons only
+MIN_TURN = 2.0  # degrees in FLOW_EVERY frames: the least recorded turn whose sign is measured
+RANDOM_FRAMES = 20  # of the rollout under another window's actions
+BASELINES = ("copy", "rot", "geo")
+LENGTH, HORIZONTAL, RADIAL, VERTICAL = range(4)  # of `flow_measures`
 
 
 @dataclass
-class Row:
-    """A prediction of the windows. F are the frames that are looked at, as offsets from the last seen one."""
+class FrameSet:
+    """Frames of all windows from one source: the recording, a baseline or a model.
+
+    F frames of each window are measured, see `measured_frames`.
+    """
 
     tokens: Tensor  # [N, F, H, W] int64
     pictures: Tensor  # [N, F, 3, Hp, Wp]
     values: dict[str, np.ndarray] = field(default_factory=dict)  # metric -> [N, F], NaN where not measured
-    flow: np.ndarray | None = None  # [N, K, 4] of flow_of, every FLOW_EVERY frames
+    flow: np.ndarray | None = None  # [N, K, 4] of `flow_measures`, every FLOW_EVERY frames
 
 
 @dataclass
-class Recorded:
-    """The windows and all that does not depend on the world."""
+class RecordedWindows:
+    """The recorded windows, and everything about them that does not depend on the model."""
 
     windows: np.ndarray  # [N, 2]
     tokens: Tensor  # [N, span, H, W]
     actions: Tensor  # [N, span-1, 5]
-    frames: np.ndarray  # [F]
-    rows: dict[str, Row]  # truth (decoded true tokens), copy, rot, geo
-    real: dict[
-        int, Tensor
-    ]  # of windows whose video can be opened: true pictures [1+F, 3, Hp, Wp], last seen first
+    frames: np.ndarray  # [F] measured frames, counted from the last frame of the context
+    sources: dict[str, FrameSet]  # "recording" (decoded true tokens) and the baselines
+    # Window index -> original pictures [1+F, 3, Hp, Wp], the context's last frame first.
+    true_pictures: dict[int, Tensor]
 
     @property
     def clips(self) -> np.ndarray:
+        """The clip of each window [N]."""
         return self.windows[:, 0]
 
 
-def looked_at(plan: Plan) -> np.ndarray:
-    """Frames of the rollout that are decoded: the first MEAN, every FLOW_EVERY-th, and the horizons."""
+def measured_frames(plan: Plan) -> np.ndarray:
+    """Frames of the rollout that are measured [F]: the first MEAN, every FLOW_EVERY-th, and the horizons."""
     last = max(plan.horizons)
     every = range(metrics.FLOW_EVERY, last + 1, metrics.FLOW_EVERY)
     return np.array(sorted({*range(1, min(MEAN, last) + 1), *every, *plan.horizons}))
 
 
-def record(held: HeldOutClips, plan: Plan, judges: Judges) -> Recorded:
-    """The windows, their true pictures, and the rows beside the model."""
-    windows = held.windows(plan.span, plan.windows)
-    tokens, actions = held.batch(windows, plan.span)
-    frames, seen = looked_at(plan), max(plan.contexts) - 1
-    real = dict(held.true_pictures(windows, seen + np.concatenate([[0], frames])))
-    recorded = Recorded(windows, tokens, actions, frames, {}, real)
-    truth = tokens[:, seen + frames]
-    last = held.decode(tokens[:, seen : seen + 1])  # [N, 1, 3, Hp, Wp]
-    recorded.rows["truth"] = Row(truth, held.decode(truth))
-    copied = tokens[:, seen : seen + 1].expand_as(truth)
-    recorded.rows["copy"] = Row(copied, last.expand(-1, len(frames), -1, -1, -1))
-    for name, moved in (("rot", False), ("geo", True)):
-        warped = warp(held, windows, plan.span, last, seen, frames, moved)
+def read_windows(held_out: HeldOutClips, plan: Plan, networks: PictureNetworks) -> RecordedWindows:
+    """The recorded windows with their original pictures, and the baselines with their metrics."""
+    windows = held_out.windows(plan.span, plan.windows)
+    frames, last = measured_frames(plan), max(plan.contexts) - 1
+    true_pictures = held_out.true_pictures(windows, last + np.concatenate([[0], frames]))
+    tokens, actions, _ = held_out.batch(windows, plan.span)
+    recorded = RecordedWindows(windows, tokens, actions, frames, {}, true_pictures)
+    truth, last_tokens = tokens[:, last + frames], tokens[:, last : last + 1]
+    last_picture = held_out.decode(last_tokens)  # [N, 1, 3, Hp, Wp]
+    recorded.sources["recording"] = FrameSet(truth, held_out.decode(truth))
+    recorded.sources["copy"] = FrameSet(
+        last_tokens.expand_as(truth), last_picture.expand(-1, len(frames), -1, -1, -1)
+    )
+    for name, moves in (("rot", False), ("geo", True)):
+        warped = warp_picture(held_out, windows, plan.span, last_picture, last, frames, moves)
         if warped is not None:
-            recorded.rows[name] = Row(held.encode(warped), warped)
-    for name, row in tqdm(recorded.rows.items(), desc="rows beside the model", leave=False):
-        compare(row, recorded, plan, judges, against_tokens=name != "truth")
-        row.flow = flow_series(last, row, frames)
+            recorded.sources[name] = FrameSet(held_out.encode(warped), warped)
+    for name, source in tqdm(recorded.sources.items(), desc="baselines", leave=False):
+        compare(source, recorded, plan, networks, with_tokens=name != "recording")
+        source.flow = flow_series(last_picture, source, frames)
     return recorded
 
 
-def warp(
-    held: HeldOutClips,
+def warp_picture(
+    held_out: HeldOutClips,
     windows: np.ndarray,
     span: int,
-    last: Tensor,
-    seen: int,
+    picture: Tensor,
+    at: int,
     frames: np.ndarray,
-    moved: bool,
+    moves: bool,
 ) -> Tensor | None:
-    """The last seen picture [N, 1, 3, Hp, Wp] as the true poses of `frames` would see it: [N, F, 3, Hp, Wp].
+    """The picture [N, 1, 3, Hp, Wp] of frame `at`, warped to the true poses of the frames at + `frames` [F]:
+    [N, F, 3, Hp, Wp].
 
-    The camera turns; with `moved` it also goes where the player went, over a flat ground.
-    Each frame is warped straight from the last seen picture, not step by step, which would blur. None where
-    `moved` is asked for and poses were not recorded.
+    The camera rotates; with `moves` it also moves, over a flat ground. Each frame is warped directly from the
+    picture, since a chain of warps would blur. None with `moves` where poses were not recorded.
     """
-    angles = held.turned(windows, span)
-    place = held.pose(windows, span)[..., :3] if moved else torch.zeros(*angles.shape[:2], 3)
+    angles = held_out.view_angles(windows, span)
+    place = held_out.batch(windows, span)[2][..., :3] if moves else torch.zeros(*angles.shape[:2], 3)
     if not place.isfinite().all():
         return None
-    pose = torch.cat([place - place[:, :1], angles], -1)
-    size, made = last.shape[-2:], []
+    pose = torch.cat([place, angles], -1)
+    size, warped = picture.shape[-2:], []
     for n in range(len(windows)):
-        new = pose[n, seen + frames]
-        old = pose[n, seen].expand_as(new)
-        far = (
-            camera.ground_plane(new, *size, held.fov, camera.EYE_HEIGHT, camera.FAR_RAY_DISTANCE)
-            if moved
-            else 0.0
-        )
-        grid, _ = camera.reproject(old, new, far, *size, held.fov)
-        made.append(camera.warp(last[n].expand(len(new), -1, -1, -1), grid))
-    return torch.stack(made)
+        pose_to = pose[n, at + frames]
+        pose_from = pose[n, at].expand_as(pose_to)
+        inverse_ray_distance = camera.ground_plane(pose_to, *size, held_out.fov) if moves else 0.0
+        grid, _ = camera.reproject(pose_from, pose_to, inverse_ray_distance, *size, held_out.fov)
+        warped.append(camera.warp(picture[n].expand(len(pose_to), -1, -1, -1), grid))
+    return torch.stack(warped)
 
 
-def compare(row: Row, recorded: Recorded, plan: Plan, judges: Judges, against_tokens: bool = True) -> None:
-    """Fills in `row.values`: against the decoded true tokens (unless the row is them) and the true pictures.
+def compare(
+    source: FrameSet,
+    recorded: RecordedWindows,
+    plan: Plan,
+    networks: PictureNetworks,
+    with_tokens: bool = True,
+) -> None:
+    """Fills in `source.values`, against the original pictures and, `with_tokens`, the decoded true tokens.
 
-    `ssim`, `perceptual` and `edge_f1` are against the decoded tokens, `ssim_frames` … against the pictures.
+    `psnr_tokens`, `ssim`, `perceptual`, `edge_f1` are against the decoded true tokens; `psnr_frames`,
+    `ssim_frames`, ... against the original pictures.
     """
-    truth, n, f = recorded.rows["truth"], len(row.tokens), len(recorded.frames)
-    costly = np.isin(recorded.frames, plan.horizons)
+    truth, N, F = recorded.sources["recording"], len(source.tokens), len(recorded.frames)
+    at_horizons = np.isin(recorded.frames, plan.horizons)
 
-    def note(name: str, window: int | slice, value: Tensor, where: np.ndarray | slice = slice(None)) -> None:
-        row.values.setdefault(name, np.full((n, f), np.nan))[window, where] = value.numpy()
+    def store(
+        name: str, window: int | slice, value: Tensor, frames: np.ndarray | slice = slice(None)
+    ) -> None:
+        source.values.setdefault(name, np.full((N, F), np.nan))[window, frames] = value.numpy()
 
-    def pictures(window: int, real: Tensor, psnr: str, suffix: str) -> None:
-        made = row.pictures[window]
-        note(psnr, window, metrics.psnr(made, real))
-        made, real = made[costly], real[costly]
-        note(f"ssim{suffix}", window, metrics.ssim(made, real), costly)
-        note(f"edge_f1{suffix}", window, metrics.edge_f1(made, real), costly)
-        for name, distance in judges.distances(made, real).items():
-            note(f"{name}{suffix}", window, distance, costly)
+    def compare_pictures(window: int, true: Tensor, psnr: str, suffix: str) -> None:
+        pictures = source.pictures[window]
+        store(psnr, window, metrics.psnr(pictures, true))
+        pictures, true = pictures[at_horizons], true[at_horizons]
+        store(f"ssim{suffix}", window, metrics.ssim(pictures, true), at_horizons)
+        store(f"edge_f1{suffix}", window, metrics.edge_f1(pictures, true), at_horizons)
+        for name, distance in networks.distances(pictures, true).items():
+            store(f"{name}{suffix}", window, distance, at_horizons)
 
-    note("codes", slice(None), metrics.unique_codes(row.tokens))
-    if against_tokens:
-        note("token_acc", slice(None), metrics.token_accuracy(row.tokens, truth.tokens))
-        note("codes_ratio", slice(None), metrics.codes_ratio(row.tokens, truth.tokens))
-    for window in range(n):
-        if against_tokens:
-            pictures(window, truth.pictures[window], "psnr_tokens", "")
-        if window in recorded.real:
-            pictures(window, recorded.real[window][1:], "psnr_frames", "_frames")
-
-
-def flow_series(last: Tensor, row: Row, frames: np.ndarray) -> np.ndarray:
-    """Optical flow from the last seen picture on, every FLOW_EVERY frames: [N, K, 4], see `flow_of`."""
-    at = np.flatnonzero(frames % metrics.FLOW_EVERY == 0)
-    return flow_of(torch.cat([last, row.pictures[:, at]], 1))
+    store("codes", slice(None), metrics.unique_codes(source.tokens))
+    if with_tokens:
+        store("token_acc", slice(None), metrics.token_accuracy(source.tokens, truth.tokens))
+        store("codes_ratio", slice(None), metrics.codes_ratio(source.tokens, truth.tokens))
+    for window in range(N):
+        if with_tokens:
+            compare_pictures(window, truth.pictures[window], "psnr_tokens", "")
+        if window in recorded.true_pictures:
+            compare_pictures(window, recorded.true_pictures[window][1:], "psnr_frames", "_frames")
 
 
-def flow_of(pictures: Tensor) -> np.ndarray:
-    """Pictures [N, K+1, 3, Hp, Wp] -> between neighbours [N, K, 4]: length, horizontal, radial and vertical
-    flow."""
+def flow_series(last_picture: Tensor, source: FrameSet, frames: np.ndarray) -> np.ndarray:
+    """`flow_measures` of every FLOW_EVERY-th frame, from the context's last picture on: [N, K, 4]."""
+    every = np.flatnonzero(frames % metrics.FLOW_EVERY == 0)
+    return flow_measures(torch.cat([last_picture, source.pictures[:, every]], 1))
+
+
+def flow_measures(pictures: Tensor) -> np.ndarray:
+    """Optical flow between neighbouring pictures [N, K+1, 3, Hp, Wp], in four measures: [N, K, 4].
+
+    LENGTH, HORIZONTAL, RADIAL and VERTICAL flow.
+    """
     flow = metrics.optical_flow(pictures[:, :-1], pictures[:, 1:])
-    kinds = (metrics.flow_magnitude, metrics.horizontal_flow, metrics.radial_flow, metrics.vertical_flow)
-    return torch.stack([kind(flow) for kind in kinds], -1).numpy()
-
-
-# ---------------------------------------------------------------- what the model does
+    measures = metrics.flow_magnitude, metrics.horizontal_flow, metrics.radial_flow, metrics.vertical_flow
+    return torch.stack([measure(flow) for measure in measures], -1).numpy()
 
 
 def measure(
-    held: HeldOutClips, subject: Subject, plan: Plan, judges: Judges, recorded: Recorded, scores: Scores
+    held_out: HeldOutClips,
+    evaluated: EvaluatedModel,
+    plan: Plan,
+    networks: PictureNetworks,
+    recorded: RecordedWindows,
+    scores: Scores,
 ) -> dict[str, Tensor]:
-    """All numbers of the rollouts; -> the generated tokens [N, horizon, H, W] by "ctxN"."""
-    seen = max(plan.contexts) - 1
-    last = held.decode(recorded.tokens[:, seen : seen + 1])
-    rollouts, rows = {}, {}
+    """`rollout.*`, those `control.*` that need the recorded windows, and the same of the baselines.
+
+    Returns the generated tokens [N, horizon, H, W] of each context, as "ctx6".
+    """
+    last = max(plan.contexts) - 1
+    last_picture = held_out.decode(recorded.tokens[:, last : last + 1])
+    rollouts, sources = {}, {}
     for context in plan.contexts:
-        begin = seen - context + 1
-        name = f"ctx{context}"
-        rollouts[name] = subject.rollout(
-            recorded.tokens[:, begin : seen + 1],
-            recorded.actions[:, begin:],
-            held.pose(recorded.windows + [0, begin], context),
-            f"{context} seen",
+        name, given = f"ctx{context}", slice(last - context + 1, last + 1)
+        rollouts[name] = evaluated.rollout(
+            recorded.tokens[:, given],
+            recorded.actions[:, given.start :],
+            held_out.batch(recorded.windows + [0, given.start], context)[2],
+            f"rollouts, context {context}",
         )
-        made = rollouts[name][:, recorded.frames - 1]
-        rows[name] = Row(made, held.decode(made))
-        compare(rows[name], recorded, plan, judges)
-        report_values(scores, f"rollout.{name}", rows[name], recorded, plan)
-    for name, row in recorded.rows.items():
-        # What does not depend on the context is given under each, so that keys match the model's.
-        for context in plan.contexts:
-            report_values(
-                scores, f"{'ceiling' if name == 'truth' else name}.ctx{context}", row, recorded, plan
-            )
-    main = rows[f"ctx{plan.main}"]
-    main.flow = flow_series(last, main, recorded.frames)
-    beside = {f"{name}.": recorded.rows.get(name) for name in ("copy", "rot", "geo")}
-    report_flow(scores, recorded, {"": main, **beside}, held.degrees_per_unit)
-    if judges.inverse_dynamics is not None:
-        report_inverse_dynamics(scores, judges.inverse_dynamics, recorded, last, main, beside)
-    report_delta(scores, held, subject, plan, recorded, main)
+        generated = rollouts[name][:, recorded.frames - 1]
+        sources[name] = FrameSet(generated, held_out.decode(generated))
+        compare(sources[name], recorded, plan, networks)
+        report_values(scores, f"rollout.{name}", sources[name], recorded, plan)
+        # These do not depend on the context; each context has them, so that the keys match the model's.
+        for source in recorded.sources:
+            report_values(scores, f"{source}.rollout.{name}", recorded.sources[source], recorded, plan)
+    main = sources[f"ctx{plan.main_context}"]
+    main.flow = flow_series(last_picture, main, recorded.frames)
+    compared = {"": main}
+    compared |= {f"{name}.": recorded.sources[name] for name in BASELINES if name in recorded.sources}
+    report_flow(scores, recorded, compared, held_out.degrees_per_unit)
+    if networks.inverse_dynamics is not None:
+        report_inverse_dynamics(scores, networks.inverse_dynamics, recorded, last_picture, compared)
+    report_delta_psnr(scores, held_out, evaluated, plan, recorded, main)
     return rollouts
 
 
-def report_values(scores: Scores, prefix: str, row: Row, recorded: Recorded, plan: Plan) -> None:
-    """`PREFIX.hH.METRIC` at the horizons and `PREFIX.mean20.METRIC` for what was measured at each of them."""
+def report_values(
+    scores: Scores, prefix: str, source: FrameSet, recorded: RecordedWindows, plan: Plan
+) -> None:
+    """`PREFIX.hH.METRIC` at each horizon H, and `PREFIX.mean20.METRIC` of the metrics of every frame."""
     columns = {f"h{h}": recorded.frames == h for h in plan.horizons}
     columns[f"mean{MEAN}"] = recorded.frames <= MEAN
-    for metric, values in row.values.items():
-        for column, chosen in columns.items():
-            costly = metric.removesuffix("_frames") in COSTLY
-            if not (costly and column.startswith("mean")):
-                scores.mean(f"{prefix}.{column}.{metric}", values[:, chosen], recorded.clips)
+    for metric, values in source.values.items():
+        for column, frames in columns.items():
+            if column.startswith("h") or metric.removesuffix("_frames") not in HORIZON_METRICS:
+                scores.mean(f"{prefix}.{column}.{metric}", values[:, frames], recorded.clips)
 
 
 def report_flow(
-    scores: Scores, recorded: Recorded, rows: dict[str, Row | None], degrees_per_unit: float
+    scores: Scores, recorded: RecordedWindows, compared: dict[str, FrameSet], degrees_per_unit: float
 ) -> None:
-    """`obey.flow_profile`, `obey.flow_ratio` and signs, of the model ("") and of the rows beside it."""
-    truth = recorded.rows["truth"].flow
-    commands = commanded(recorded, degrees_per_unit)
-    for prefix, row in rows.items():
-        if row is None:
-            continue
-        length = torch.from_numpy(row.flow[..., 0]), torch.from_numpy(truth[..., 0])
-        scores.mean(f"{prefix}obey.flow_profile", metrics.flow_profile(*length).numpy(), recorded.clips)
-        scores.mean(f"{prefix}obey.flow_ratio", row.flow[..., 0].sum(1), recorded.clips, truth[..., 0].sum(1))
-    for name, (sign, kind) in commands.items():
+    """`control.flow_profile` and `control.flow_ratio` of the model (prefix "") and the baselines, and
+    `control.sign.*`: share of the recorded commands under which the flow has the right sign."""
+    truth = recorded.sources["recording"].flow
+    for prefix, source in compared.items():
+        lengths = source.flow[..., LENGTH], truth[..., LENGTH]
+        profile = metrics.flow_profile(*map(torch.from_numpy, lengths))
+        scores.mean(f"{prefix}control.flow_profile", profile.numpy(), recorded.clips)
+        sums = [length.sum(1) for length in lengths]
+        scores.mean(f"{prefix}control.flow_ratio", sums[0], recorded.clips, sums[1])
+    for name, (sign, kind) in commanded_signs(recorded, degrees_per_unit).items():
         if (sign != 0).any():
-            for suffix, flow in (("", rows[""].flow), (".real", truth)):
-                right = np.where(sign == 0, np.nan, metrics.flow_sign(flow[..., kind]) == sign)
-                scores.mean(f"obey.sign.{name}{suffix}", right, recorded.clips)
+            for prefix, flow in (("", compared[""].flow), ("recording.", truth)):
+                correct = np.where(sign == 0, np.nan, metrics.flow_sign(flow[..., kind]) == sign)
+                scores.mean(f"{prefix}control.sign.{name}", correct, recorded.clips)
 
 
-def commanded(recorded: Recorded, degrees_per_unit: float) -> dict[str, tuple[np.ndarray, int]]:
-    """What the recorded actions ask of the optical flow in each stretch of FLOW_EVERY frames:
-    name -> (signs [N, K], 0 where nothing is asked; which number of `flow_of`).
+def commanded_signs(recorded: RecordedWindows, degrees_per_unit: float) -> dict[str, tuple[np.ndarray, int]]:
+    """The sign of the flow that the recorded actions demand in each stretch of FLOW_EVERY frames.
 
-    A stretch asks only if the same is held throughout and nothing else happens. Turning right and strafing to
-    the right move the picture to the left.
+    Returns name -> (signs [N, K], 0 where there is no demand; index into `flow_measures`). A stretch has a
+    sign only if one command is constant throughout and there is no other. A turn or step to the right moves
+    the picture to the left.
     """
     first = recorded.tokens.shape[1] - 1 - recorded.frames[-1]
     stretches = len(recorded.frames[recorded.frames % metrics.FLOW_EVERY == 0])
-    parts = recorded.actions[:, first : first + stretches * metrics.FLOW_EVERY].numpy()
-    parts = parts.reshape(len(parts), stretches, metrics.FLOW_EVERY, -1)
+    actions = recorded.actions[:, first : first + stretches * metrics.FLOW_EVERY].numpy()
+    actions = actions.reshape(len(actions), stretches, metrics.FLOW_EVERY, -1)
 
-    def held_sign(axis: int) -> np.ndarray:
-        low, high = parts[..., axis].min(2), parts[..., axis].max(2)
+    def constant_sign(axis: int) -> np.ndarray:
+        low, high = actions[..., axis].min(2), actions[..., axis].max(2)
         return np.where(low > 0, 1, np.where(high < 0, -1, 0))
 
-    turning = np.abs(parts[..., [YAW, PITCH]]).sum((2, 3)) > 0
-    keys = np.abs(parts[..., [MOVE_X, MOVE_Z]]).max(2)  # [N, K, 2]
-    large = np.abs(parts[..., YAW].sum(2)) * degrees_per_unit >= TURNS
+    turning = np.abs(actions[..., [YAW, PITCH]]).sum((2, 3)) > 0
+    keys = np.abs(actions[..., [MOVE_X, MOVE_Z]]).max(2)  # [N, K, 2]
+    large = np.abs(actions[..., YAW].sum(2)) * degrees_per_unit >= MIN_TURN
     return {
-        "turn": (-held_sign(YAW) * large, 1),
-        "strafe": (-held_sign(MOVE_X) * ~turning * (keys[..., 1] == 0), 1),
-        "forward_back": (held_sign(MOVE_Z) * ~turning * (keys[..., 0] == 0), 2),
+        "turn": (-constant_sign(YAW) * large, HORIZONTAL),
+        "strafe": (-constant_sign(MOVE_X) * ~turning * (keys[..., 1] == 0), HORIZONTAL),
+        "forward_back": (constant_sign(MOVE_Z) * ~turning * (keys[..., 0] == 0), RADIAL),
     }
 
 
 def report_inverse_dynamics(
     scores: Scores,
-    judge: inverse_dynamics.InverseDynamics,
-    recorded: Recorded,
-    last: Tensor,
-    made: Row,
-    beside: dict[str, Row | None],
+    network: inverse_dynamics.InverseDynamics,
+    recorded: RecordedWindows,
+    last_picture: Tensor,
+    compared: dict[str, FrameSet],
 ) -> None:
-    """`obey.idm.*`: what the inverse-dynamics network reads from the rollout's first MEAN frames; `.decoded`
-    from the decoded true tokens, `.real` from the true pictures. `geo.obey.idm.*` … of the rows beside."""
-    # Those that follow each other without a gap.
-    steps = int((np.diff(recorded.frames, prepend=0) == 1).cumprod().sum())
+    """`control.idm.*`: errors of the actions that the network predicts from the rollout's first MEAN frames.
+
+    Of the model (prefix ""), the baselines, the decoded recording and the original pictures
+    (`true_pictures.control.idm.*`).
+    """
+    steps = int((np.diff(recorded.frames, prepend=0) == 1).cumprod().sum())  # measured without a gap
     first = recorded.tokens.shape[1] - 1 - recorded.frames[-1]
     actions = recorded.actions[:, first : first + steps]
 
-    def read(prefix: str, suffix: str, pictures: Tensor, windows: np.ndarray) -> None:
-        """Pictures [n, 1+steps, 3, Hp, Wp], the last seen one first."""
+    def report(prefix: str, pictures: Tensor, windows: np.ndarray) -> None:
+        """Pictures [n, 1+steps, 3, Hp, Wp] of the windows [n], the context's last one first."""
         before, after = pictures[:, :-1].flatten(0, 1), pictures[:, 1:].flatten(0, 1)
-        found = inverse_dynamics.predict(judge, before, after)
-        asked = inverse_dynamics.labels(actions[windows].flatten(0, 1), judge.config.degrees_per_unit)
+        found = inverse_dynamics.predict(network, before, after)
+        true = inverse_dynamics.labels(actions[windows].flatten(0, 1), network.config.degrees_per_unit)
         clips = recorded.clips[windows].repeat(steps)
         for name in ("yaw", "pitch"):
-            error = np.abs(found[name] - asked[name].numpy())
-            scores.mean(f"{prefix}obey.idm.{name}_deg{suffix}", error, clips)
+            error = np.abs(found[name] - true[name].numpy())
+            scores.mean(f"{prefix}control.idm.{name}_deg", error, clips)
         for name, classes in inverse_dynamics.KEYS.items():
-            pairs = np.stack([found[name], asked[name].numpy()], 1)
+            pairs = np.stack([found[name], true[name].numpy()], 1)
 
             def f1(pairs: np.ndarray, classes: int = classes) -> float:
                 return metrics.macro_f1(metrics.confusion(pairs[:, 0], pairs[:, 1], classes))
 
-            scores.statistic(f"{prefix}obey.idm.{name}_f1{suffix}", pairs, clips, f1)
+            scores.statistic(f"{prefix}control.idm.{name}_f1", pairs, clips, f1)
 
     every = np.arange(len(recorded.windows))
-    for prefix, row in {"": made, **beside}.items():
-        if row is not None:
-            read(prefix, "", torch.cat([last, row.pictures[:, :steps]], 1), every)
-    read("", ".decoded", torch.cat([last, recorded.rows["truth"].pictures[:, :steps]], 1), every)
-    if recorded.real:
-        pictures = torch.stack([p[: 1 + steps] for p in recorded.real.values()])
-        read("", ".real", pictures, np.array(list(recorded.real)))
+    for prefix, source in {**compared, "recording.": recorded.sources["recording"]}.items():
+        report(prefix, torch.cat([last_picture, source.pictures[:, :steps]], 1), every)
+    if recorded.true_pictures:
+        pictures = torch.stack([p[: 1 + steps] for p in recorded.true_pictures.values()])
+        report("true_pictures.", pictures, np.array(list(recorded.true_pictures)))
 
 
-def report_delta(
-    scores: Scores, held: HeldOutClips, subject: Subject, plan: Plan, recorded: Recorded, made: Row
+def report_delta_psnr(
+    scores: Scores,
+    held_out: HeldOutClips,
+    evaluated: EvaluatedModel,
+    plan: Plan,
+    recorded: RecordedWindows,
+    main: FrameSet,
 ) -> None:
-    """`obey.delta_psnr` at 4 frames, as in its source, and `obey.delta_psnr.hH`: PSNR under the true actions
-    less that under the actions of another window."""
-    begin = max(plan.contexts) - plan.main
-    steps = min(RANDOM_STEPS, max(plan.horizons))
-    seen = recorded.tokens[:, begin : begin + plan.main]
-    actions = recorded.actions[:, begin : begin + plan.main - 1 + steps].clone()
+    """`control.delta_psnr.hH` at each horizon H: PSNR under the true actions minus PSNR under those of
+    another window, and `control.delta_psnr` at frame 4, as in its source (`metrics.delta_psnr`)."""
+    context = plan.main_context
+    begin = max(plan.contexts) - context
+    steps = min(RANDOM_FRAMES, max(plan.horizons))
+    actions = recorded.actions[:, begin : begin + context - 1 + steps].clone()
     # The window half the list away is of another clip wherever there are two.
     others = np.roll(np.arange(len(actions)), len(actions) // 2)
-    actions[:, plan.main - 1 :] = actions[others, plan.main - 1 :]
-    generated = subject.rollout(
-        seen, actions, held.pose(recorded.windows + [0, begin], plan.main), "random actions"
+    actions[:, context - 1 :] = actions[others, context - 1 :]
+    generated = evaluated.rollout(
+        recorded.tokens[:, begin : begin + context],
+        actions,
+        held_out.batch(recorded.windows + [0, begin], context)[2],
+        "other actions",
     )
+    truth = recorded.sources["recording"].pictures
     for horizon in (h for h in plan.horizons if h <= steps):
         at = np.flatnonzero(recorded.frames == horizon)[0]
-        wrong = metrics.psnr(held.decode(generated[:, horizon - 1]), recorded.rows["truth"].pictures[:, at])
-        right = torch.from_numpy(made.values["psnr_tokens"][:, at])
+        wrong = metrics.psnr(held_out.decode(generated[:, horizon - 1]), truth[:, at])
+        right = torch.from_numpy(main.values["psnr_tokens"][:, at])
         value = metrics.delta_psnr(right, wrong).numpy()
-        scores.mean(f"obey.delta_psnr.h{horizon}", value, recorded.clips)
+        scores.mean(f"control.delta_psnr.h{horizon}", value, recorded.clips)
         if horizon == 4:
-            scores.mean("obey.delta_psnr", value, recorded.clips)
+            scores.mean("control.delta_psnr", value, recorded.clips)

@@ -1,4 +1,4 @@
-"""Section 7: the tokenizer, which no world that uses it can be better than."""
+"""Section tokenizer: what the tokenizer loses. No world model that uses it can do better."""
 
 import numpy as np
 import torch
@@ -7,21 +7,26 @@ import metrics
 from evaluation.aggregate import Scores
 from evaluation.controllability import pairs_at_rest
 from evaluation.held_out_clips import HeldOutClips
-from evaluation.rollouts import Recorded
+from evaluation.rollouts import RecordedWindows
 
 
-def measure(held: HeldOutClips, recorded: Recorded, scores: Scores) -> None:
-    """`tokenizer.*`: psnr, ssim and perceptual distance of its reconstructions of the true pictures of the
-    windows; used_codes and perplexity over all held-out tokens; flip_rate, the share of codes that differ
-    between two recorded frames between which neither player nor camera moved."""
-    for name, values in recorded.rows["truth"].values.items():
+def measure(held_out: HeldOutClips, recorded: RecordedWindows, scores: Scores) -> None:
+    """`tokenizer.*`.
+
+    `psnr`, `ssim`, `edge_f1`, `perceptual`: of the reconstructions of the windows' original pictures;
+    `used_codes`, `perplexity`: over all held-out tokens; `flip_rate`: share of codes that differ between two
+    recorded frames between which neither the player nor the camera moved.
+    """
+    for name, values in recorded.sources["recording"].values.items():
         if name.endswith("_frames"):
             scores.mean(f"tokenizer.{name.removesuffix('_frames')}", values, recorded.clips)
-    counts = sum(np.bincount(t.ravel(), minlength=held.manifest.codebook_size) for t in held.clips.tokens)
+    codes = held_out.manifest.codebook_size
+    counts = sum(np.bincount(tokens.ravel(), minlength=codes) for tokens in held_out.clips.tokens)
     used, perplexity = metrics.code_usage(torch.from_numpy(counts))
     scores.add("tokenizer.used_codes", used)
     scores.add("tokenizer.perplexity", perplexity)
-    still = pairs_at_rest(held, turning=False)
-    if len(still):
-        tokens = held.batch(still, 2)[0]
-        scores.mean("tokenizer.flip_rate", metrics.flip_rate(tokens[:, 0], tokens[:, 1]).numpy(), still[:, 0])
+    pairs = pairs_at_rest(held_out, turning=False)
+    if len(pairs):
+        tokens = held_out.batch(pairs, 2)[0]
+        flips = metrics.flip_rate(tokens[:, 0], tokens[:, 1])
+        scores.mean("tokenizer.flip_rate", flips.numpy(), pairs[:, 0])

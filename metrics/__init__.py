@@ -1,4 +1,8 @@
-"""The metrics of evaluation and validation. Each function states its definition and source."""
+"""Metrics of pictures, tokens, optical flow and camera rotation, and statistics over clips.
+
+Every function states its definition, range, better direction and source. `perceptual` is imported on its own,
+because its networks take a second to load.
+"""
 
 from metrics.camera_turns import measure_turns, peak
 from metrics.flow_metrics import (
@@ -6,7 +10,6 @@ from metrics.flow_metrics import (
     FLOW_NOISE,
     flow_magnitude,
     flow_profile,
-    flow_ratio,
     flow_sign,
     horizontal_flow,
     optical_flow,
@@ -60,7 +63,6 @@ __all__ = [
     "flip_rate",
     "flow_magnitude",
     "flow_profile",
-    "flow_ratio",
     "flow_sign",
     "frechet_distance",
     "grey",

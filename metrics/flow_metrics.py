@@ -1,4 +1,8 @@
-"""Optical flow between pictures, and what it says of motion."""
+"""Optical flow between pictures, and measures of motion derived from it.
+
+The protocol published with ForgeWM (arXiv 2608.14022): every 4th frame, pictures of 160x88, Farneback's flow
+(SCIA 2003), borders left out.
+"""
 
 import math
 
@@ -7,25 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.picture_metrics import _bytes
+from metrics.picture_metrics import to_luma_bytes
 
-FLOW_EVERY, FLOW_SIZE = 4, (160, 88)  # frames; width and height
-FLOW_ROWS, FLOW_COLUMNS = (0.08, 0.82), (0.08, 0.92)  # of the picture: no borders, and no hand in the corner
-RADIAL_BEYOND = 0.15
-FLOW_NOISE = 0.01  # pixels: less is the arithmetic of the flow, not movement
+FLOW_EVERY = 4  # frames between two pictures
+FLOW_SIZE = 160, 88  # width and height
+FLOW_ROWS, FLOW_COLUMNS = (0.08, 0.82), (0.08, 0.92)  # shares of the picture: no borders and no player's hand
+RADIAL_BEYOND = 0.15  # share of the width: radial flow is measured farther from the centre than this
+FLOW_NOISE = 0.01  # pixels: a smaller flow is numerical noise
 
 
 def optical_flow(before: Tensor, after: Tensor) -> Tensor:
-    """Where each place of `before` went: pictures [..., 3, H, W] -> [..., 2, h, w] (x right, y down).
+    """Displacement of each pixel of `before`: pictures [..., 3, H, W] -> [..., 2, h, w] (x right, y down).
 
-    In pixels of the 160x88 picture, for its middle (FLOW_ROWS, FLOW_COLUMNS) only.
+    In pixels of the 160x88 picture, cropped to FLOW_ROWS and FLOW_COLUMNS.
     """
     width, height = FLOW_SIZE
     top, bottom = (round(share * height) for share in FLOW_ROWS)
     left, right = (round(share * width) for share in FLOW_COLUMNS)
 
     def prepared(pictures: Tensor) -> np.ndarray:
-        return np.stack([cv2.resize(p, FLOW_SIZE, interpolation=cv2.INTER_AREA) for p in _bytes(pictures)])
+        luma = to_luma_bytes(pictures)
+        return np.stack([cv2.resize(p, FLOW_SIZE, interpolation=cv2.INTER_AREA) for p in luma])
 
     flow = [
         cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 4, 21, 4, 7, 1.5, 0)[top:bottom, left:right]
@@ -36,24 +42,24 @@ def optical_flow(before: Tensor, after: Tensor) -> Tensor:
 
 
 def flow_magnitude(flow: Tensor) -> Tensor:
-    """Mean length of the flow [..., 2, h, w] -> [...] in pixels >= 0. No direction of its own."""
+    """Mean length of the flow [..., 2, h, w] -> [...] pixels, at least 0."""
     return flow.square().sum(-3).sqrt().mean((-2, -1))
 
 
 def horizontal_flow(flow: Tensor) -> Tensor:
-    """Median of the flow to the right, [..., 2, h, w] -> [...] pixels: below 0 for a turn or a step right."""
+    """Median flow to the right, [..., 2, h, w] -> [...] pixels. Negative for a turn or step to the right."""
     return flow[..., 0, :, :].flatten(-2).median(-1).values
 
 
 def vertical_flow(flow: Tensor) -> Tensor:
-    """Median of the flow downwards, [..., 2, h, w] -> [...] pixels: below 0 for a look down."""
+    """Median flow downwards, [..., 2, h, w] -> [...] pixels. Negative when the camera pitches down."""
     return flow[..., 1, :, :].flatten(-2).median(-1).values
 
 
 def radial_flow(flow: Tensor) -> Tensor:
-    """Mean flow away from the picture's centre, over places farther from it than RADIAL_BEYOND of its width.
+    """Mean flow away from the picture's centre, over pixels farther from it than RADIAL_BEYOND of the width.
 
-    [..., 2, h, w] -> [...] pixels: above 0 for a walk forward, below 0 for one back.
+    [..., 2, h, w] -> [...] pixels. Positive for a step forward, negative for a step back.
     """
     width, height = FLOW_SIZE
     rows = torch.arange(flow.shape[-2], device=flow.device) + round(FLOW_ROWS[0] * height) + 0.5 - height / 2
@@ -66,25 +72,19 @@ def radial_flow(flow: Tensor) -> Tensor:
     return away[..., r > RADIAL_BEYOND * width].mean(-1)
 
 
-def flow_profile(made: Tensor, truth: Tensor) -> Tensor:
-    """Cosine of two series of flow lengths [..., T] -> [...] in 0..1: does it move when the truth moves?
+def flow_profile(generated: Tensor, truth: Tensor) -> Tensor:
+    """Cosine of two series of flow lengths [..., T] -> [...] in 0..1: whether both move at the same times.
 
-    Higher is better; 0 where it moves less than FLOW_NOISE on average (the flow of one picture to itself is
-    not quite 0, and its cosine is high), NaN where the truth does not move. Two steady series score near 1
-    whatever they show: it forgives a wrong speed (`flow_ratio` does not) and says nothing about directions.
+    Higher is better. 0 where `generated` moves less than FLOW_NOISE on average: the flow of a frozen picture
+    is not exactly 0, and its cosine would be high. NaN where `truth` does not move. Two steady series score
+    near 1 at any speed and in any direction.
     """
-    cosine = (made * truth).sum(-1) / (made.norm(dim=-1) * truth.norm(dim=-1)).clamp_min(1e-12)
-    cosine = torch.where(made.mean(-1) > FLOW_NOISE, cosine, torch.zeros_like(cosine))
+    cosine = (generated * truth).sum(-1) / (generated.norm(dim=-1) * truth.norm(dim=-1)).clamp_min(1e-12)
+    cosine = torch.where(generated.mean(-1) > FLOW_NOISE, cosine, torch.zeros_like(cosine))
     return torch.where(truth.mean(-1) > FLOW_NOISE, cosine, torch.full_like(cosine, math.nan))
 
 
 def flow_sign(flow: Tensor | np.ndarray) -> np.ndarray:
-    """-1, 0 or 1 for flow in pixels; less than FLOW_NOISE is no movement and so neither sign."""
+    """Sign of flow in pixels: -1 or 1, and 0 below FLOW_NOISE."""
     flow = np.asarray(flow)
     return np.sign(flow) * (np.abs(flow) > FLOW_NOISE)
-
-
-def flow_ratio(made: Tensor, truth: Tensor) -> Tensor:
-    """Flow of a series over the truth's, [..., T] -> [...] >= 0; 1 is best, NaN if the truth is at rest."""
-    total = truth.sum(-1)
-    return torch.where(truth.mean(-1) > FLOW_NOISE, made.sum(-1) / total, torch.full_like(total, math.nan))

@@ -1,8 +1,8 @@
-"""How different two pictures look: LPIPS where its backbone is on disk, else an offline distance of its form.
+"""Perceptual distance of two pictures: LPIPS where its backbone is on disk, else EffNet-Lite0 features.
 
-LPIPS (Zhang et al., arXiv 1801.03924) downloads its backbone. `EffNetDistance` computes the same kind of
-distance, without learnt weights for the layers, on EfficientNet-Lite0 features whose ImageNet weights come as
-a Python package. It is not LPIPS, and every place that prints it says so.
+LPIPS (Zhang et al., arXiv 1801.03924) downloads its backbone. `EffNetDistance` works offline: it has the same
+form, without learnt layer weights, on EfficientNet-Lite0 features whose ImageNet weights come as a Python
+package. It is not LPIPS, and whatever prints it says so.
 """
 
 from pathlib import Path
@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from torch import Tensor
+
+from runtime.config import SettingError
 
 EFFNET, LPIPS = "effnet-lite0", "lpips-alex"
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
@@ -20,7 +22,7 @@ class EffNetDistance(nn.Module):
 
     name = EFFNET
     BLOCKS = (0, 2, 4, 10, 15)  # features are taken after these blocks
-    EMBEDDED = 10  # of them, that for Frechet distances
+    EMBEDDING_BLOCK = 10  # one of BLOCKS: its features are the embedding for Fréchet distances
 
     def __init__(self):
         super().__init__()
@@ -32,7 +34,7 @@ class EffNetDistance(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "EffNetDistance":
-        """Stays in eval mode: its batch norms are fixed."""
+        """Stays in eval mode: the batch norms must keep their ImageNet statistics."""
         return super().train(False)
 
     def features(self, pictures: Tensor) -> list[Tensor]:
@@ -47,15 +49,15 @@ class EffNetDistance(nn.Module):
         return found
 
     def embedding(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] -> [B, D]: the spatial mean of the features after block EMBEDDED.
+        """Pictures [B, 3, H, W] in [0, 1] -> [B, D]: spatial mean of the features of EMBEDDING_BLOCK.
 
-        For Frechet distances: its 112 numbers are few enough for a covariance from some hundred pictures. The
-        usual FID takes Inception's 2,048; the two cannot be compared.
+        D is 112, small enough to estimate a covariance from a few hundred pictures. FID uses Inception's
+        2,048 features; the two cannot be compared.
         """
-        return self.features(pictures)[self.BLOCKS.index(self.EMBEDDED)].float().mean((2, 3))
+        return self.features(pictures)[self.BLOCKS.index(self.EMBEDDING_BLOCK)].float().mean((2, 3))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Two batches of pictures [B, 3, H, W] in [0, 1] -> distance [B] >= 0; 0 for equal pictures."""
+        """Two batches of pictures [B, 3, H, W] in [0, 1] -> distance [B], at least 0; lower is better."""
         layers = []
         for fa, fb in zip(self.features(a), self.features(b), strict=True):
             fa, fb = _normalise(fa.float()), _normalise(fb.float())
@@ -76,16 +78,17 @@ class LPIPSDistance(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Two batches of pictures [B, 3, H, W] in [0, 1] -> LPIPS [B]."""
+        """Two batches of pictures [B, 3, H, W] in [0, 1] -> LPIPS [B]; lower is better."""
         return self.net(a * 2 - 1, b * 2 - 1).flatten()
 
 
 def _normalise(x: Tensor) -> Tensor:
+    """[B, C, h, w] with unit length along the channels."""
     return x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt()
 
 
-def lpips_at_hand() -> bool:
-    """True where the lpips package is installed and its backbone has been downloaded."""
+def lpips_available() -> bool:
+    """Whether the lpips package is installed and its backbone is on disk."""
     try:
         import lpips  # noqa: F401
     except ImportError:
@@ -94,9 +97,12 @@ def lpips_at_hand() -> bool:
 
 
 def perceptual_distance(wanted: str = "auto") -> nn.Module:
-    """The distance named `wanted`, which it prints; "auto" is LPIPS if at hand, else EffNet-Lite0."""
+    """The distance named `wanted`; "auto" is LPIPS where available, else EffNet-Lite0. Prints which one.
+
+    Raises SettingError for another name.
+    """
     if wanted not in ("auto", LPIPS, EFFNET):
-        raise ValueError(f"perceptual distance {wanted!r}: expected auto, {LPIPS} or {EFFNET}")
-    name = wanted if wanted != "auto" else LPIPS if lpips_at_hand() else EFFNET
+        raise SettingError(f"perceptual distance {wanted!r}: expected auto, {LPIPS} or {EFFNET}")
+    name = wanted if wanted != "auto" else LPIPS if lpips_available() else EFFNET
     print(f"perceptual distance: {name}")
     return LPIPSDistance() if name == LPIPS else EffNetDistance()

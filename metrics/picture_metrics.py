@@ -1,7 +1,7 @@
-"""What is measured: pure functions, tensors in, numbers out, each with its meaning, range and direction.
+"""Metrics of pictures: PSNR, SSIM, edges and change over time.
 
-Functions that compare pictures or grids give one value for each of them, so that the caller can average over
-windows, horizons or clips; the rest give floats. Pictures are float [..., 3, H, W] in [0, 1].
+Pictures are float [..., 3, H, W] in [0, 1]. Each function returns one value per picture or sequence, so that
+the caller can average over windows, horizons or clips.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The rounding noise of 8-bit pictures, (1/255)^2 / 12: closer ones cannot be told apart on a screen.
+# The rounding noise of 8-bit pictures, (1/255)^2 / 12: pictures that differ less look equal on a screen.
 MSE_FLOOR = 1 / (12 * 255**2)
 PSNR_CEILING = -10 * math.log10(MSE_FLOOR)  # 58.9 dB
 SSIM_WINDOW = 11  # pixels
@@ -22,8 +22,8 @@ CANNY = (100, 200)  # thresholds on the gradient of 8-bit luma: OpenCV's own exa
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture, in dB: -10 log10(mean squared error).
 
-    a, b [..., 3, H, W] in [0, 1] -> [...]. From 0 (black against white) to PSNR_CEILING (equal, or nearer to
-    each other than 8-bit rounding; without it one still frame would outweigh all others); higher is better.
+    a, b [..., 3, H, W] in [0, 1] -> [...]. From 0 (black against white) to PSNR_CEILING; higher is better.
+    Differences below 8-bit rounding count as equal: else one frame without change would dominate a mean.
     """
     mse = (a.float() - b.float()).square().mean((-3, -2, -1))
     return -10 * mse.clamp_min(MSE_FLOOR).log10()
@@ -35,8 +35,8 @@ def grey(pictures: Tensor) -> Tensor:
     return (pictures.float() * weights[:, None, None]).sum(-3)
 
 
-def _bytes(pictures: Tensor) -> np.ndarray:
-    """8-bit luma for OpenCV: [..., 3, H, W] -> [N, H, W] uint8."""
+def to_luma_bytes(pictures: Tensor) -> np.ndarray:
+    """8-bit luma for OpenCV: [..., 3, H, W] in [0, 1] -> [N, H, W] uint8."""
     luma = grey(pictures).clamp(0, 1).mul(255).round().byte()
     return luma.reshape(-1, *luma.shape[-2:]).cpu().numpy()
 
@@ -44,7 +44,7 @@ def _bytes(pictures: Tensor) -> np.ndarray:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of luma (Wang et al., IEEE Trans. Image Processing 13(4), 2004).
 
-    a, b [..., 3, H, W] -> [...]: the mean over places where an 11x11 Gaussian window (sigma 1.5) fits, with
+    a, b [..., 3, H, W] -> [...]: the mean over all positions of an 11x11 Gaussian window (sigma 1.5), with
     K1 = 0.01, K2 = 0.03. From -1 to 1 (equal pictures); higher is better. Raises ValueError for pictures
     smaller than the window.
     """
@@ -68,16 +68,16 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def edges(pictures: Tensor) -> Tensor:
     """Edges of pictures [..., 3, H, W] by Canny (IEEE PAMI 8(6), 1986) on 8-bit luma -> bool [..., H, W]."""
-    found = np.stack([cv2.Canny(picture, *CANNY) > 0 for picture in _bytes(pictures)])
+    found = np.stack([cv2.Canny(picture, *CANNY) > 0 for picture in to_luma_bytes(pictures)])
     return torch.from_numpy(found).reshape(*pictures.shape[:-3], *pictures.shape[-2:])
 
 
 def edge_f1(a: Tensor, b: Tensor) -> Tensor:
-    """How well the edges of a are those of b: F1 of precision and recall, an edge within a pixel is a match.
+    """F1 of the edges of `a` against those of `b`; edges match within one pixel.
 
-    a, b [..., 3, H, W] -> [...]. From 0 to 1; higher is better: a blur loses edges (recall), noise adds some
-    (precision). 1 where neither has an edge. The boundary measure of Martin et al. (IEEE PAMI 26(5), 2004)
-    with a tolerance of one pixel in place of an assignment.
+    a, b [..., 3, H, W] -> [...]. From 0 to 1; higher is better. Blur lowers the recall, noise the precision.
+    1 where neither picture has edges. The boundary measure of Martin et al. (IEEE PAMI 26(5), 2004), with a
+    tolerance of one pixel instead of an assignment.
     """
     ea, eb = edges(a).float(), edges(b).float()
     near_a, near_b = (
@@ -91,10 +91,10 @@ def edge_f1(a: Tensor, b: Tensor) -> Tensor:
 
 
 def edge_flicker(frames: Tensor) -> Tensor:
-    """Share of edges that come and go between neighbouring frames: mean of 1 - edge_f1.
+    """Share of edges that appear or disappear between neighbouring frames: mean of 1 - edge_f1.
 
-    frames [..., T, 3, H, W] -> [...]. From 0 (edges stay within a pixel) to 1; for a still camera lower is
-    better.
+    frames [..., T, 3, H, W] -> [...]. From 0 (all edges stay within a pixel) to 1. Lower is better while the
+    camera is at rest.
     """
     return (1 - edge_f1(frames[..., :-1, :, :, :], frames[..., 1:, :, :, :])).mean(-1)
 
@@ -102,35 +102,15 @@ def edge_flicker(frames: Tensor) -> Tensor:
 def mean_change(frames: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring frames: [..., T, 3, H, W] -> [...] in 0..1.
 
-    For a still camera like the truth's is good; above it the picture shimmers, 0 is frozen.
+    While the camera is at rest the recording's value is best; a higher one is flicker, 0 is a frozen picture.
     """
     return frames.float().diff(dim=-4).abs().mean((-4, -3, -2, -1))
 
 
 def delta_psnr(right: Tensor, wrong: Tensor) -> Tensor:
-    """PSNR under the true actions less PSNR under random ones, in dB: how much the actions matter.
+    """PSNR under the true actions minus PSNR under other actions, in dB: how much the actions matter.
 
-    0 where they are ignored; higher is better. Controllability metric of Genie (Bruce et al., arXiv
+    0 for a model that ignores them; higher is better. Controllability metric of Genie (Bruce et al., arXiv
     2402.15391, section 3), there at the 4th frame.
     """
     return right - wrong
-
-
-# ---------------------------------------------------------------- tokens
-
-
-# ---------------------------------------------------------------- optical flow: how the picture moves
-# The protocol published with ForgeWM (arXiv 2608.14022): every 4th frame, 160x88, Farneback's flow (SCIA
-# 2003), without the borders.
-
-
-# ---------------------------------------------------------------- camera rotation from two pictures
-
-
-# ---------------------------------------------------------------- keys read back
-
-
-# ---------------------------------------------------------------- distributions, over long rollouts
-
-
-# ---------------------------------------------------------------- intervals

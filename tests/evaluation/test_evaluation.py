@@ -1,9 +1,10 @@
-"""The sections of evaluate.py against worlds whose every picture is known: a room, rendered exactly.
+"""The sections of evaluate.py on a room that is rendered exactly, so that all results are known.
 
-The room's tokens say where the camera is, its tokenizer paints what is seen from there, and the worlds that
-are judged walk in it as they are told, or do not.
+A grid of tokens encodes the camera's pose, the tokenizer renders the view from it, and the evaluated models
+move the camera as commanded, or fail in a known way.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -18,46 +19,52 @@ from dataset.token_files import ClipEntry, Manifest, write_token_file
 from dataset.windows import TokenClips
 from evaluation import controllability, long_rollouts, memory, rollouts, teacher_forced, tokenizer_quality
 from evaluation.aggregate import Scores
-from evaluation.held_out_clips import HeldOutClips, Judges, Plan
+from evaluation.held_out_clips import HeldOutClips
+from evaluation.picture_networks import PictureNetworks
+from evaluation.plan import Plan
 from geometry import camera
 from metrics import PSNR_CEILING
 
 HEIGHT, WIDTH, ROWS, COLUMNS = 72, 128, 18, 32
-STEP = 0.1  # metres a frame
-UNITS = torch.tensor([100.0, 100.0, 100.0, 50.0, 50.0])  # tokens a metre and a degree
+STEP = 0.1  # metres per frame
+UNITS = torch.tensor([100.0, 100.0, 100.0, 50.0, 50.0])  # tokens per metre and per degree
 MIDDLE = 30_000  # the token of 0
 PLAN = Plan(
-    contexts=(1, 6), horizons=(1, 4, 8, 20), windows=4, teacher_forced=60, starts=4, still=4, memory=2,
-    recorded=2, streams=2, life=192,
+    contexts=(1, 6), horizons=(1, 4, 8, 20), windows=4, teacher_forced_frames=60, start_windows=4,
+    still_windows=4, memory_windows=2, look_aways=2, long_rollouts=2, long_frames=192,
 )  # fmt: skip
 
 
 class Room:
-    """A room of 8 x 3 x 8 metres, built of blocks of a metre, each of a colour of its own."""
+    """The tokenizer of a room of 8 x 3 x 8 metres, built of blocks of 1 metre with a random colour each."""
+
+    device = torch.device("cpu")
 
     def __init__(self):
         rng = torch.Generator().manual_seed(0)
         self.shades = torch.rand(10, 10, 10, 3, generator=rng)
         self.half = torch.tensor([4.0, 1.5, 4.0])
-        self.quantizer = SimpleNamespace(codebook=torch.zeros(1))
 
-    def decode_code(self, grids: Tensor) -> Tensor:
+    def decode_frames(self, tokens: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+        yield from (self.render(part) for part in tokens.split(64))
+
+    def encode_frames(self, pictures: Tensor) -> Tensor:
+        return torch.zeros(len(pictures), ROWS, COLUMNS, dtype=torch.int64)
+
+    def render(self, grids: Tensor) -> Tensor:
         pose = pose_of(grids)
         ahead = camera.rays(HEIGHT, WIDTH, 70.0)
         d = torch.einsum("bij,hwj->bhwi", camera.rotation(pose[:, 3], pose[:, 4]), ahead)
         d = d.where(d.abs() > 1e-6, torch.tensor(1e-6))
         eye = camera.position(pose)[:, None, None]
         far = ((torch.sign(d) * self.half - eye) / d).amin(-1)
-        hit = eye + far[..., None] * d  # where the ray meets the nearest wall
+        hit = eye + far[..., None] * d  # on the nearest wall
         x, y, z = (hit * 1.001 + 5).long().unbind(-1)
         return self.shades[x, y, z].permute(0, 3, 1, 2)
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        return torch.zeros(len(pictures), ROWS, COLUMNS, dtype=torch.int64)
-
 
 def grid_of(pose: Tensor) -> Tensor:
-    """Pose [..., 5] -> tokens [..., ROWS, COLUMNS]: five rows say it, the others tell places apart."""
+    """Pose [..., 5] -> tokens [..., ROWS, COLUMNS]: the first five rows encode it, the others repeat it."""
     coded = (pose * UNITS).round().long() + MIDDLE  # [..., 5]
     coded = coded[..., [0, 1, 2, 3, 4, 3, 4, 3, 4] * 2]
     return coded[..., None].expand(*coded.shape, COLUMNS).clone()
@@ -68,7 +75,7 @@ def pose_of(grids: Tensor) -> Tensor:
 
 
 def walk(start: Tensor, actions: Tensor) -> Tensor:
-    """Poses [B, T, 5] that actions [B, T, 5] lead through from start [B, 5]."""
+    """The poses [B, T, 5] after the actions [B, T, 5] from `start` [B, 5]."""
     pose, path = start.clone(), []
     for t in range(actions.shape[1]):
         a = actions[:, t]
@@ -85,21 +92,21 @@ def walk(start: Tensor, actions: Tensor) -> Tensor:
 
 @dataclass
 class Walker:
-    """A world that does what it is told times `obeys`: 1 obeys, 0 is frozen, -1 does the opposite."""
+    """An evaluated model that follows `gain` times the commands: 1 is exact, 0 frozen, -1 the opposite."""
 
-    obeys: float = 1.0
-    forgets: bool = False  # anything but the last seen place is elsewhere
+    gain: float = 1.0
+    forgets: bool = False  # every generated view is 40 degrees off
     name: str = "walker"
 
-    def rollout(self, seen: Tensor, actions: Tensor, pose: Tensor, what: str) -> Tensor:
-        path = walk(pose_of(seen[:, -1]), self.obeys * actions[:, seen.shape[1] - 1 :])
+    def rollout(self, context: Tensor, actions: Tensor, pose: Tensor, description: str) -> Tensor:
+        path = walk(pose_of(context[:, -1]), self.gain * actions[:, context.shape[1] - 1 :])
         if self.forgets:
             path[..., 3] += 40.0
         return grid_of(path)
 
 
 def clip_actions(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """Stretches of 8 frames, each of one kind; every kind occurs."""
+    """Stretches of 8 frames with one kind of action each; every kind occurs."""
     kinds = ["still", "turn_right", "forward", "still", "turn_left", "back", "left", "right", "both", "look"]
     made = np.zeros((frames - 1, 5), np.float32)
     for i, first in enumerate(range(0, frames - 1, 8)):
@@ -111,7 +118,7 @@ def clip_actions(rng: np.random.Generator, frames: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory) -> HeldOutClips:
+def held_out(tmp_path_factory) -> HeldOutClips:
     """Three clips of 240 frames in the room, without videos."""
     folder, rng = tmp_path_factory.mktemp("room"), np.random.default_rng(0)
     manifest = Manifest(16.0, [HEIGHT, WIDTH], [ROWS, COLUMNS], 65_536, "room", 70.0)
@@ -129,156 +136,152 @@ def held(tmp_path_factory) -> HeldOutClips:
 
 
 @pytest.fixture(scope="module")
-def judges() -> Judges:
+def networks() -> PictureNetworks:
     distance = PixelDistance()
-    return Judges({"perceptual": distance}, distance, None)
+    return PictureNetworks({"perceptual": distance}, distance, None)
 
 
-def measured(section, held: HeldOutClips, world: Walker, *more) -> dict[str, float]:
+def measured(section, held_out: HeldOutClips, world: Walker, *more) -> dict[str, float]:
     scores = Scores(0)
-    section(held, world, PLAN, *more, scores)
+    section(held_out, world, PLAN, *more, scores)
     return scores.metrics
 
 
-# ---------------------------------------------------------------- obedience
-
-
-@pytest.mark.parametrize("obeys, pairs", [(1.0, 1.0), (0.0, 0.0), (-1.0, 0.0)])
-def test_pairs_of_opposite_commands(held, obeys, pairs):
-    found = measured(controllability.obey, held, Walker(obeys))
+@pytest.mark.parametrize("gain, pairs", [(1.0, 1.0), (0.0, 0.0), (-1.0, 0.0)])
+def test_pairs_of_opposite_commands(held_out, gain, pairs):
+    found = measured(controllability.control, held_out, Walker(gain))
     for name in controllability.PAIRS:
-        assert found[f"obey.pairs_by_frame.{name}"] == pairs, name
-    assert found["obey.command.jump"] == float(obeys > 0)
+        assert found[f"control.pairs_by_frame.{name}"] == pairs, name
+    assert found["control.command.jump"] == float(gain > 0)
 
 
-def test_one_right_command_of_two_is_no_pair(held):
+def test_a_pair_needs_both_commands(held_out):
     class TurnsRight(Walker):
-        def rollout(self, seen, actions, pose, what):
-            return super().rollout(seen, actions.abs(), pose, what)
+        def rollout(self, context, actions, pose, description):
+            return super().rollout(context, actions.abs(), pose, description)
 
-    found = measured(controllability.obey, held, TurnsRight())
-    assert found["obey.command.turn_right"] == 1.0 and found["obey.command.turn_left"] == 0.0
-    assert found["obey.pairs.turn"] == found["obey.pairs_by_frame.turn"] == 0.0
-
-
-def test_rotation_error_is_what_is_missing_of_the_turn(held):
-    right = measured(controllability.turn, held, Walker(1.0))
-    assert right["obey.rotation_deg_median"] < 0.4
-    assert right["obey.rotation_deg_median.real"] < 0.3, "the method's own error"
-    half = measured(controllability.turn, held, Walker(0.5))
-    frozen = measured(controllability.turn, held, Walker(0.0))
-    for name, speed in controllability.TURNS.items():
-        assert right[f"obey.rotation_gain.{name}"] == pytest.approx(1.0, abs=0.15), name
-        assert half[f"obey.rotation_gain.{name}"] == pytest.approx(0.5, abs=0.15), name
-        assert frozen[f"obey.rotation_deg.{name}"] == pytest.approx(max(speed), abs=0.2), name
+    found = measured(controllability.control, held_out, TurnsRight())
+    assert found["control.command.turn_right"] == 1.0 and found["control.command.turn_left"] == 0.0
+    assert found["control.pairs.turn"] == found["control.pairs_by_frame.turn"] == 0.0
 
 
-# ---------------------------------------------------------------- rollouts
+def test_rotation_error_is_the_missing_rotation(held_out):
+    right = measured(controllability.rotation, held_out, Walker(1.0))
+    assert right["rotation.error_deg"] < 0.4
+    assert right["recording.rotation.error_deg"] < 0.3, "the error of the method"
+    half = measured(controllability.rotation, held_out, Walker(0.5))
+    frozen = measured(controllability.rotation, held_out, Walker(0.0))
+    for name, speed in controllability.ROTATIONS.items():
+        assert right[f"rotation.gain.{name}"] == pytest.approx(1.0, abs=0.15), name
+        assert half[f"rotation.gain.{name}"] == pytest.approx(0.5, abs=0.15), name
+        assert frozen[f"rotation.error_deg.{name}"] == pytest.approx(max(speed), abs=0.2), name
 
 
-def rolled(held: HeldOutClips, judges: Judges, world: Walker) -> dict[str, float]:
-    recorded = rollouts.record(held, PLAN, judges)
+def rolled_out(held_out: HeldOutClips, networks: PictureNetworks, world: Walker) -> dict[str, float]:
+    recorded = rollouts.read_windows(held_out, PLAN, networks)
     scores = Scores(0)
-    rollouts.measure(held, world, PLAN, judges, recorded, scores)
+    rollouts.measure(held_out, world, PLAN, networks, recorded, scores)
     return scores.metrics
 
 
-def test_a_world_that_does_as_recorded_is_perfect_and_a_frozen_one_is_the_copy(held, judges):
-    right, frozen = (rolled(held, judges, Walker(obeys)) for obeys in (1.0, 0.0))
+def test_an_exact_model_is_perfect_and_a_frozen_one_equals_the_copy(held_out, networks):
+    right, frozen = (rolled_out(held_out, networks, Walker(gain)) for gain in (1.0, 0.0))
     for horizon in ("h1", "h8", "h20", "mean20"):
         for context in (1, 6):
             key = f"rollout.ctx{context}.{horizon}"
-            assert right[f"{key}.psnr_tokens"] > 40, "as exact as a place in a token"
+            assert right[f"{key}.psnr_tokens"] > 40, "as exact as the tokens' rounding"
             assert frozen[f"{key}.psnr_tokens"] == pytest.approx(
-                frozen[f"copy.ctx{context}.{horizon}.psnr_tokens"]
+                frozen[f"copy.rollout.ctx{context}.{horizon}.psnr_tokens"]
             )
-    assert right["obey.flow_profile"] > 0.99 and right["obey.flow_ratio"] == pytest.approx(1, abs=0.05)
-    assert frozen["obey.flow_profile"] == 0.0 and frozen["obey.flow_ratio"] < 1e-3
-    assert right["obey.sign.turn"] == right["obey.sign.turn.real"] == 1.0
-    assert frozen["obey.sign.turn"] == 0.0
-    assert right["obey.delta_psnr"] > 3 and frozen["obey.delta_psnr"] == pytest.approx(0)
+    assert right["control.flow_profile"] > 0.99 and right["control.flow_ratio"] == pytest.approx(1, abs=0.05)
+    assert frozen["control.flow_profile"] == 0.0 and frozen["control.flow_ratio"] < 1e-3
+    assert right["control.sign.turn"] == right["recording.control.sign.turn"] == 1.0
+    assert frozen["control.sign.turn"] == 0.0
+    assert right["control.delta_psnr"] > 3 and frozen["control.delta_psnr"] == pytest.approx(0)
     assert frozen["rollout.ctx6.h20.perceptual"] > 5 * right["rollout.ctx6.h20.perceptual"]
 
 
-def test_rows_beside_the_model_know_what_they_should(held, judges):
-    """The camera turned with the truth; the ground plane helps where the player walks."""
-    found = rolled(held, judges, Walker())
+def test_baselines_are_warped_by_the_true_poses(held_out, networks):
+    """The rotated copy is better than the copy, and the ground plane changes it where the player walks."""
+    found = rolled_out(held_out, networks, Walker())
     for horizon in ("h4", "h8"):
-        assert found[f"rot.ctx6.{horizon}.psnr_tokens"] > found[f"copy.ctx6.{horizon}.psnr_tokens"]
-    assert found["geo.ctx6.mean20.psnr_tokens"] != found["rot.ctx6.mean20.psnr_tokens"]
-    assert found["rot.ctx1.h8.ssim"] == found["rot.ctx6.h8.ssim"], "they do not depend on the context"
+        assert (
+            found[f"rot.rollout.ctx6.{horizon}.psnr_tokens"]
+            > found[f"copy.rollout.ctx6.{horizon}.psnr_tokens"]
+        )
+    assert found["geo.rollout.ctx6.mean20.psnr_tokens"] != found["rot.rollout.ctx6.mean20.psnr_tokens"]
+    assert found["rot.rollout.ctx1.h8.ssim"] == found["rot.rollout.ctx6.h8.ssim"], (
+        "they do not depend on the context"
+    )
 
 
-def test_a_turned_copy_is_exact_where_only_the_camera_turned(held):
-    """Straight from the last seen picture: what it saw is where it belongs."""
-    windows = controllability.pairs_at_rest(held, turning=True)[:3]
-    last = held.decode(held.batch(windows, 2)[0])
-    warped = rollouts.warp(held, windows, 2, last[:, :1], 0, np.array([1]), moved=False)
+def test_the_rotated_copy_is_exact_where_only_the_camera_rotated(held_out):
+    """Compared in the middle, which both pictures show."""
+    windows = controllability.pairs_at_rest(held_out, turning=True)[:3]
+    last = held_out.decode(held_out.batch(windows, 2)[0])
+    warped = rollouts.warp_picture(held_out, windows, 2, last[:, :1], 0, np.array([1]), moves=False)
     inner = (slice(None), slice(None), slice(12, 60), slice(30, 98))
     error = (warped[:, 0] - last[:, 1])[inner].abs().mean()
     assert error < 0.5 * (last[:, 0] - last[:, 1])[inner].abs().mean()
 
 
-def test_without_poses_there_is_no_ground_plane_and_turns_are_summed_up(held, judges, monkeypatch):
-    known = held.turned(np.array([[0, 40]]), 30)
-    monkeypatch.setattr(held.clips, "pose", [np.full_like(p, np.nan) for p in held.clips.pose])
-    summed = held.turned(np.array([[0, 40]]), 30)
+def test_without_poses_there_is_no_ground_plane_and_rotations_are_summed_up(held_out, networks, monkeypatch):
+    known = held_out.view_angles(np.array([[0, 40]]), 30)
+    monkeypatch.setattr(held_out.clips, "pose", [np.full_like(p, np.nan) for p in held_out.clips.pose])
+    summed = held_out.view_angles(np.array([[0, 40]]), 30)
     assert torch.allclose(summed - summed[:, :1], known - known[:, :1], atol=0.5)
-    found = rolled(held, judges, Walker())
-    assert "rot.ctx6.h8.psnr_tokens" in found and "geo.ctx6.h8.psnr_tokens" not in found
+    found = rolled_out(held_out, networks, Walker())
+    assert "rot.rollout.ctx6.h8.psnr_tokens" in found and "geo.rollout.ctx6.h8.psnr_tokens" not in found
 
 
-def test_recorded_actions_ask_only_where_they_are_clear():
+def test_recorded_actions_have_a_sign_only_where_a_single_command_is_constant():
     actions = torch.zeros(1, 20, 5)
     actions[0, 4:8, YAW] = 0.1
     actions[0, 8:12, MOVE_X] = 1
     actions[0, 12:16, MOVE_Z] = -1
-    actions[0, 12, YAW] = 0.1  # not backwards alone
+    actions[0, 12, YAW] = 0.1  # not only backwards
     actions[0, 16:20, MOVE_Z] = 1
     recorded = SimpleNamespace(
         tokens=torch.zeros(1, 21, 2, 2), actions=actions, frames=np.array([1, 4, 8, 12, 16, 20])
     )
-    asked = rollouts.commanded(recorded, 15.0)
-    assert asked["turn"][0].tolist() == [[0, -1, 0, 0, 0]]
-    assert asked["strafe"][0].tolist() == [[0, 0, -1, 0, 0]]
-    assert asked["forward_back"][0].tolist() == [[0, 0, 0, 0, 1]]
+    signs = rollouts.commanded_signs(recorded, 15.0)
+    assert signs["turn"][0].tolist() == [[0, -1, 0, 0, 0]]
+    assert signs["strafe"][0].tolist() == [[0, 0, -1, 0, 0]]
+    assert signs["forward_back"][0].tolist() == [[0, 0, 0, 0, 1]]
 
 
-# ---------------------------------------------------------------- stillness and memory
-
-
-def test_standing_still(held):
+def test_change_while_standing_still(held_out):
     class Shimmers(Walker):
-        def rollout(self, seen, actions, pose, what):
-            shaken = super().rollout(seen, actions, pose, what)
+        def rollout(self, context, actions, pose, description):
+            shaken = super().rollout(context, actions, pose, description)
             shaken[:, ::2, 3] += 50  # a degree
             return shaken
 
-    found = measured(controllability.stand, held, Walker())
-    assert found["still.change"] == 0.0 and found["still.change.truth"] == 0.0
-    assert "still.change_ratio" not in found, "nothing over nothing is no number"
-    shimmer = measured(controllability.stand, held, Shimmers())
+    found = measured(controllability.standing_still, held_out, Walker())
+    assert found["still.change"] == 0.0 and found["recording.still.change"] == 0.0
+    assert "still.change_ratio" not in found, "0 over 0 is left out"
+    shimmer = measured(controllability.standing_still, held_out, Shimmers())
     assert shimmer["still.change"] > 0.005 and shimmer["still.flicker"] > 0.02
-    windows = controllability.still_windows(held, PLAN)
+    windows = controllability.still_windows(held_out, PLAN)
     assert len(windows) >= 3
     for clip, start in windows:
-        assert not held.clips.actions[clip][start + 5 : start + 13].any()
+        assert not held_out.clips.actions[clip][start + 5 : start + 13].any()
 
 
 @pytest.mark.parametrize(
     "world, returned, away", [(Walker(), 1.0, 0.0), (Walker(0.0), 1.0, 1.0), (Walker(forgets=True), 0.0, 0.0)]
 )
-def test_memory_of_the_view_that_was_left(held, judges, world, returned, away):
-    found = measured(memory.measure, held, world, judges)
+def test_memory_of_the_view_that_was_left(held_out, networks, world, returned, away):
+    found = measured(memory.measure, held_out, world, networks)
     for angle in (30, 90, 180):
         key = f"memory.deg{angle}"
-        # Rows of the grid that say where the camera is, and not how it is turned, agree all the same.
+        # The rows of the grid that encode the position, which does not change, agree in any case.
         assert found[f"{key}.token_agreement"] >= returned
         assert (found[f"{key}.token_agreement"] > 0.9) == bool(returned)
-        assert (found[f"{key}.away_agreement"] > 0.9) == bool(away), "a frozen world is found out"
+        assert (found[f"{key}.away_agreement"] > 0.9) == bool(away), "a frozen model is recognised"
         assert (found[f"{key}.psnr"] > 50) == bool(returned)
     if returned:
-        assert found["memory.deg90.relative"] == found["memory.deg90.hidden_relative"] == 1.0
+        assert found["memory.deg90.relative"] == found["memory.deg90.out_of_view_relative"] == 1.0
 
 
 def test_recorded_look_aways_are_found():
@@ -288,53 +291,47 @@ def test_recorded_look_aways_are_found():
     pose[30:40, 3] = np.linspace(90, 0, 10)
     pose[60:70, 3] = 15  # too little
     assert memory.look_aways(pose) == [(0, 39, 90.0)]
-    pose[:, 0] = np.arange(100) / 10  # walked on: came back elsewhere
+    pose[:, 0] = np.arange(100) / 10  # walks on, so it never returns to the same place
     assert memory.look_aways(pose) == []
     assert memory.look_aways(np.full((100, 5), np.nan)) == []
 
 
-# ---------------------------------------------------------------- life, teacher-forced, tokenizer
+def test_long_rollouts_of_an_exact_and_of_a_frozen_model(held_out, networks):
+    exact = measured(long_rollouts.measure, held_out, Walker(), networks)
+    frozen = measured(long_rollouts.measure, held_out, Walker(0.0), networks)
+    assert exact["long.collapse_frame"] == -1
+    assert frozen["long.collapse_frame"] == 0
+    assert exact["long.fd_last"] < frozen["long.fd_last"]
+    assert exact["long.codes_ratio"] == pytest.approx(1, abs=0.2)
 
 
-def test_life_of_a_world_that_goes_on_and_of_one_that_freezes(held, judges):
-    alive = measured(long_rollouts.measure, held, Walker(), judges)
-    frozen = measured(long_rollouts.measure, held, Walker(0.0), judges)
-    assert alive["long_rollouts.collapse_frame"] == -1
-    assert frozen["long_rollouts.collapse_frame"] == 0
-    assert alive["long_rollouts.fd_last"] < frozen["long_rollouts.fd_last"]
-    assert alive["long_rollouts.codes_ratio"] == pytest.approx(1, abs=0.2)
-
-
-def test_streams_of_short_clips_repeat_their_actions(held):
-    plan = Plan(contexts=(6,), streams=2, life=600)
-    clips, seen, actions = long_rollouts.streams(held, plan)
-    assert len(clips) == 2 and seen.shape == (2, 6, ROWS, COLUMNS) and actions.shape == (2, 605, 5)
+def test_long_rollouts_from_short_clips_repeat_their_actions(held_out):
+    plan = Plan(contexts=(6,), long_rollouts=2, long_frames=600)
+    clips, actions = long_rollouts.long_contexts(held_out, plan)
+    assert len(clips) == 2 and actions.shape == (2, 605, 5)
     assert torch.equal(actions[0, 239 : 2 * 239], actions[0, :239])
 
 
-def test_stretches_share_the_frames_and_stay_inside():
+def test_stretches_share_the_frames_and_stay_inside_the_clips():
     chosen = teacher_forced.stretches([10, 500, 30], 130)
     assert [clip for clip, _, _ in chosen] == [0, 1, 2]
     assert sum(count for _, _, count in chosen) == 130
-    assert [count for _, _, count in chosen] == [9, 92, 29], "what short clips do not use goes to the others"
+    assert [count for _, _, count in chosen] == [9, 92, 29], "what short clips lack is given to longer ones"
     assert all(0 <= start and start + count <= length - 1
                for (_, start, count), length in zip(chosen, [10, 500, 30], strict=True))  # fmt: skip
     assert teacher_forced.stretches([10, 500, 30], 10_000) == [(0, 0, 9), (1, 0, 499), (2, 0, 29)]
 
 
-def test_tokens_of_a_still_camera_do_not_flip_in_a_perfect_tokenizer(held, judges):
+def test_tokens_of_a_still_camera_do_not_flip_in_a_perfect_tokenizer(held_out, networks):
     scores = Scores(0)
-    tokenizer_quality.measure(held, rollouts.record(held, PLAN, judges), scores)
+    tokenizer_quality.measure(held_out, rollouts.read_windows(held_out, PLAN, networks), scores)
     assert scores.metrics["tokenizer.flip_rate"] == 0.0
-    assert scores.metrics["tokenizer.used_codes"] == len(np.unique(np.concatenate(held.clips.tokens)))
-    assert "tokenizer.psnr" not in scores.metrics, "there are no videos"
-
-
-# ---------------------------------------------------------------- scores
+    assert scores.metrics["tokenizer.used_codes"] == len(np.unique(np.concatenate(held_out.clips.tokens)))
+    assert "tokenizer.psnr" not in scores.metrics, "the room has no videos"
 
 
 def test_intervals_are_over_clips_not_windows():
-    """20 windows of two clips: however many windows, only two independent things were seen."""
+    """20 windows of two clips are only two independent samples."""
     clips = np.array([0] * 19 + [1])
     scores = Scores(0)
     scores.mean("x", np.where(clips == 0, 10.0, 20.0), clips)
@@ -343,7 +340,7 @@ def test_intervals_are_over_clips_not_windows():
     assert scores.metrics["median"] == 10.0 and scores.ci95["median"] == [10.0, 20.0]
 
 
-def test_what_was_not_measured_has_no_entry():
+def test_a_metric_without_values_has_no_entry():
     scores = Scores(0)
     scores.mean("nothing", np.full(3, np.nan), np.arange(3))
     scores.statistic("nothing too", np.zeros(0), np.zeros(0), np.median)

@@ -1,4 +1,4 @@
-"""The network that reads actions off pictures: its targets, its pairs, its training, and where it is kept."""
+"""The inverse-dynamics network: targets, pairs of pictures, training, and the choice of a checkpoint."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from dataset.actions import JUMP, PITCH, YAW, encode, to_gamefactory
 from dataset.token_files import SAMPLE_TOKENS, ClipEntry, DataError, Manifest, write_token_file
 from dataset.windows import TokenClips
 from evaluation import inverse_dynamics as idm
+from evaluation import inverse_dynamics_training as training
 from evaluation.inverse_dynamics import SHIPPED_INVERSE_DYNAMICS, InverseDynamics, InverseDynamicsConfig
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
@@ -24,17 +25,19 @@ PIXELS_PER_DEGREE = 0.5  # of the sliding textures: 15 degrees are 7.5 pixels
 
 
 def write_tokens(root: Path, actions: dict[str, np.ndarray], step: int = 1, **settings) -> Path:
-    """Token files under root/tokens with the given actions [K-1, 5]; their tokens mean nothing.
+    """Token files under root/tokens with the given actions [K-1, 5]; all tokens are 0.
 
-    The clip "val" is in that split. Every `step`-th frame of root/video/NAME.mp4 is kept.
+    The clip "val" is in the split val. Every `step`-th frame of root/video/NAME.mp4 is kept.
     """
     folder = root / "tokens"
     folder.mkdir(parents=True)
     size = [HEIGHT, WIDTH]
     manifest = Manifest(settings.pop("fps", 16.0), size, [2, 2], 4, "0123456789abcdef", 70.0, **settings)
-    for name, taken in actions.items():
-        frames = len(taken) + 1
-        write_token_file(folder / f"{name}.npz", np.zeros((frames, 2, 2)), taken, np.zeros((frames, 5)))
+    for name, clip_actions in actions.items():
+        frames = len(clip_actions) + 1
+        write_token_file(
+            folder / f"{name}.npz", np.zeros((frames, 2, 2)), clip_actions, np.zeros((frames, 5))
+        )
         kept = [0, (frames - 1) * step, step]
         split = "val" if name == "val" else "train"
         manifest.clips.append(ClipEntry(name, f"{name}.npz", frames, split, f"../video/{name}.mp4", kept))
@@ -42,8 +45,12 @@ def write_tokens(root: Path, actions: dict[str, np.ndarray], step: int = 1, **se
     return folder
 
 
+def key_of(clips: TokenClips) -> str:
+    return training.data_key(clips.manifest, clips.entries)
+
+
 def counted(number: int) -> np.ndarray:
-    """Actions of a clip that say which they are: they turn by as many hundredths, but for two jumps."""
+    """Actions whose yaw is their index in hundredths, except for two jumps; the pitch is that of the clip."""
     actions = np.zeros((FRAMES - 1, 5), np.float32)
     actions[:, YAW] = np.arange(2, FRAMES + 1) / 100
     actions[[10, 20], YAW], actions[[10, 20], JUMP] = 0, 1
@@ -53,11 +60,11 @@ def counted(number: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def counting(tmp_path_factory) -> Path:
-    """Two clips and one without a video. Every second frame is kept; its number is its brightness."""
+    """Two clips and one without a video. Every second frame is kept; its brightness is its index."""
     root = tmp_path_factory.mktemp("counting")
     folder = write_tokens(root, {"a": counted(0), "b": counted(1), "lost": counted(2)}, step=2)
     for name in ("a", "b"):
-        size = 2 * HEIGHT, 2 * WIDTH, 3  # read_pairs makes them smaller
+        size = 2 * HEIGHT, 2 * WIDTH, 3  # read_pairs resizes them
         frames = [np.full(size, 10 + 3 * i, np.uint8) for i in range(2 * FRAMES - 1)]
         write_video(root / "video" / f"{name}.mp4", frames, 16)
     return folder
@@ -66,7 +73,7 @@ def counting(tmp_path_factory) -> Path:
 def sliding(root: Path, clips: int, shuffled: bool = False) -> TokenClips:
     """Clips of 100 frames: a texture slides to the left by PIXELS_PER_DEGREE as the camera turns right.
 
-    `shuffled` says of every frame that it turned as another did.
+    `shuffled` labels every frame with the turn of another one.
     """
     rng = np.random.default_rng(0)
     actions = {}
@@ -79,12 +86,9 @@ def sliding(root: Path, clips: int, shuffled: bool = False) -> TokenClips:
         moves = [np.array([[1.0, 0, -x], [0, 1, 0]]) for x in at]
         frames = [cv2.warpAffine(texture, move, (WIDTH, HEIGHT)).astype(np.uint8) for move in moves]
         write_video(root / "video" / f"clip{number}.mp4", frames, 16)
-        said = rng.permutation(yaw) if shuffled else yaw
-        actions[f"clip{number}"] = np.pad(said[:, None], ((0, 0), (0, 4)))
+        labelled = rng.permutation(yaw) if shuffled else yaw
+        actions[f"clip{number}"] = np.pad(labelled[:, None], ((0, 0), (0, 4)))
     return TokenClips(write_tokens(root, actions), "train")
-
-
-# ---------------------------------------------------------------- targets
 
 
 def test_labels_have_units_signs_and_classes():
@@ -115,11 +119,11 @@ def test_labels_agree_with_gamefactory_codes():
         assert found["jump"][i] == codes["scs"]
 
 
-def test_a_mirrored_pair_turned_and_went_the_other_way():
+def test_a_mirrored_pair_has_the_opposite_yaw_and_sideways_step():
     actions = np.array([encode(3, 4, 1, 1, 1), encode(-2, 1, -1, -1, 0), encode(5, -1, 1, 0, 0)])
     pictures = torch.rand(2, 3, 3, 8, 16)
     which = torch.tensor([True, True, False])
-    before, after, found = idm.mirror(*pictures, idm.labels(actions), which)
+    before, after, found = training.mirror(*pictures, idm.labels(actions), which)
     wanted = idm.labels(actions * np.array([[-1, 1, -1, 1, 1], [-1, 1, -1, 1, 1], [1, 1, 1, 1, 1]]))
     for name in wanted:
         assert torch.equal(found[name], wanted[name]), name
@@ -127,21 +131,18 @@ def test_a_mirrored_pair_turned_and_went_the_other_way():
         assert torch.equal(mirrored[:2], original[:2].flip(3)) and torch.equal(mirrored[2], original[2])
 
 
-def test_augmented_pairs_stay_pairs():
-    """Light and blur are those of both pictures; only noise is each one's own."""
+def test_augmentation_is_the_same_for_both_pictures_of_a_pair():
+    """Brightness, contrast and blur are shared; only the noise differs."""
     pictures = torch.rand(1, 8, 3, 16, 32).repeat(2, 1, 1, 1, 1)
-    before, after = idm.augment(pictures, torch.Generator().manual_seed(0))
+    before, after = training.augment(pictures, torch.Generator().manual_seed(0))
     assert (before - pictures[0]).abs().mean() > 0.05
-    assert (before - after).abs().mean() < 2 * idm.NOISE
+    assert (before - after).abs().mean() < 2 * training.NOISE
     assert before.min() >= 0 and before.max() <= 1
-
-
-# ---------------------------------------------------------------- pairs
 
 
 def test_pairs_are_the_pictures_around_their_action(counting, capsys):
     clips = TokenClips(counting, "train")
-    before, after, actions = idm.read_pairs(clips, 60, seed=0, progress=False)
+    before, after, actions = training.read_pairs(clips, 60, seed=0, progress=False)
     assert before.shape == after.shape == (60, HEIGHT, WIDTH, 3) and before.dtype == np.uint8
     assert actions.shape == (60, 5)
     assert "no pictures of lost" in capsys.readouterr().out
@@ -154,32 +155,31 @@ def test_pairs_are_the_pictures_around_their_action(counting, capsys):
     assert ((actions[:, JUMP] == 1) == (actions[:, YAW] == 0)).all()
 
 
-def test_rare_actions_are_drawn_more_often(counting):
+def test_rare_actions_are_sampled_more_often(counting):
     clips = TokenClips(counting, "train")
-    jumps = [(idm.read_pairs(clips, 8, seed, progress=False)[2][:, JUMP] > 0).sum() for seed in range(4)]
-    assert sum(jumps) >= 8, "2 of 39 actions are a jump, and about half of those drawn"
+    jumps = [(training.read_pairs(clips, 8, seed, progress=False)[2][:, JUMP] > 0).sum() for seed in range(4)]
+    assert sum(jumps) >= 8, "2 of 39 actions are jumps, but about half of the sampled ones"
 
 
-def test_pairs_are_drawn_by_the_seed(counting):
+def test_pairs_are_a_function_of_the_seed(counting):
     clips = TokenClips(counting, "train")
-    first, again, other = (idm.read_pairs(clips, 12, seed, progress=False) for seed in (1, 1, 2))
+    first, again, other = (training.read_pairs(clips, 12, seed, progress=False) for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[2], other[2])
 
 
-def test_short_clips_give_what_they_have(counting):
-    assert len(idm.read_pairs(TokenClips(counting, "train"), 1000, 0, progress=False)[2]) == 2 * (FRAMES - 1)
+def test_short_clips_give_all_their_pairs(counting):
+    assert len(training.read_pairs(TokenClips(counting, "train"), 1000, 0, progress=False)[2]) == 2 * (
+        FRAMES - 1
+    )
 
 
-def test_no_video_at_all_is_refused(tmp_path):
+def test_data_without_videos_are_refused(tmp_path):
     folder = write_tokens(tmp_path, {"a": counted(0)})
     with pytest.raises(DataError, match=r"manifest\.json: none of the videos"):
-        idm.read_pairs(TokenClips(folder, "train"), 10, 0, progress=False)
+        training.read_pairs(TokenClips(folder, "train"), 10, 0, progress=False)
     with pytest.raises(DataError, match="none of the videos"):
-        idm.train_idm(TokenClips(folder, "train"), 0, CPU, steps=1, pairs=10)
-
-
-# ---------------------------------------------------------------- the network
+        training.train_inverse_dynamics(TokenClips(folder, "train"), 0, CPU, steps=1, pairs=10)
 
 
 def test_the_cost_volume_finds_a_shift():
@@ -207,9 +207,13 @@ def test_any_size_divisible_by_8(size):
     assert sum(p.numel() for p in model.parameters()) * 4 < 1.5e6
 
 
-def test_other_sizes_are_refused():
+def test_other_picture_sizes_are_refused(counting):
     with pytest.raises(ValueError, match="20x32"):
         InverseDynamicsConfig(20, 32)
+    clips = TokenClips(counting, "train")
+    clips.manifest.picture_size = [20, 32]
+    with pytest.raises(DataError, match=r"manifest\.json: pictures of 20x32: both must be divisible by 8"):
+        training.train_inverse_dynamics(clips, 0, CPU, steps=1, pairs=10)
 
 
 def test_batches_do_not_mix_pairs(monkeypatch):
@@ -223,30 +227,29 @@ def test_batches_do_not_mix_pairs(monkeypatch):
 
 
 def test_training_learns_the_turn_and_not_from_shuffled_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr(idm, "BATCH", 16)
+    monkeypatch.setattr(training, "BATCH", 16)
     right, wrong = sliding(tmp_path / "right", 5), sliding(tmp_path / "wrong", 5, shuffled=True)
-    _, learned = idm.train_idm(right, 0, CPU, steps=60, pairs=390)
-    _, guessed = idm.train_idm(wrong, 0, CPU, steps=60, pairs=390)
-    assert learned["yaw_deg"] < 2.5, "of textures it never saw; turns are 7.5 degrees on average"
+    _, learned = training.train_inverse_dynamics(right, 0, CPU, steps=60, pairs=390)
+    _, guessed = training.train_inverse_dynamics(wrong, 0, CPU, steps=60, pairs=390)
+    assert learned["yaw_deg"] < 2.5, "of held-out textures; turns are 7.5 degrees on average"
     assert guessed["yaw_deg"] > 5
 
 
 def test_training_is_a_function_of_the_seed(counting, one_thread):
     clips = TokenClips(counting, "train")
     state = torch.get_rng_state()
-    first, again, other = (idm.train_idm(clips, seed, CPU, steps=2, pairs=20)[0] for seed in (0, 0, 1))
+    first, again, other = (
+        training.train_inverse_dynamics(clips, seed, CPU, steps=2, pairs=20)[0] for seed in (0, 0, 1)
+    )
     weights = [torch.cat([p.flatten() for p in model.parameters()]) for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert not first.training
-    assert torch.equal(state, torch.get_rng_state()), "the generator of others is left alone"
-
-
-# ---------------------------------------------------------------- where it is kept
+    assert torch.equal(state, torch.get_rng_state()), "the global generator is unchanged"
 
 
 @pytest.fixture
 def trained(monkeypatch, tmp_path) -> list[TokenClips]:
-    """Training is quick and noted here; what ships is a network for other data, in tmp_path/idm.pt."""
+    """Replaces training, and lists its calls; the network that ships is one for other data."""
     calls = []
 
     def train(clips, seed, device, **_):
@@ -256,19 +259,19 @@ def trained(monkeypatch, tmp_path) -> list[TokenClips]:
         config = InverseDynamicsConfig(*manifest.picture_size, manifest.camera_degrees_per_unit, 8, 8)
         return InverseDynamics(config).eval(), {"yaw_deg": 0.5}
 
-    monkeypatch.setattr(idm, "train_idm", train)
-    monkeypatch.setattr(idm, "SHIPPED_INVERSE_DYNAMICS", tmp_path / "idm.pt")
+    monkeypatch.setattr(training, "train_inverse_dynamics", train)
+    monkeypatch.setattr(training, "SHIPPED_INVERSE_DYNAMICS", tmp_path / "idm.pt")
     other = TokenClips(write_tokens(tmp_path / "other", {"elsewhere": counted(0)}, fps=20.0), "train")
-    idm.save(tmp_path / "idm.pt", InverseDynamics(TINY), other)
+    training.save(tmp_path / "idm.pt", InverseDynamics(TINY), other)
     return calls
 
 
-def test_it_is_trained_once(counting, trained, tmp_path):
-    model, source = idm.load_or_train(counting, 3, CPU, tmp_path / "cache", train=True)
-    key = idm.key(TokenClips(counting, "train"))
+def test_a_network_is_trained_once_per_data_set(counting, trained, tmp_path):
+    model, source = training.load_or_train(counting, 3, CPU, tmp_path / "cache", train=True)
+    key = key_of(TokenClips(counting, "train"))
     assert len(trained) == 1 and "trained now" in source
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"idm_{key}.pt"]
-    again, source = idm.load_or_train(counting, 3, CPU, tmp_path / "cache", train=True)
+    again, source = training.load_or_train(counting, 3, CPU, tmp_path / "cache", train=True)
     assert len(trained) == 1 and key in source and "now" not in source
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     pictures = torch.rand(2, 4, 3, HEIGHT, WIDTH)
@@ -276,29 +279,29 @@ def test_it_is_trained_once(counting, trained, tmp_path):
         assert np.array_equal(values, idm.predict(model, *pictures)[name])
 
 
-def test_other_data_is_trained_anew(counting, trained, tmp_path):
+def test_other_data_have_a_network_of_their_own(counting, trained, tmp_path):
     root = counting.parent
-    idm.load_or_train(counting, 0, CPU, tmp_path / "cache", train=True)
+    training.load_or_train(counting, 0, CPU, tmp_path / "cache", train=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "video").symlink_to(root / "video")
     fewer = write_tokens(tmp_path / "mine", {"a": counted(0), "b": counted(1)}, step=2)
-    idm.load_or_train(fewer, 0, CPU, tmp_path / "cache", train=True)
+    training.load_or_train(fewer, 0, CPU, tmp_path / "cache", train=True)
     assert [len(clips.entries) for clips in trained] == [3, 2]
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_what_ships_is_taken_where_nothing_can_be_trained(counting, trained, tmp_path):
-    _, source = idm.load_or_train(counting, 0, CPU, tmp_path / "cache", train=False)
+def test_the_shipped_network_is_used_where_none_can_be_trained(counting, trained, tmp_path):
+    _, source = training.load_or_train(counting, 0, CPU, tmp_path / "cache", train=False)
     assert "idm.pt, trained on other data" in source and "20 frames/s, here 16" in source
     for name in ("lost", "val"):  # no video; no training split
         folder = write_tokens(tmp_path / f"only_{name}", {name: counted(0)})
-        assert "other data" in idm.load_or_train(folder, 0, CPU, tmp_path / "cache", train=True)[1]
+        assert "other data" in training.load_or_train(folder, 0, CPU, tmp_path / "cache", train=True)[1]
     assert not trained
 
 
-def test_what_ships_for_this_data_is_taken(counting, trained, tmp_path):
-    idm.save(tmp_path / "idm.pt", InverseDynamics(TINY), TokenClips(counting, "train"))
-    _, source = idm.load_or_train(counting, 0, CPU, tmp_path / "cache", train=True)
+def test_the_shipped_network_is_used_if_it_was_trained_on_this_data(counting, trained, tmp_path):
+    training.save(tmp_path / "idm.pt", InverseDynamics(TINY), TokenClips(counting, "train"))
+    _, source = training.load_or_train(counting, 0, CPU, tmp_path / "cache", train=True)
     assert not trained and "idm.pt, trained on this data's 3 training clips" in source
 
 
@@ -311,28 +314,28 @@ def test_the_key_changes_with_the_data(counting, tmp_path, change):
     clips = TokenClips(write_tokens(tmp_path, actions, step=2, **settings), "train")
     if change == "size":
         clips.manifest.picture_size = [HEIGHT, HEIGHT]
-    assert idm.key(clips) != idm.key(TokenClips(counting, "train"))
+    assert key_of(clips) != key_of(TokenClips(counting, "train"))
 
 
-def test_what_does_not_fit_is_refused(counting, trained, tmp_path):
+def test_a_network_for_other_pictures_or_units_is_refused(counting, trained, tmp_path):
     for settings, message in (
-        ({"camera_degrees_per_unit": 18.75}, r"degrees of an action of 1 18.75, .*idm\.pt is for 15"),
-        ({}, r"pictures .*\[32, 64\], .*idm\.pt is for \[16, 32\]"),
+        ({"camera_degrees_per_unit": 18.75}, r"camera_degrees_per_unit 18.75, .*idm\.pt expects 15"),
+        ({}, r"pictures .*\[32, 64\], .*idm\.pt expects \[16, 32\]"),
     ):
         if not settings:
-            idm.save(
+            training.save(
                 tmp_path / "idm.pt",
                 InverseDynamics(InverseDynamicsConfig(16, 32)),
                 TokenClips(counting, "train"),
             )
         folder = write_tokens(tmp_path / f"with{len(settings)}", {"x": counted(0)}, **settings)
         with pytest.raises(DataError, match=message):
-            idm.load_or_train(folder, 0, CPU, tmp_path / "cache", train=False)
+            training.load_or_train(folder, 0, CPU, tmp_path / "cache", train=False)
 
 
 def test_loading_is_strict(counting, tmp_path):
     path = tmp_path / "idm.pt"
-    idm.save(path, InverseDynamics(TINY), TokenClips(counting, "train"), seed=1)
+    training.save(path, InverseDynamics(TINY), TokenClips(counting, "train"), seed=1)
     model, content = idm.load(path)
     assert content["seed"] == 1 and model.config == TINY
     content["model"]["extra"] = torch.zeros(1)
@@ -346,13 +349,10 @@ def test_another_kind_is_refused(tiny):
         idm.load(tiny.world)
 
 
-# ---------------------------------------------------------------- the one that ships
-
-
-def test_the_shipped_network_reads_the_sample_clips():
+def test_the_shipped_network_is_accurate_on_the_sample_clips():
     model, content = idm.load(SHIPPED_INVERSE_DYNAMICS)
     assert SHIPPED_INVERSE_DYNAMICS.stat().st_size < 1.5e6
     clips = TokenClips(SAMPLE_TOKENS, "all")
-    found = idm.figures(model, *idm.read_pairs(clips, 150, 0, progress=False))
+    found = idm.accuracy(model, *training.read_pairs(clips, 150, 0, progress=False))
     assert found["yaw_deg"] < 0.5 and found["pitch_deg"] < 0.5
     assert found["move_x_f1"] > 0.5 and found["move_z_f1"] > 0.5 and found["jump_f1"] > 0.6

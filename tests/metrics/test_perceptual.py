@@ -5,6 +5,7 @@ import torch
 
 from metrics import frechet_distance, perceptual
 from metrics.perceptual import EFFNET, EffNetDistance, perceptual_distance
+from runtime.config import SettingError
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_equal_pictures_have_no_distance(distance, pictures):
 
 
 @torch.no_grad()
-def test_distance_is_symmetric_and_of_each_picture(distance, pictures):
+def test_distance_is_symmetric_and_per_picture(distance, pictures):
     other = pictures.flip(-1)
     there, back = distance(pictures, other), distance(other, pictures)
     assert there.shape == (2,) and (there > 0).all()
@@ -51,14 +52,14 @@ def test_distance_grows_with_distortion(distance, kind):
 
 
 def test_gradients_reach_the_picture_and_not_the_weights(distance, pictures):
-    made = pictures.flip(-1).requires_grad_()
-    distance(made, pictures).mean().backward()
-    assert made.grad.abs().sum() > 0
+    other = pictures.flip(-1).requires_grad_()
+    distance(other, pictures).mean().backward()
+    assert other.grad.abs().sum() > 0
     assert all(p.grad is None for p in distance.parameters())
-    step = made.detach() - 0.01 * made.grad / made.grad.abs().max()
+    step = other.detach() - 0.01 * other.grad / other.grad.abs().max()
     with torch.no_grad():
         closer = distance(step.clamp(0, 1), pictures).mean()
-        assert closer < distance(made, pictures).mean(), "going down the gradient makes them more alike"
+        assert closer < distance(other, pictures).mean(), "a gradient step reduces the distance"
 
 
 @torch.no_grad()
@@ -67,20 +68,20 @@ def test_features_are_of_five_depths(distance, pictures):
     assert len(sizes) == len(distance.BLOCKS)
     channels, rows = zip(*sizes, strict=True)
     assert list(channels) == sorted(channels) and channels[0] < channels[-1], "more channels ..."
-    assert list(rows) == sorted(rows, reverse=True) and rows[0] > rows[-1], "... at fewer places"
+    assert list(rows) == sorted(rows, reverse=True) and rows[0] > rows[-1], "... at fewer positions"
     assert all(f.abs().sum() > 0 for f in distance.features(pictures))
 
 
 @torch.no_grad()
-def test_embeddings_are_of_each_picture(distance, pictures):
+def test_embeddings_are_per_picture(distance, pictures):
     found = distance.embedding(pictures)
     assert found.shape == (2, 112) and found.dtype == torch.float32
     torch.testing.assert_close(distance.embedding(pictures[1:]), found[1:])
-    assert (found[0] - found[1]).abs().max() > 0.01, "other pictures lie elsewhere"
+    assert (found[0] - found[1]).abs().max() > 0.01, "different pictures have different embeddings"
 
 
 @torch.no_grad()
-def test_frechet_distance_of_embeddings_tells_kinds_of_pictures_apart(distance):
+def test_frechet_distance_of_embeddings_separates_kinds_of_pictures(distance):
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(60, 3, 32, 48, generator=generator)
     flat = torch.rand(30, 3, 1, 1, generator=generator).expand(30, 3, 32, 48)
@@ -90,8 +91,8 @@ def test_frechet_distance_of_embeddings_tells_kinds_of_pictures_apart(distance):
 
 
 @torch.no_grad()
-def test_it_minds_structure_more_than_squared_error_does(distance):
-    """A slight change of brightness and noise of the same mean squared error: only one looks different."""
+def test_structure_matters_more_than_squared_error(distance):
+    """A change of brightness and noise of the same squared error: only the noise looks different."""
     generator = torch.Generator().manual_seed(0)
     small = torch.rand(2, 3, 8, 12, generator=generator) * 0.5 + 0.2
     picture = torch.nn.functional.interpolate(small, (64, 96), mode="bilinear")
@@ -104,9 +105,9 @@ def test_it_stays_in_eval_mode(distance):
     assert not any(m.training for m in distance.modules())
 
 
-def test_it_is_named_as_what_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(perceptual, "lpips_at_hand", lambda: False)
+def test_the_distance_is_named_and_other_names_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(perceptual, "lpips_available", lambda: False)
     assert perceptual_distance("auto").name == EFFNET == "effnet-lite0"
     assert "effnet-lite0" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="vgg.*expected auto, lpips-alex or effnet-lite0"):
+    with pytest.raises(SettingError, match="vgg.*expected auto, lpips-alex or effnet-lite0"):
         perceptual_distance("vgg")

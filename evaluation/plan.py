@@ -1,0 +1,39 @@
+"""How much an evaluation measures: contexts, horizons and numbers of windows."""
+
+from dataclasses import dataclass
+
+BATCH = 16  # windows that go through the world model together
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of an evaluation. The defaults are those of a full run."""
+
+    contexts: tuple[int, ...] = (1, 6, 16)  # recorded frames given before a rollout starts
+    horizons: tuple[int, ...] = (1, 4, 8, 16, 20, 32, 64)  # frames into the rollout that are reported
+    windows: int = 64  # recorded windows that are rolled out under their own actions
+    teacher_forced_frames: int = 12_000  # at most, over all clips
+    start_windows: int = 64  # from which each constant command is given
+    still_windows: int = 64  # recorded windows without an action
+    memory_windows: int = 48  # from which the camera turns away and back
+    look_aways: int = 16  # recorded ones, per angle
+    long_rollouts: int = 16
+    long_frames: int = 1024  # of each long rollout
+
+    @property
+    def span(self) -> int:
+        """Frames of a window: the longest context and the longest horizon."""
+        return max(self.contexts) + max(self.horizons)
+
+    @property
+    def main_context(self) -> int:
+        """The context of everything measured with a single context: 6 if it is among `contexts`, else the
+        longest."""
+        return 6 if 6 in self.contexts else max(self.contexts)
+
+
+FULL = Plan()
+QUICK = Plan(
+    windows=4, teacher_forced_frames=320, start_windows=2, still_windows=4, memory_windows=2, look_aways=1,
+    long_rollouts=2, long_frames=192,
+)  # fmt: skip
