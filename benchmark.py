@@ -390,7 +390,7 @@ SECTIONS = {"train": bench_train, "data": bench_data, "play": bench_play}
 
 def benchmark(args: argparse.Namespace, arguments: list[str]) -> dict:
     """Runs the sections -> what is written as JSON. Raises one of USER_ERRORS."""
-    world = load_world(args)
+    world = load_world(args.checkpoint, args.vqvae_ckpt, args.device, args.precision)
     roomy = world.device.type != "cpu" or psutil.virtual_memory().available > ROOMY
     args.windows = args.windows or (QUICK_WINDOWS if args.quick else WINDOWS if roomy else FEWER)
     args.transitions = QUICK_TRANSITIONS if args.quick else TRANSITIONS

@@ -39,7 +39,7 @@ from evaluation.aggregate import Scores
 from evaluation.held_out_clips import QUICK, HeldOutClips, Judges, Plan, Subject
 from evaluation.inverse_dynamics import load_or_train
 from metrics.perceptual import EffNetDistance, LPIPSDistance, lpips_at_hand
-from rollout.context import add_sampling_arguments, sampling_config_of
+from rollout.arguments import add_sampling_arguments, sampling_config_of
 from rollout.world_model import SHIPPED_WORLD, load_world_model
 from runtime import provenance
 from runtime.device import amp_dtype, pick_device
