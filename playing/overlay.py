@@ -8,13 +8,15 @@ from geometry import camera
 from model_geometry import GeometryWorldModel, Prediction
 from playing.session import Session
 from runtime.device import autocast
-from runtime.video import enlarge, label
+from runtime.video import enlarge
 
 CELL = 4  # pixels for a grid cell of a panel; depth has two values per cell and side
+LEGEND_HEIGHT = 16
 MAP_METRES = 24.0  # from the player to the edge of the map
 GATE_MAX = 10.0  # of the colour scale
 Colour = tuple[int, int, int]
-OBSERVED, GENERATED, PLAYER = (90, 200, 255), (255, 160, 60), (255, 255, 255)  # keyframes and player
+WHITE, NEAR, FAR = (255, 255, 255), (252, 180, 60), (150, 70, 160)  # texts; near and far in the colour scale
+OBSERVED, GENERATED, PLAYER = (90, 200, 255), (255, 160, 60), WHITE  # keyframes and player
 LAST_FRAME, KEYFRAMES, DISOCCLUDED = (60, 240, 60), (60, 60, 240), (240, 60, 60)  # sources of cells
 LINE, BACKGROUND = (90, 90, 90), (18, 18, 18)
 
@@ -38,19 +40,25 @@ def overlay(session: Session) -> np.ndarray | None:
     with autocast(session.rollout.device, session.rollout.dtype):
         gates = model.gate_map(prediction, (sampling.trust, sampling.continuation))[0]
     gate = gates.float().amax(0).cpu().numpy() / GATE_MAX
+    width = CELL * gate.shape[1]
     column = np.concatenate(
         [
-            label(enlarge(colour_scale(nearness(prediction)), CELL // 2), "ray distance"),
-            label(enlarge(colour_scale(gate), CELL), "gate of the prior"),
-            legend({"last": LAST_FRAME, "keyframe": KEYFRAMES, "none": DISOCCLUDED}, CELL * gate.shape[1]),
+            legend({"ray distance": WHITE, "near": NEAR, "far": FAR}, width),
+            enlarge(colour_scale(nearness(prediction)), CELL // 2),
+            legend({"gate of warped view": WHITE}, width),
+            enlarge(colour_scale(gate), CELL),
+            legend({"last frame": LAST_FRAME, "keyframe": KEYFRAMES, "none": DISOCCLUDED}, width),
             enlarge(source_colours(prediction), CELL),
         ]
     )
-    size = column.shape[0] - 32  # label and legend
+    size = column.shape[0] - 2 * LEGEND_HEIGHT  # of the map, which has a legend above and below
     count = int((state.keyframes.order[0] > 0).sum())
-    left = label(keyframe_map(session, size), f"{count} keyframes, map radius {MAP_METRES:.0f} m")
     left = np.concatenate(
-        [left, legend({"you": PLAYER, "recorded": OBSERVED, "generated": GENERATED}, left.shape[1])]
+        [
+            legend({f"{count} keyframes, map radius {MAP_METRES:.0f} m": WHITE}, size),
+            keyframe_map(session, size),
+            legend({"you": PLAYER, "recorded": OBSERVED, "generated": GENERATED}, size),
+        ]
     )
     return np.concatenate([left, column], 1)
 
@@ -69,12 +77,13 @@ def colour_scale(values: np.ndarray) -> np.ndarray:
 
 
 def legend(entries: dict[str, Colour], width: int) -> np.ndarray:
-    """A strip [16, width, 3] uint8 with each text in its colour."""
-    strip, x = np.zeros((16, width, 3), np.uint8), 3
+    """A strip [LEGEND_HEIGHT, width, 3] uint8 with each text in its colour."""
+    strip, x = np.zeros((LEGEND_HEIGHT, width, 3), np.uint8), 3
     for text, colour in entries.items():
-        bright = tuple(min(255, c + 60) for c in colour)  # dark blue on black is hard to read
-        cv2.putText(strip, text, (x, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, bright, 1, cv2.LINE_AA)
-        x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 1)[0][0] + 7
+        if sum(colour) < 400:  # too dark to read on black
+            colour = tuple(min(255, c + 70) for c in colour)
+        cv2.putText(strip, text, (x, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, colour, 1, cv2.LINE_AA)
+        x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 1)[0][0] + 5
     return strip
 
 
