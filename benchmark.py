@@ -52,7 +52,7 @@ def announce(config: BenchmarkConfig) -> None:
 
 def run_benchmark(config: BenchmarkConfig, arguments: list[str]) -> dict:
     """Runs the sections -> the content of the JSON file. Raises UserError."""
-    world = load_world(config)
+    world = load_world(config.checkpoint, config.vqvae_ckpt, config.device, config.precision)
     clips = TokenClips(config.data_dir, "all", world.tokenizer.fingerprint)
     print(f"precision: {dtype_name(world.dtype)}")
     notes, load = [], psutil.getloadavg()[0]

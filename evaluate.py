@@ -43,7 +43,7 @@ from evaluation.held_out_clips import HeldOutClips
 from evaluation.inverse_dynamics_training import load_or_train
 from evaluation.picture_networks import PictureNetworks, load_picture_networks
 from evaluation.plan import FULL, QUICK, Plan
-from rollout.context import add_sampling_arguments, sampling_config_of
+from rollout.arguments import add_sampling_arguments, sampling_config_of
 from rollout.sampling import SamplingConfig
 from rollout.world_model import SHIPPED_WORLD
 from runtime import provenance

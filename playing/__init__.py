@@ -1,1 +1,1 @@
-"""What live_inference.py plays with: the session (no windows in it), and what shows it to a person."""
+"""Interactive play: the session, and the window and the web page that show it."""

@@ -1,6 +1,6 @@
-"""Which key does what, for the window and the page: the one key map.
+"""The key map of the window and the page.
 
-A control is held, a command is given once. Keys have pygame's names (behind K_) and the browser's codes.
+A control acts while its key is pressed, a command once per press.
 """
 
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Binding:
-    """One key: `does` names the control or command, `key` is pygame's name, `code` the browser's."""
+    """The key of a control or command `name`: pygame's name (without K_) and the browser's code."""
 
-    does: str
+    name: str
     key: str
     code: str
-    says: str = ""  # in the help; empty: it is said with another one
+    help: str = ""  # "keys: what they do"; empty if the help of another binding covers it
 
 
 CONTROLS = (
@@ -27,33 +27,34 @@ CONTROLS = (
     Binding("look_up", "UP", "ArrowUp"),
     Binding("look_down", "DOWN", "ArrowDown"),
 )
-# Those that a session understands (`Session.command`).
+# Commands of the session (`Session.command`).
 COMMANDS = (
-    Binding("reset", "r", "KeyR", "R: start over, the same rollout"),
-    Binding("again", "RETURN", "Enter", "Enter: start over, another rollout"),
-    Binding("next", "n", "KeyN", "N, 1-9: next place, that place"),
-    *(Binding(f"place {n}", str(n), f"Digit{n}") for n in range(1, 10)),
+    Binding("restart", "r", "KeyR", "R: restart, first seed"),
+    Binding("new seed", "RETURN", "Enter", "Enter: restart, new seed"),
+    Binding("next", "n", "KeyN", "N: next start place"),
+    Binding("start place 1", "1", "Digit1", "1-9: start place by number"),
+    *(Binding(f"start place {n}", str(n), f"Digit{n}") for n in range(2, 10)),
     Binding("pause", "p", "KeyP", "P: pause"),
-    Binding("single", "PERIOD", "Period", ".: one step"),
-    Binding("greedy", "g", "KeyG", "G: likeliest tokens or drawn ones"),
-    Binding("hotter", "RIGHTBRACKET", "BracketRight", "[ ]: temperature"),
+    Binding("single step", "PERIOD", "Period", ".: single step"),
+    Binding("greedy", "g", "KeyG", "G: greedy or sampled tokens"),
+    Binding("hotter", "RIGHTBRACKET", "BracketRight", "[ ]: lower, higher temperature"),
     Binding("colder", "LEFTBRACKET", "BracketLeft"),
-    Binding("more passes", "EQUALS", "Equal", "- =: passes of decoding"),
+    Binding("more passes", "EQUALS", "Equal", "- =: fewer, more decoding passes"),
     Binding("fewer passes", "MINUS", "Minus"),
-    Binding("compare", "c", "KeyC", "C: truth | rollout, by the recorded actions"),
+    Binding("compare", "c", "KeyC", "C: truth | generated, with the recorded actions"),
     Binding("record", "v", "KeyV", "V: record video and actions"),
 )
-# Those that what shows the session does by itself.
+# Commands of the window and the page themselves.
 VIEW_COMMANDS = (
-    Binding("help", "h", "KeyH", "H: these keys"),
-    Binding("facts", "F3", "F3", "F3: figures"),
-    Binding("beliefs", "F4", "F4", "F4: what the world remembers and believes"),
+    Binding("help", "h", "KeyH", "H: this help"),
+    Binding("stats", "F3", "F3", "F3: statistics"),
+    Binding("overlay", "F4", "F4", "F4: memory, depth and sources"),
     Binding("smooth", "F5", "F5", "F5: sharp or smooth pixels"),
     Binding("fullscreen", "F11", "F11", "F11: full screen"),
     Binding("screenshot", "F12", "F12", "F12: screenshot"),
 )
 
 
-def help_lines() -> list[str]:
-    """What the keys do, a line each."""
-    return [b.says for b in (*CONTROLS, *COMMANDS, *VIEW_COMMANDS) if b.says] + ["Esc: free the mouse, quit"]
+def help_lines(escape: str) -> list[str]:
+    """The help, one line per key or group of keys; `escape` says what Esc does."""
+    return [b.help for b in (*CONTROLS, *COMMANDS, *VIEW_COMMANDS) if b.help] + [f"Esc: {escape}"]

@@ -1,4 +1,4 @@
-"""From what the player holds and moves to the action of a step, and when the next step is due."""
+"""Turns pressed keys and mouse motion into the action of a step, and paces the steps."""
 
 import time
 from collections import deque
@@ -8,58 +8,58 @@ import numpy as np
 
 from dataset.actions import DEGREES_PER_UNIT, encode, from_keys
 
-MOUSE_SENS = 0.15  # degrees a pixel, as in Minecraft at its default setting
+MOUSE_SENS = 0.15  # degrees per pixel, as in Minecraft at its default setting
 ARROW_DEGREES_PER_SECOND = 90.0
 
 
 class Controls:
-    """What the player holds and how far the mouse went, and the action that this means.
+    """The pressed controls and the pending mouse motion, from which it makes actions.
 
     Controls are forward, back, left, right, jump, look_left, look_right, look_up and look_down.
     """
 
-    # What a hand turns faster than the data ever did is carried over into the next steps, so that a pixel
-    # always turns as far. No more than this many steps' worth: the view has to stop with the hand.
-    CARRY_STEPS = 4
+    # A turn faster than the fastest in the data is spread over the next steps, so that a pixel of mouse
+    # motion always turns as far. It is limited to this many steps: the view must stop soon after the mouse.
+    MAX_PENDING_STEPS = 4
 
     def __init__(
         self, fps: float, degrees_per_unit: float = DEGREES_PER_UNIT, degrees_per_pixel: float = MOUSE_SENS
     ):
         self.fps, self.degrees_per_unit, self.degrees_per_pixel = fps, degrees_per_unit, degrees_per_pixel
-        self.held: set[str] = set()
-        self.tapped: set[str] = set()  # pressed since the last step, even if let go since
-        self.turn = np.zeros(2)  # degrees of [yaw, pitch] that the mouse asked for and no step has made
+        self.pressed: set[str] = set()
+        self.tapped: set[str] = set()  # pressed since the last step, even if released since
+        self.pending_turn = np.zeros(2)  # degrees of [yaw, pitch] that no step has made yet
 
     def press(self, control: str) -> None:
-        self.held.add(control)
+        self.pressed.add(control)
         self.tapped.add(control)
 
     def release(self, control: str) -> None:
-        self.held.discard(control)
+        self.pressed.discard(control)
 
     def look(self, right: float, down: float) -> None:
-        """The mouse went so many pixels."""
-        limit = self.CARRY_STEPS * self.degrees_per_unit
-        self.turn = np.clip(self.turn + np.array([right, down]) * self.degrees_per_pixel, -limit, limit)
+        """Adds mouse motion in pixels."""
+        limit = self.MAX_PENDING_STEPS * self.degrees_per_unit
+        turn = np.array([right, down]) * self.degrees_per_pixel
+        self.pending_turn = np.clip(self.pending_turn + turn, -limit, limit)
 
     def stop_turning(self) -> None:
-        """Forgets the mouse motion that no step has made."""
-        self.turn = np.zeros(2)
+        """Drops the pending mouse motion."""
+        self.pending_turn = np.zeros(2)
 
-    def let_go(self) -> None:
-        """Forgets everything that is held: the window does not see keys that are let go while it has no
-        focus."""
-        self.held.clear()
+    def release_all(self) -> None:
+        """Releases all controls and drops the mouse motion: without focus no key release is reported."""
+        self.pressed.clear()
         self.tapped.clear()
         self.stop_turning()
 
     def take_action(self) -> np.ndarray:
-        """The action of this step [5]; what it uses up (taps, mouse motion) does not count again."""
-        active = self.held | self.tapped
+        """The action of this step [5]. Taps and mouse motion are used up by it."""
+        active = self.pressed | self.tapped
         self.tapped.clear()
-        # A turn of more than one unit a frame was never seen; the rest is left for the next step.
-        turn = np.clip(self.turn, -self.degrees_per_unit, self.degrees_per_unit)
-        self.turn = self.turn - turn
+        # The data has no turn of more than one unit per frame; the rest is left for the next step.
+        turn = np.clip(self.pending_turn, -self.degrees_per_unit, self.degrees_per_unit)
+        self.pending_turn = self.pending_turn - turn
         arrows = np.array(
             [
                 ("look_right" in active) - ("look_left" in active),
@@ -71,7 +71,7 @@ class Controls:
 
 
 class StepClock:
-    """Lets a step pass `fps` times a second and never more often. Time that was lost is not made up for."""
+    """Waits until each step is due: at most `fps` steps per second. Lost time is not made up for."""
 
     def __init__(
         self,
@@ -83,25 +83,25 @@ class StepClock:
         self.restart()
 
     def restart(self) -> None:
-        """Starts counting here; the first step is due in 1/fps seconds."""
+        """Starts the measurement of the rate anew; the next step is due in 1/fps seconds."""
         self.due = self.now() + 1 / self.fps
-        self.passed: deque[float] = deque([self.now()], maxlen=round(2 * self.fps) + 1)
+        self.step_times: deque[float] = deque([self.now()], maxlen=round(2 * self.fps) + 1)
 
     def wait(self) -> None:
         """Sleeps until the next step is due."""
         while (early := self.due - self.now()) > 0:
             self.sleep(early)
         now = self.now()
-        self.passed.append(now)
-        # A step that was a little late does not delay the next, but two are never nearer than half a frame.
+        self.step_times.append(now)
+        # A step that is a little late does not delay the next one, but steps are at least half a frame apart.
         self.due = max(self.due + 1 / self.fps, now + 0.5 / self.fps)
 
     @property
     def rate(self) -> float:
-        """Steps a second over the last two seconds."""
-        return (len(self.passed) - 1) / max(self.passed[-1] - self.passed[0], 1e-9)
+        """Steps per second over the last two seconds."""
+        return (len(self.step_times) - 1) / max(self.step_times[-1] - self.step_times[0], 1e-9)
 
     @property
     def too_slow(self) -> bool:
-        """True if for two seconds the steps have come later than they should."""
-        return len(self.passed) == self.passed.maxlen and self.rate < 0.95 * self.fps
+        """True if the rate has been below 95% of `fps` over the last two seconds."""
+        return len(self.step_times) == self.step_times.maxlen and self.rate < 0.95 * self.fps

@@ -1,30 +1,37 @@
-"""What the world remembers and believes, as one picture."""
+"""The overlay of F4: keyframes, depth and sources of the last step, as one picture."""
 
 import cv2
 import numpy as np
 import torch
 
 from geometry import camera
-from model_geometry import GeometryWorldModel
+from model_geometry import GeometryWorldModel, Prediction
 from playing.session import Session
 from runtime.device import autocast
-from runtime.video import enlarge, label
+from runtime.video import enlarge
 
-CELL = 4  # pixels for a cell of a panel, half as many for one of the finer depth
-MAP_METRES = 24.0  # from the player to the map's edge
-OBSERVED, GENERATED, PLAYER = (90, 200, 255), (255, 160, 60), (255, 255, 255)
-INK, DARK = (90, 90, 90), (18, 18, 18)
+CELL = 4  # pixels for a grid cell of a panel; depth has two values per cell and side
+LEGEND_HEIGHT = 16
+MAP_METRES = 24.0  # from the player to the edge of the map
+GATE_MAX = 10.0  # of the colour scale
+Colour = tuple[int, int, int]
+WHITE, NEAR, FAR = (255, 255, 255), (252, 180, 60), (150, 70, 160)  # texts; near and far in the colour scale
+OBSERVED, GENERATED, PLAYER = (90, 200, 255), (255, 160, 60), WHITE  # keyframes and player
+LAST_FRAME, KEYFRAMES, DISOCCLUDED = (60, 240, 60), (60, 60, 240), (240, 60, 60)  # sources of cells
+LINE, BACKGROUND = (90, 90, 90), (18, 18, 18)
 
 
 @torch.inference_mode()
-def beliefs(session: Session) -> np.ndarray | None:
-    """The picture [H, W, 3] uint8, or None for a world that keeps no memory or has made no step yet.
+def overlay(session: Session) -> np.ndarray | None:
+    """The overlay [H, W, 3] uint8; None before the first step and for a model without keyframes.
 
-    Four panels, in the view of the last step: the map of the keyframes around the player (what was seen in
-    blue, what was generated in orange; a wedge is what a keyframe shows, north up); the distance that each half
-    cell is taken to have (near bright, logarithmic); how strongly what was carried holds a cell, 0 dark to
-    10 and more bright (`GeometryWorldModel.gates`); and where cells come from: the last frame green, the
-    keyframes blue, invented red.
+    Left, a map of the keyframes around the player, seen from above. Right, from top to bottom:
+
+    - the predicted ray distance of the frame that the step started from, logarithmic, near is bright;
+    - the larger of the two gates of each cell (`GeometryWorldModel.gate_map`), that is the weight of the
+      warped view in the logits, 0 dark to GATE_MAX bright;
+    - the source of each cell: the last frame, the keyframes, or none (disoccluded); darker where the source
+      shows less of the cell.
     """
     model, state, prediction = session.rollout.model, session.rollout.state, session.prediction
     if prediction is None or not isinstance(model, GeometryWorldModel):
@@ -32,65 +39,88 @@ def beliefs(session: Session) -> np.ndarray | None:
     sampling = session.rollout.sampling
     with autocast(session.rollout.device, session.rollout.dtype):
         gates = model.gate_map(prediction, (sampling.trust, sampling.continuation))[0]
-    distance = 1 / prediction.inverse_ray_distance[0].float().cpu().numpy()
-    near = np.log(camera.FAR_RAY_DISTANCE / distance.clip(1.0, camera.FAR_RAY_DISTANCE)) / np.log(
-        camera.FAR_RAY_DISTANCE
+    gate = gates.float().amax(0).cpu().numpy() / GATE_MAX
+    width = CELL * gate.shape[1]
+    column = np.concatenate(
+        [
+            legend({"ray distance": WHITE, "near": NEAR, "far": FAR}, width),
+            enlarge(colour_scale(nearness(prediction)), CELL // 2),
+            legend({"gate of warped view": WHITE}, width),
+            enlarge(colour_scale(gate), CELL),
+            legend({"last frame": LAST_FRAME, "keyframe": KEYFRAMES, "none": DISOCCLUDED}, width),
+            enlarge(source_colours(prediction), CELL),
+        ]
     )
-    panels = {
-        "distance": enlarge(colour(near), CELL // 2),
-        "carried: gate": enlarge(colour(gates.float().amax(0).cpu().numpy() / 10), CELL),
-        "last / kept / new": enlarge(sources(prediction), CELL),
-    }
-    column = np.concatenate([label(panel, name) for name, panel in panels.items()])
-    kept = int((state.keyframes.order[0] > 0).sum())
-    size = column.shape[0] - 16
-    around = label(keyframe_map(session, size), f"{kept} keyframes, {MAP_METRES:.0f} m around")
-    return np.concatenate([around, column], 1)
+    size = column.shape[0] - 2 * LEGEND_HEIGHT  # of the map, which has a legend above and below
+    count = int((state.keyframes.order[0] > 0).sum())
+    left = np.concatenate(
+        [
+            legend({f"{count} keyframes, map radius {MAP_METRES:.0f} m": WHITE}, size),
+            keyframe_map(session, size),
+            legend({"you": PLAYER, "recorded": OBSERVED, "generated": GENERATED}, size),
+        ]
+    )
+    return np.concatenate([left, column], 1)
 
 
-def colour(values: np.ndarray) -> np.ndarray:
-    """[H, W] of 0..1 -> [H, W, 3] uint8, dark to bright."""
+def nearness(prediction: Prediction) -> np.ndarray:
+    """Predicted ray distances [2H, 2W] on a log scale: 0 from FAR_RAY_DISTANCE on, 1 up to 1 m."""
+    distance = 1 / prediction.inverse_ray_distance[0].float().cpu().numpy()
+    far = camera.FAR_RAY_DISTANCE
+    return np.log(far / distance.clip(1.0, far)) / np.log(far)
+
+
+def colour_scale(values: np.ndarray) -> np.ndarray:
+    """[H, W] in 0..1 -> [H, W, 3] uint8, dark to bright."""
     shade = (values.clip(0, 1) * 255).round().astype(np.uint8)
     return cv2.cvtColor(cv2.applyColorMap(shade, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 
 
-def sources(prediction) -> np.ndarray:
-    """Where the cells of a view come from, [H, W, 3] uint8."""
-    by_last, by_memory = prediction.source_mask[0].float().cpu().numpy()
-    seen = prediction.visible_mask[0].float().cpu().numpy()
-    red = 1 - np.maximum(by_last, by_memory)
-    shade = np.stack([red, by_last * seen, by_memory * seen], -1)
+def legend(entries: dict[str, Colour], width: int) -> np.ndarray:
+    """A strip [LEGEND_HEIGHT, width, 3] uint8 with each text in its colour."""
+    strip, x = np.zeros((LEGEND_HEIGHT, width, 3), np.uint8), 3
+    for text, colour in entries.items():
+        if sum(colour) < 400:  # too dark to read on black
+            colour = tuple(min(255, c + 70) for c in colour)
+        cv2.putText(strip, text, (x, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, colour, 1, cv2.LINE_AA)
+        x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 1)[0][0] + 5
+    return strip
+
+
+def source_colours(prediction: Prediction) -> np.ndarray:
+    """The source of each cell, [H, W, 3] uint8."""
+    last, keyframes = prediction.source_mask[0].float().cpu().numpy()
+    visible = prediction.visible_mask[0].float().cpu().numpy()
+    disoccluded = 1 - np.maximum(last, keyframes)
+    shade = np.stack([disoccluded, last * visible, keyframes * visible], -1)
     return (60 + 180 * shade).round().astype(np.uint8)
 
 
 def keyframe_map(session: Session, size: int) -> np.ndarray:
-    """The keyframes around the player from above, [size, size, 3] uint8; the player looks along the white
-    wedge, +z (south in Minecraft) is down."""
+    """The keyframes around the player from above, [size, size, 3] uint8, with circles of 8, 16 and 24 m.
+
+    A wedge is the horizontal field of view of a keyframe, or of the player. -z (north in Minecraft) is up.
+    """
     state, config = session.rollout.state, session.rollout.model.config
-    canvas = np.full((size, size, 3), DARK, np.uint8)
-    metres = size / 2 / MAP_METRES
+    canvas = np.full((size, size, 3), BACKGROUND, np.uint8)
+    pixels_per_metre = size / 2 / MAP_METRES
     for radius in (8, 16, 24):
-        cv2.circle(canvas, (size // 2, size // 2), round(radius * metres), INK, 1, cv2.LINE_AA)
-    here = state.pose[0].float().cpu().numpy()
-    keyframes, kept = state.keyframes, state.keyframes.order > 0
+        cv2.circle(canvas, (size // 2, size // 2), round(radius * pixels_per_metre), LINE, 1, cv2.LINE_AA)
+    player = state.pose[0].float().cpu().numpy()
+    keyframes, used = state.keyframes, state.keyframes.order > 0
     wedges = [
-        (pose.float().cpu().numpy(), ink_of(generation.item()), 5.0, 0.12)
-        for pose, generation in zip(keyframes.pose[kept], keyframes.generation[kept], strict=True)
+        (pose.float().cpu().numpy(), OBSERVED if generation.item() == 0 else GENERATED, 5.0, 0.12)
+        for pose, generation in zip(keyframes.pose[used], keyframes.generation[used], strict=True)
     ]
     aspect = config.picture_width / config.picture_height
-    half = np.arctan(np.tan(np.deg2rad(config.vertical_fov_degrees / 2)) * aspect)  # of the field of view
-    for pose, ink, length, filled in [*wedges, (here, PLAYER, 8.0, 0.3)]:
+    half_fov = np.arctan(np.tan(np.deg2rad(config.vertical_fov_degrees / 2)) * aspect)
+    for pose, colour, length, opacity in [*wedges, (player, PLAYER, 8.0, 0.3)]:
         # Minecraft's yaw 0 looks along +z, which is down here; it grows to the right, clockwise.
-        middle = size / 2 + (pose[[0, 2]] - here[[0, 2]]) * metres
-        angles = np.deg2rad(pose[3]) + np.linspace(-half, half, 9)
-        rim = middle + length * metres * np.stack([-np.sin(angles), np.cos(angles)], 1)
-        wedge = np.concatenate([[middle], rim]).round().astype(np.int32)
-        fill = cv2.fillPoly(canvas.copy(), [wedge], ink, cv2.LINE_AA)
-        canvas = cv2.addWeighted(fill, filled, canvas, 1 - filled, 0)
-        cv2.polylines(canvas, [wedge], True, ink, 1, cv2.LINE_AA)
+        tip = size / 2 + (pose[[0, 2]] - player[[0, 2]]) * pixels_per_metre
+        angles = np.deg2rad(pose[3]) + np.linspace(-half_fov, half_fov, 9)
+        arc = tip + length * pixels_per_metre * np.stack([-np.sin(angles), np.cos(angles)], 1)
+        wedge = np.concatenate([[tip], arc]).round().astype(np.int32)
+        fill = cv2.fillPoly(canvas.copy(), [wedge], colour, cv2.LINE_AA)
+        canvas = cv2.addWeighted(fill, opacity, canvas, 1 - opacity, 0)
+        cv2.polylines(canvas, [wedge], True, colour, 1, cv2.LINE_AA)
     return canvas
-
-
-def ink_of(generation: float) -> tuple[int, int, int]:
-    """The colour of a keyframe: 0 is one that was observed."""
-    return OBSERVED if generation == 0 else GENERATED

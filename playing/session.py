@@ -1,7 +1,8 @@
-"""A running world that a person plays: places to start from, steps, pauses, choices, recordings of play."""
+"""A playable world: start places, steps, commands and recordings of play. Independent of any display."""
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -10,59 +11,75 @@ import numpy as np
 import torch
 
 from dataset.actions import ACTION_DIM, PITCH, YAW, wrap
-from playing.play_recorder import Take
+from playing.play_recorder import PlayRecorder
 from rollout.context import Recording, World, decode, prime
 from rollout.rollout import Rollout
 from runtime.video import save_image
 
 OUT = Path("outputs/play")  # recordings of play and screenshots
-PARTS = ("model", "sampling", "decode")  # of a step
-RECENT = 32  # steps that the figures shown are medians of
+STEP_PARTS = ("model", "sampling", "decode")
+RECENT_STEPS = 32  # over which the times shown are medians
 TEMPERATURE_STEP, MAX_PASSES = 0.1, 8
+START_PLACE = "start place "  # and a number: the command that goes there
 
 
 class Session:
-    """A world, primed on one of several recordings: actions in, pictures out. Knows nothing of windows.
+    """A rollout, primed on one of several recordings: takes actions, gives pictures.
 
-    While `compare` is on, the recording's own actions are played and `truth` is the picture that it has.
+    While `compare` is on, the recorded actions are used and `truth` is the recorded picture, decoded.
     """
 
     def __init__(
         self,
         world: World,
         rollout: Rollout,
-        places: list[Recording],
+        start_places: list[Recording],
         context_frames: int = 0,
         out: Path = OUT,
     ):
-        """`context_frames` of each recording prime the world; 0: all of them."""
-        self.world, self.rollout, self.places, self.out = world, rollout, places, out
+        """`context_frames` of each recording prime the model; 0: all of them."""
+        self.world, self.rollout, self.start_places, self.out = world, rollout, start_places, out
         self.context_frames = context_frames
         self.first_seed = rollout.seed
-        self.place = 0
-        self.paused = self.due = self.compare = False  # due: one step although paused
-        self.take: Take | None = None  # the recording of play that is being made
-        self.starts = 0  # how often it was primed
-        self.seconds: deque[tuple[float, ...]] = deque(maxlen=100_000)  # that the PARTS of each step took
-        self.reset()
+        self.start_index = 0  # in start_places
+        self.paused = self.compare = False
+        self.step_requested = False  # one step although paused
+        self.recorder: PlayRecorder | None = None  # while play is recorded
+        self.restarts = 0  # how often the rollout was primed
+        self.seconds: deque[tuple[float, ...]] = deque(maxlen=100_000)  # per step, of each of STEP_PARTS
+        self.commands: dict[str, Callable[[], str]] = {
+            "restart": lambda: self.restart_with_seed(self.first_seed),
+            "new seed": lambda: self.restart_with_seed(self.rollout.seed + 1),
+            "next": lambda: self.go_to((self.start_index + 1) % len(self.start_places)),
+            "pause": self.toggle_pause,
+            "single step": self.request_step,
+            "greedy": self.toggle_greedy,
+            "hotter": lambda: self.change_temperature(TEMPERATURE_STEP),
+            "colder": lambda: self.change_temperature(-TEMPERATURE_STEP),
+            "more passes": lambda: self.change_passes(1),
+            "fewer passes": lambda: self.change_passes(-1),
+            "compare": self.toggle_compare,
+            "record": self.toggle_recording,
+        }
+        self.restart()
 
     # ------------------------------------------------------------ starting
 
     @property
     def recording(self) -> Recording:
-        """What the rollout started from."""
-        return self.places[self.place]
+        """The recording that the rollout starts from."""
+        return self.start_places[self.start_index]
 
-    def reset(self) -> None:
-        """Back to the end of the context, with the rollout's seed as at first."""
-        self.end_take()
-        self.starts += 1
+    def restart(self) -> None:
+        """Primes the rollout anew, with its current seed; ends a recording of play."""
+        self.stop_recording()
+        self.restarts += 1
         self.context = self.recording.first(self.context_frames)
         prime(self.rollout, [self.context])
         self.picture = self.rollout.pictures()[0].numpy()  # [H, W, 3] uint8
-        self.action = np.zeros(ACTION_DIM, np.float32)  # that led to it
+        self.action = np.zeros(ACTION_DIM, np.float32)  # that led to the picture
         self.turned = np.zeros(2)  # degrees of yaw and pitch since the start
-        self.prediction = None  # of the step that was made last
+        self.prediction = None  # of the last step
         self.steps = 0
         if self.compare and not self.recorded_actions:
             self.compare = False
@@ -70,162 +87,175 @@ class Session:
 
     @property
     def recorded_actions(self) -> int:
-        """How many actions were recorded after the context."""
+        """The number of recorded actions after the context."""
         return len(self.recording) - len(self.context)
 
     def true_picture(self) -> np.ndarray:
-        """The recording's picture at this step, as the tokenizer paints it, [H, W, 3] uint8."""
+        """The recorded frame of the current step, decoded: [H, W, 3] uint8."""
         frame = len(self.context) - 1 + self.steps
         return decode(self.recording.tokens[frame : frame + 1], self.world)[0].numpy()
 
     # ------------------------------------------------------------ stepping
 
     @property
-    def moves(self) -> bool:
-        """Whether a step is to be made now: not paused, or asked for."""
-        return self.due or not self.paused
+    def step_due(self) -> bool:
+        """Whether to make a step now: not paused, or a single step was requested."""
+        return self.step_requested or not self.paused
 
     def step(self, action: np.ndarray) -> np.ndarray:
-        """Action [5] -> the next picture [H, W, 3] uint8. Comparing, the recorded action counts instead, and
-        after the last one the recording starts over."""
-        self.due = False
+        """Action [5] -> the next picture [H, W, 3] uint8.
+
+        While comparing, the recorded action is used instead; after the last one the session restarts.
+        """
+        self.step_requested = False
         if self.compare:
             if self.steps == self.recorded_actions:
-                self.reset()
+                self.restart()
                 return self.picture
             action = self.recording.actions[len(self.context) - 1 + self.steps].numpy()
-        clock = [time.perf_counter()]
+        times = [time.perf_counter()]
         self.prediction = self.rollout.predict(torch.from_numpy(action)[None])
-        clock.append(time.perf_counter())
+        times.append(time.perf_counter())
         self.rollout.sample(self.prediction)
-        clock.append(time.perf_counter())
+        times.append(time.perf_counter())
         self.picture = self.rollout.pictures()[0].numpy()
-        clock.append(time.perf_counter())
-        self.seconds.append(tuple(np.diff(clock)))
+        times.append(time.perf_counter())
+        self.seconds.append(tuple(np.diff(times)))
         self.action = action
         self.turned = self.turned + action[[YAW, PITCH]] * self.world.degrees_per_unit
         self.steps += 1
         if self.compare:
             self.truth = self.true_picture()
-        if self.take is not None:
-            self.take.add(self.picture, self.action, self.pose)
+        if self.recorder is not None:
+            self.recorder.add(self.picture, self.action, self.pose)
         return self.picture
 
-    # ------------------------------------------------------------ what the player asks for
+    # ------------------------------------------------------------ commands
 
     def command(self, name: str) -> str:
-        """Does what one of bindings.COMMANDS says -> what to tell the player.
+        """Runs a command, one of bindings.COMMANDS -> the message for the player.
 
-        Raises ValueError for a name that is none.
+        Raises ValueError for an unknown name.
         """
-        sampling = self.rollout.sampling
-        if name == "reset":
-            self.rollout.seed = self.first_seed
-            self.reset()
-            return f"{self.name}: from the start"
-        if name == "again":
-            self.rollout.seed += 1
-            self.reset()
-            return f"{self.name}: another rollout (seed {self.rollout.seed})"
-        if name == "next" or name.startswith("place "):
-            place = (self.place + 1) % len(self.places) if name == "next" else int(name[6:]) - 1
-            if place >= len(self.places):
-                return f"there are {len(self.places)} places"
-            self.place = place
-            self.reset()
-            return f"place {place + 1} of {len(self.places)}: {self.name}"
-        if name == "pause":
-            self.paused = not self.paused
-            return "paused" if self.paused else "goes on"
-        if name == "single":
-            self.paused = self.due = True
-            return "one step"
-        if name == "greedy":
-            self.rollout.sampling = replace(sampling, greedy=not sampling.greedy)
-        elif name in ("hotter", "colder"):
-            change = TEMPERATURE_STEP if name == "hotter" else -TEMPERATURE_STEP
-            temperature = max(TEMPERATURE_STEP, round(sampling.temperature + change, 2))
-            self.rollout.sampling = replace(sampling, temperature=temperature)
-        elif name in ("more passes", "fewer passes"):
-            passes = sampling.passes + (1 if name == "more passes" else -1)
-            self.rollout.sampling = replace(sampling, passes=min(max(passes, 1), MAX_PASSES))
-        elif name == "compare":
-            if not self.compare and not self.recorded_actions:
-                return f"{self.name}: no recorded actions after the start, so nothing to compare with"
-            self.compare = not self.compare
-            self.reset()
-            return "truth | rollout, by the recorded actions" if self.compare else "you play"
-        elif name == "record":
-            return self.begin_take() if self.take is None else self.end_take()
-        else:
+        if name.startswith(START_PLACE):
+            return self.go_to(int(name.removeprefix(START_PLACE)) - 1)
+        if name not in self.commands:
             raise ValueError(f"no command {name!r}")
-        return self.chosen
+        return self.commands[name]()
 
-    # ------------------------------------------------------------ what there is to show
+    def restart_with_seed(self, seed: int) -> str:
+        self.rollout.seed = seed
+        self.restart()
+        return f"{self.name}: restarted, seed {seed}"
+
+    def go_to(self, index: int) -> str:
+        """Restarts from another start place, if there is one of that index."""
+        if index >= len(self.start_places):
+            return f"there are {len(self.start_places)} start places"
+        self.start_index = index
+        self.restart()
+        return f"start place {index + 1} of {len(self.start_places)}: {self.name}"
+
+    def toggle_pause(self) -> str:
+        self.paused = not self.paused
+        return "paused" if self.paused else "running"
+
+    def request_step(self) -> str:
+        """Pauses after one more step."""
+        self.paused = self.step_requested = True
+        return "single step"
+
+    def toggle_greedy(self) -> str:
+        return self.change_sampling(greedy=not self.rollout.sampling.greedy)
+
+    def change_temperature(self, change: float) -> str:
+        temperature = round(self.rollout.sampling.temperature + change, 2)
+        return self.change_sampling(temperature=max(TEMPERATURE_STEP, temperature))
+
+    def change_passes(self, change: int) -> str:
+        passes = self.rollout.sampling.passes + change
+        return self.change_sampling(passes=min(max(passes, 1), MAX_PASSES))
+
+    def change_sampling(self, **fields: bool | float | int) -> str:
+        """Changes fields of the SamplingConfig."""
+        self.rollout.sampling = replace(self.rollout.sampling, **fields)
+        return self.sampling_label
+
+    def toggle_compare(self) -> str:
+        if not self.compare and not self.recorded_actions:
+            return f"{self.name}: no recorded actions after the start, nothing to compare with"
+        self.compare = not self.compare
+        self.restart()
+        return "truth | generated, with the recorded actions" if self.compare else "you control the player"
+
+    def toggle_recording(self) -> str:
+        return self.start_recording() if self.recorder is None else self.stop_recording()
+
+    # ------------------------------------------------------------ what a display shows
 
     @property
     def name(self) -> str:
-        """Of the place."""
+        """Of the start place."""
         return Path(self.recording.name).stem
 
     @property
-    def chosen(self) -> str:
-        """How tokens are chosen."""
+    def sampling_label(self) -> str:
+        """How tokens are sampled."""
         sampling = self.rollout.sampling
         if sampling.greedy:
             return "greedy"
-        return f"temperature {sampling.temperature:g}, {sampling.passes} passes"
+        return f"temperature {sampling.temperature:g}, passes {sampling.passes}"
 
     @property
     def pose(self) -> np.ndarray:
-        """Since the rollout began: x, y, z in metres (NaN for a world that keeps none), yaw and pitch in
-        degrees [5]. Camera as Minecraft has it: yaw to the right, pitch down."""
+        """Pose relative to the start of the rollout [5]: x, y, z in metres (NaN for a model without a pose),
+        yaw to the right and pitch down in degrees."""
         pose = self.rollout.model.pose_of(self.rollout.state)
         if pose is None:
             return np.array([np.nan] * 3 + [*self.turned])
         return pose[0].float().cpu().numpy()
 
-    def facts(self) -> dict[str, float | int | str | list[float]]:
-        """The figures of the last step, ready for JSON."""
-        recent = np.array(list(self.seconds)[-RECENT:] or [[0.0] * len(PARTS)])
-        parts = np.median(recent, 0) * 1000
+    def stats(self) -> dict[str, float | int | str | list[float]]:
+        """The statistics of the last step, ready for JSON; `position` is empty where it is unknown."""
+        recent = np.array(list(self.seconds)[-RECENT_STEPS:] or [[0.0] * len(STEP_PARTS)])
+        milliseconds = np.median(recent, 0) * 1000
         pose = self.pose
         return {
-            "place": self.name,
+            "start_place": self.name,
             "step": self.steps,
             "step_ms": round(float(np.median(recent.sum(1)) * 1000), 1),
-            **{f"{part}_ms": round(float(ms), 1) for part, ms in zip(PARTS, parts, strict=True)},
-            "chosen": self.chosen,
+            **{f"{part}_ms": round(float(ms), 1) for part, ms in zip(STEP_PARTS, milliseconds, strict=True)},
+            "sampling": self.sampling_label,
             "unique_codes": int(self.rollout.tokens.unique().numel()),
             "position": [round(float(x), 2) for x in pose[:3]] if np.isfinite(pose[0]) else [],
             "yaw": round(float(wrap(pose[3])), 1),
             "pitch": round(float(pose[4]), 1),
             "paused": self.paused,
-            "recording": self.take is not None,
+            "recording": self.recorder is not None,
             "compare": self.compare,
         }
 
-    # ------------------------------------------------------------ what is kept
+    # ------------------------------------------------------------ files
 
-    def stamp(self) -> str:
-        """A name for a file: the place and the time, to the millisecond."""
+    def file_stem(self) -> str:
+        """A name for a file: the start place and the time, to the millisecond."""
         return f"{self.name}_{datetime.now():%Y%m%d_%H%M%S_%f}"[:-3]
 
-    def begin_take(self) -> str:
-        """Starts a recording of play -> what to tell the player."""
-        self.take = Take(self.out, self.stamp(), self.world.fps)
-        self.take.add(self.picture, self.action, self.pose)
-        return f"recording {self.take.name}"
+    def start_recording(self) -> str:
+        """Starts a recording of play -> the message for the player."""
+        self.recorder = PlayRecorder(self.out, self.file_stem(), self.world.fps)
+        self.recorder.add(self.picture, self.action, self.pose)
+        return f"recording {self.recorder.name}"
 
-    def end_take(self) -> str:
-        """Ends the recording of play, if one is being made -> what to tell the player."""
-        if self.take is None:
+    def stop_recording(self) -> str:
+        """Ends the recording of play -> the message for the player; empty if there is none."""
+        if self.recorder is None:
             return ""
-        take, self.take = self.take, None
-        return f"wrote {take.finish()} and its actions"
+        recorder, self.recorder = self.recorder, None
+        return f"wrote {recorder.finish()} and its actions"
 
     def screenshot(self, picture: np.ndarray | None = None) -> str:
-        """Writes a picture [H, W, 3] uint8 (None: the world's own) -> what to tell the player."""
-        path = self.out / f"{self.stamp()}.png"
+        """Writes a picture [H, W, 3] uint8 (None: that of the world) -> the message for the player."""
+        path = self.out / f"{self.file_stem()}.png"
         save_image(path, self.picture if picture is None else picture)
         return f"wrote {path}"

@@ -1,12 +1,12 @@
-"""Play in a browser: serves one page, sends it the world's pictures and takes its keys, mouse and thumbs.
+"""Play in a browser: serves one page, sends it pictures, and receives its keys, mouse motion and touches.
 
-Over the WebSocket /play go
+Messages on the WebSocket /play:
 
-    server -> page   once, text: {"kind": "hello", "fps", "controls", "commands", "view", "help"}; then binary
-                     [n: uint32 little-endian] [n bytes of JSON] [a PNG, empty where there is no picture]
-                     with "kind": "frame" (facts, action, beliefs, message) or "beliefs"
+    server -> page   text, once: {"kind": "hello", "fps", "controls", "commands", "view", "help"}; then binary
+                     [n: uint32 little-endian] [n bytes of JSON] [a PNG, empty if there is no picture]
+                     with "kind": "frame" (stats, action, overlay, message) or "overlay"
     page -> server   text, one of {"press": control}, {"release": control}, {"look": [right, down]} in CSS
-                     pixels, {"command": name}, {"blur": true}, {"seen": how many binary messages so far}
+                     pixels, {"command": name}, {"blur": true}, {"shown": number of binary messages so far}
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
@@ -28,31 +28,32 @@ import cv2
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from playing.bindings import COMMANDS, CONTROLS, VIEW_COMMANDS, Binding
+from playing.bindings import COMMANDS, CONTROLS, VIEW_COMMANDS, Binding, help_lines
 from playing.controls import Controls, StepClock
-from playing.overlay import beliefs
+from playing.overlay import overlay
 from playing.session import Session
+from runtime.errors import UserError
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {
     "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",  # the address has the token in it
+    "Referrer-Policy": "no-referrer",  # the address contains the token
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src blob: data:; connect-src 'self' ws: wss:; frame-ancestors 'none'",
 }
-BUSY, NOT_UNDERSTOOD = 4001, 4002  # close codes of our own
-FRAMES_WAITING = 2  # to be sent; a slow page misses the older ones
-# Sent and not seen by the page yet. More would pile up in the buffers of the system, or of an ssh tunnel,
-# where nobody can drop them; fewer would slow down a page that is far away.
+BUSY, MALFORMED = 4001, 4002  # close codes in the range for applications
+FRAMES_WAITING = 2  # frames to be sent; a slow page misses the older ones
+# Messages that are sent and not shown by the page yet. More would queue up in the buffers of the system or of
+# an ssh tunnel, where they cannot be dropped; fewer would slow down a page with a long round trip.
 IN_FLIGHT = 8
 COMMANDS_WAITING = 8
-BELIEFS_SECONDS = 0.25
+OVERLAY_SECONDS = 0.25  # between two overlays
 HEARTBEAT_SECONDS = 10.0
-CLOSE_SECONDS = 2.0  # that a page has to answer when it is told to go
+CLOSE_SECONDS = 2.0  # that a page has to answer a close frame
 MAX_MESSAGE = 4096  # bytes
 MAX_LOOK = 1e6  # pixels
-CONTROL_NAMES = frozenset(b.does for b in CONTROLS)
-COMMAND_NAMES = frozenset(b.does for b in COMMANDS) | {"beliefs"}  # the page sees to the rest by itself
+CONTROL_NAMES = frozenset(b.name for b in CONTROLS)
+COMMAND_NAMES = frozenset(b.name for b in COMMANDS) | {"overlay"}  # the page handles the other view commands
 
 
 def is_loopback(host: str | None) -> bool:
@@ -66,7 +67,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A picture [H, W, 3] uint8 as a PNG, made quickly rather than small."""
+    """A picture [H, W, 3] uint8 as a PNG, compressed for speed."""
     bgr = np.ascontiguousarray(picture[..., ::-1])
     return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
@@ -78,87 +79,95 @@ def pack(header: dict, picture: bytes) -> bytes:
 
 
 def hello(fps: float) -> dict:
-    """What a page has to know before the first picture."""
+    """The first message: what a page has to know before the first picture."""
 
     def keys(bindings: tuple[Binding, ...]) -> list[dict[str, str]]:
         return [asdict(binding) for binding in bindings]
 
-    said = [b.says for b in (*CONTROLS, *COMMANDS, *VIEW_COMMANDS) if b.says]
     return {
         "kind": "hello",
         "fps": fps,
         "controls": keys(CONTROLS),
         "commands": keys(COMMANDS),
         "view": keys(VIEW_COMMANDS),
-        "help": [*said, "Esc: free the mouse"],
+        "help": help_lines("free the mouse"),
     }
 
 
 def parse(text: str) -> tuple[str, object]:
-    """A page's message -> what it says and of what. Raises ValueError, with a reason, if it is malformed."""
+    """A page's message -> its kind and value. Raises ValueError, with the reason, if it is malformed."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(content, dict) or len(content) != 1:
         raise ValueError("not an object with one entry")
-    ((says, value),) = content.items()
-    if says in ("press", "release"):
-        fine = isinstance(value, str) and value in CONTROL_NAMES
-    elif says == "command":
-        fine = isinstance(value, str) and value in COMMAND_NAMES
-    elif says == "look":
-        # JSON of Python's kind has NaN and Infinity too; neither is within the limit.
-        fine = isinstance(value, list) and len(value) == 2
-        fine = fine and all(type(v) in (int, float) and abs(v) <= MAX_LOOK for v in value)
-    elif says == "seen":
-        fine = type(value) is int
+    ((kind, value),) = content.items()
+    if kind in ("press", "release"):
+        valid = isinstance(value, str) and value in CONTROL_NAMES
+    elif kind == "command":
+        valid = isinstance(value, str) and value in COMMAND_NAMES
+    elif kind == "look":
+        # Python's JSON also has NaN and Infinity; neither is within the limit.
+        valid = isinstance(value, list) and len(value) == 2
+        valid = valid and all(type(v) in (int, float) and abs(v) <= MAX_LOOK for v in value)
+    elif kind == "shown":
+        valid = type(value) is int
     else:
-        fine = says == "blur"
-    if not fine:
+        valid = kind == "blur"
+    if not valid:
         raise ValueError(f"unknown: {text[:60]}")
-    return says, value
+    return kind, value
+
+
+@dataclass
+class Update:
+    """The result of one turn of the world loop."""
+
+    frame: tuple[dict, bytes] | None = None  # header and PNG; None if nothing changed
+    overlay: bytes | None = None  # PNG, empty if there is no overlay; None if there is no new one
+    message: str = ""  # for the player
 
 
 class Player:
-    """The page that plays, and what waits to be sent to it."""
+    """The page that plays, and the messages waiting to be sent to it."""
 
     def __init__(self, connection: web.WebSocketResponse):
         self.connection = connection
-        self.frames: deque[tuple[dict, bytes]] = deque(maxlen=FRAMES_WAITING)  # the oldest makes room
-        self.beliefs: bytes | None = None  # only the latest
-        self.messages: list[str] = []  # to tell the player; they go with the next frame, none is dropped
-        self.wants_beliefs = False
-        self.met = False  # whether it was shown the world as it stands
-        self.sent = self.seen = 0  # binary messages
+        self.frames: deque[tuple[dict, bytes]] = deque(maxlen=FRAMES_WAITING)  # drops the oldest
+        self.overlay: bytes | None = None  # the latest
+        self.messages: list[str] = []  # sent with the next frame; none is dropped
+        self.wants_overlay = False
+        self.greeted = False  # the world as it stands has been offered
+        self.sent = self.shown = 0  # numbers of binary messages
         self.wake = asyncio.Event()
 
-    def offer(self, frame: tuple[dict, bytes] | None, believed: bytes | None, message: str) -> None:
-        """Takes what is to be sent; never waits."""
-        if frame is not None:
-            self.frames.append(frame)
-        if believed is not None:
-            self.beliefs = believed
-        if message:
-            self.messages.append(message)
+    def offer(self, update: Update) -> None:
+        """Queues an update for sending; never waits."""
+        if update.frame is not None:
+            self.frames.append(update.frame)
+        if update.overlay is not None:
+            self.overlay = update.overlay
+        if update.message:
+            self.messages.append(update.message)
         self.wake.set()
 
     def next_message(self) -> bytes | None:
-        """The binary message to be sent next; None if there is none, or if the page has not kept up."""
-        if self.sent - self.seen >= IN_FLIGHT:
+        """The binary message to send next; None if there is none, or if the page has not kept up."""
+        if self.sent - self.shown >= IN_FLIGHT:
             return None
-        if self.beliefs is not None:
-            picture, self.beliefs = self.beliefs, None
-            return pack({"kind": "beliefs"}, picture)
+        if self.overlay is not None:
+            picture, self.overlay = self.overlay, None
+            return pack({"kind": "overlay"}, picture)
         if self.frames:
             header, picture = self.frames.popleft()
             message, self.messages = "; ".join(self.messages), []
-            return pack({**header, "beliefs": self.wants_beliefs, "message": message}, picture)
+            return pack({**header, "overlay": self.wants_overlay, "message": message}, picture)
         return None
 
     async def send(self, fps: float) -> None:
-        """Sends what waits, as fast as the page takes it, until the connection ends."""
-        with suppress(ConnectionError):  # the one who listens sees the end too
+        """Sends the queue, as fast as the page accepts it, until the connection ends."""
+        with suppress(ConnectionError):  # `Server.listen` sees the end too
             await self.connection.send_json(hello(fps))
             while True:
                 await self.wake.wait()
@@ -169,103 +178,104 @@ class Player:
 
 
 class Server:
-    """The world's loop and the pages that look at it. Everything that touches the session or the clock runs
-    in one worker thread; everything else in the event loop, which therefore always answers."""
+    """The world loop and the HTTP server.
+
+    Everything that uses the session or the clock runs in one worker thread. Everything else runs in the event
+    loop, which therefore always responds.
+    """
 
     def __init__(self, session: Session, controls: Controls, clock: StepClock, host: str, token: str | None):
-        """`token` None: none is needed."""
+        """`token` None: none is required."""
         self.session, self.controls, self.clock = session, controls, clock
         self.local, self.token = is_loopback(host), token
         self.player: Player | None = None
-        self.arrived = asyncio.Event()  # set while there is a player
+        self.player_connected = asyncio.Event()  # set while there is a player
         self.commands: deque[str] = deque(maxlen=COMMANDS_WAITING)
-        self.believed_at = -1e9  # when the beliefs were painted last
-        self.believed_old = True  # the world has moved since
+        self.overlay_time = -1e9  # when the overlay was drawn last
+        self.overlay_outdated = True  # the world has changed since
         self.app = web.Application(middlewares=[self.guard])
         self.app.router.add_get("/", self.page)
         self.app.router.add_get("/play", self.play)
         self.app.on_shutdown.append(self.dismiss)
 
-    # ------------------------------------------------------------ the world
+    # ------------------------------------------------------------ the world loop
 
     async def run(self) -> None:
-        """Takes fps steps a second while somebody plays, until it is cancelled or a step fails."""
+        """Makes fps steps per second while a player is connected, until it is cancelled or a step fails."""
         with ThreadPoolExecutor(1, "world") as worker:
             loop = asyncio.get_running_loop()
             while True:
-                await self.arrived.wait()
+                await self.player_connected.wait()
                 player, action = self.player, None
-                if player.met:
+                if player.greeted:
                     await loop.run_in_executor(worker, self.clock.wait)
-                    await asyncio.sleep(0)  # takes in what came meanwhile
+                    await asyncio.sleep(0)  # handles the messages that arrived during the wait
                     if self.player is not player:
                         continue
-                    # Taken also while the world is paused: what is done meanwhile does not count later.
+                    # Taken also while the world is paused, so that input of the pause does not act later.
                     action = self.controls.take_action()
-                command = self.commands.popleft() if self.commands and player.met else None
-                if command == "beliefs":
-                    player.wants_beliefs, self.believed_old = not player.wants_beliefs, True
-                player.met = True
-                news = await loop.run_in_executor(worker, self.advance, action, command, player.wants_beliefs)
-                player.offer(*news)
+                command = self.commands.popleft() if self.commands and player.greeted else None
+                if command == "overlay":
+                    player.wants_overlay, self.overlay_outdated = not player.wants_overlay, True
+                player.greeted = True
+                player.offer(
+                    await loop.run_in_executor(worker, self.advance, action, command, player.wants_overlay)
+                )
 
-    def advance(
-        self, action: np.ndarray | None, command: str | None, wants_beliefs: bool
-    ) -> tuple[tuple[dict, bytes] | None, bytes | None, str]:
-        """Does a command and makes a step, if one is due -> the frame to show, or None if nothing changed;
-        the beliefs, or None if there are no new ones; what to tell the player.
+    def advance(self, action: np.ndarray | None, command: str | None, wants_overlay: bool) -> Update:
+        """Runs a command and makes a step if one is due.
 
-        Action None: no step, the world is shown as it stands. After a command that starts over, its start is.
+        Action None: no step, the world is shown as it stands. After a restart the start picture is shown.
         """
-        session, message, starts = self.session, "", self.session.starts
-        if command not in (None, "beliefs"):
+        session, update, restarts = self.session, Update(), self.session.restarts
+        if command not in (None, "overlay"):
             try:
-                message = session.command(command)
-            except OSError as error:  # a recording that cannot be written
-                message = str(error)
-        start = action is None or session.starts > starts
+                update.message = session.command(command)
+            except (UserError, OSError) as error:  # a recording of play that cannot be written
+                update.message = str(error)
+        start = action is None or session.restarts > restarts
         if start:
             self.clock.restart()
-        steps = session.moves and not start
-        if steps:
+        step = session.step_due and not start
+        if step:
             session.step(action)
-        frame = believed = None
-        if steps or start or command is not None:
-            self.believed_old = True
-            frame = self.frame()
-        if wants_beliefs and self.believed_old and time.monotonic() - self.believed_at >= BELIEFS_SECONDS:
-            self.believed_at, self.believed_old = time.monotonic(), False
-            picture = beliefs(session)
-            believed = b"" if picture is None else png(picture)
-        return frame, believed, message
+        if step or start or command is not None:
+            self.overlay_outdated = True
+            update.frame = self.frame()
+        now = time.monotonic()
+        if wants_overlay and self.overlay_outdated and now - self.overlay_time >= OVERLAY_SECONDS:
+            self.overlay_time, self.overlay_outdated = now, False
+            picture = overlay(session)
+            update.overlay = b"" if picture is None else png(picture)
+        return update
 
     def frame(self) -> tuple[dict, bytes]:
-        """The world as it stands: header and PNG; comparing, the truth lies left of the rollout."""
+        """The world as it stands: header and PNG. While comparing, the truth is on the left."""
         session, picture = self.session, self.session.picture
         if session.truth is not None:
             picture = np.concatenate([session.truth, picture], 1)
-        facts = {**session.facts(), "steps_a_second": round(self.clock.rate, 1)}
+        stats = {**session.stats(), "steps_per_second": round(self.clock.rate, 1)}
         action = [round(float(a), 3) for a in session.action]
-        return {"kind": "frame", "facts": facts, "action": action}, png(picture)
+        return {"kind": "frame", "stats": stats, "action": action}, png(picture)
 
-    # ------------------------------------------------------------ the pages
+    # ------------------------------------------------------------ requests
 
     @web.middleware
     async def guard(self, request: web.Request, handler) -> web.StreamResponse:
-        """Refuses who has no business here, also another site's page in the player's own browser."""
+        """Refuses requests without the token, and those of other sites' pages in the player's browser."""
         try:
             name = urlsplit(f"//{request.host}").hostname
         except ValueError:
             name = None
-        if self.local and not is_loopback(name):  # another site's name, made to point here
+        if self.local and not is_loopback(name):  # another site's name that resolves to this machine
             raise web.HTTPForbidden(
-                text=f"This world is on this machine only; open http://localhost/, not {request.host}.\n"
+                text=f"This server is for this machine only; open http://localhost/, not {request.host}.\n"
             )
         if self.token is not None:
             given = request.query.get("token", "").encode(errors="replace")
             if not secrets.compare_digest(given, self.token.encode()):
                 raise web.HTTPForbidden(
-                    text="The token is missing or wrong: open the address that live_inference.py printed.\n"
+                    text="The token is missing or wrong; open the address that live_inference.py printed.\n"
                 )
         return await handler(request)
 
@@ -274,7 +284,7 @@ class Server:
         return web.Response(text=PAGE.read_text("utf-8"), content_type="text/html", headers=PAGE_HEADERS)
 
     async def play(self, request: web.Request) -> web.StreamResponse:
-        """GET /play: lets one page play, tells a second one that it cannot."""
+        """GET /play: the WebSocket of the page that plays. A second page is refused with BUSY."""
         try:
             origin = urlsplit(request.headers.get("Origin", "")).netloc
         except ValueError:
@@ -286,62 +296,64 @@ class Server:
         )
         await connection.prepare(request)
         if self.player is not None:
-            await self.close(request, connection, BUSY, "somebody is playing; only one can play at a time")
+            await self.close(
+                request, connection, BUSY, "another page is playing; only one can play at a time"
+            )
             return connection
         player = self.player = Player(connection)
-        self.arrived.set()
+        self.player_connected.set()
         sender = asyncio.create_task(player.send(self.clock.fps))
         try:
             problem = await self.listen(player)
         finally:
             self.player = None
-            self.arrived.clear()
-            self.controls.let_go()
+            self.player_connected.clear()
+            self.controls.release_all()
             self.commands.clear()
             sender.cancel()
         if problem:
-            await self.close(request, connection, NOT_UNDERSTOOD, problem)
+            await self.close(request, connection, MALFORMED, problem)
         return connection
 
     async def listen(self, player: Player) -> str:
-        """Takes in what the page says, until it goes or says something malformed -> what was wrong."""
+        """Handles messages until the page disconnects (-> "") or sends a malformed one (-> the reason)."""
         async for message in player.connection:
             if message.type == WSMsgType.ERROR:  # aiohttp has closed the connection
                 return ""
             if message.type != WSMsgType.TEXT:
                 return "not text"
             try:
-                says, value = parse(message.data)
+                kind, value = parse(message.data)
             except ValueError as error:
                 return str(error)
-            if says == "press":
+            if kind == "press":
                 self.controls.press(value)
-            elif says == "release":
+            elif kind == "release":
                 self.controls.release(value)
-            elif says == "look":
+            elif kind == "look":
                 self.controls.look(*value)
-            elif says == "command":
+            elif kind == "command":
                 self.commands.append(value)
-            elif says == "seen":
-                player.seen = value
+            elif kind == "shown":
+                player.shown = value
                 player.wake.set()
             else:
-                self.controls.let_go()
+                self.controls.release_all()
         return ""
 
     async def close(
         self, request: web.Request, connection: web.WebSocketResponse, code: int, reason: str
     ) -> None:
-        """Ends a connection, also one whose page does not read."""
-        cut = reason.encode()[:120].decode(errors="ignore").encode()  # a close frame has room for 123 bytes
+        """Closes a connection; aborts it if the page does not answer."""
+        short = reason.encode()[:120].decode(errors="ignore").encode()  # at most 123 bytes fit
         try:
-            await asyncio.wait_for(connection.close(code=code, message=cut), CLOSE_SECONDS)
+            await asyncio.wait_for(connection.close(code=code, message=short), CLOSE_SECONDS)
         except asyncio.TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
 
     async def dismiss(self, app: web.Application) -> None:
-        """Tells the player that the server stops."""
+        """Closes the player's connection when the server stops."""
         if self.player is not None:
             with suppress(asyncio.TimeoutError):
                 closing = self.player.connection.close(
@@ -349,7 +361,7 @@ class Server:
                 )
                 await asyncio.wait_for(closing, CLOSE_SECONDS)
 
-    # ------------------------------------------------------------ coming and going
+    # ------------------------------------------------------------ start and stop
 
     async def serve(self, host: str, port: int) -> None:
         """Serves until it is cancelled. Raises OSError if nothing can be bound to the port."""
@@ -368,7 +380,7 @@ class Server:
             await runner.cleanup()
 
     def address(self, host: str, port: int) -> str:
-        """What to open, in words."""
+        """The message that names the address to open."""
         everywhere = host in ("", "0.0.0.0", "::")
         shown = socket.gethostname() if everywhere else host
         query = "" if self.token is None else "?" + urlencode({"token": self.token})
@@ -388,15 +400,15 @@ def serve(
     port: int = 8000,
     token: str | None = None,
 ) -> None:
-    """Lets one browser play the session, until Ctrl-C; ending the session is the caller's.
+    """Serves the session to one page at a time, until Ctrl-C. The caller ends the session.
 
-    `degrees_per_pixel`: turn for a CSS pixel of mouse motion. `token` None: none on loopback, a random one on
-    any other host. Raises OSError if nothing can be bound to the port.
+    `degrees_per_pixel`: turn for a CSS pixel of mouse motion. `token` None: no token on loopback, a random
+    one on any other host. Raises OSError if nothing can be bound to the port.
     """
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(16)
 
-    async def run() -> None:  # what asyncio makes belongs to the running loop
+    async def run() -> None:  # asyncio's objects belong to the running loop
         controls = Controls(fps, session.world.degrees_per_unit, degrees_per_pixel)
         await Server(session, controls, StepClock(fps), host, token).serve(host, port)
 

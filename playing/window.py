@@ -1,4 +1,4 @@
-"""The pygame window: events become controls and commands, the session steps, what comes of it is shown."""
+"""The pygame window: turns events into controls and commands, steps the session, draws the result."""
 
 import os
 import sys
@@ -10,22 +10,21 @@ import numpy as np
 from dataset.actions import PITCH, YAW
 from playing.bindings import COMMANDS, CONTROLS, VIEW_COMMANDS, help_lines
 from playing.controls import Controls, StepClock
-from playing.overlay import beliefs
+from playing.overlay import overlay
 from playing.session import Session
 
-SCREEN_SHARE = 0.8  # of the screen's sides that a new window may take
-NOTE_SECONDS = 2.5  # that a message stays
+SCREEN_SHARE = 0.8  # largest share of the screen's width and height for a new window
+MESSAGE_SECONDS = 2.5
 TITLE = "Ochre"
 
 
 def missing_display() -> str | None:
-    """Why no window can be opened here; None if one can. SDL_VIDEODRIVER in the environment has the last
-    word."""
+    """Why no window can be opened on this machine; None if one can. SDL_VIDEODRIVER overrides the check."""
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    # Else Windows enlarges the window by itself, blurring it.
+    # Otherwise Windows magnifies the window and blurs it.
     os.environ.setdefault("SDL_WINDOWS_DPI_AWARENESS", "permonitorv2")
-    chosen = os.environ.get("SDL_VIDEODRIVER")
-    if sys.platform.startswith("linux") and not chosen:
+    requested = os.environ.get("SDL_VIDEODRIVER")
+    if sys.platform.startswith("linux") and not requested:
         if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             return "neither DISPLAY nor WAYLAND_DISPLAY is set"
     try:
@@ -37,17 +36,17 @@ def missing_display() -> str | None:
     except pygame.error as error:
         return f"pygame: {error}"
     driver = pygame.display.get_driver()
-    if not chosen and driver in ("dummy", "offscreen"):  # what SDL falls back to where no real one works
+    if not requested and driver in ("dummy", "offscreen"):  # SDL's fallbacks without a working driver
         pygame.display.quit()
         return f"pygame found only the {driver} driver"
     return None
 
 
 class Window:
-    """Shows a session and plays it by keyboard and mouse."""
+    """Shows a session and controls it by keyboard and mouse."""
 
-    INK, DARK, LIT, WARN = (240, 240, 240), (30, 30, 30), (255, 190, 60), (255, 120, 90)
-    VEIL = (*DARK, 170)  # behind what is written over the picture, so that it can be read on snow
+    TEXT, DARK, LIT, WARNING = (240, 240, 240), (30, 30, 30), (255, 190, 60), (255, 120, 90)
+    VEIL = (*DARK, 170)  # background of texts on the picture, so that they can be read on snow
 
     def __init__(
         self,
@@ -57,38 +56,41 @@ class Window:
         scale: int | None = None,
         use_mouse: bool = True,
         smooth: bool = False,
-        generated: Callable[[], None] = lambda: None,
+        on_first_frame: Callable[[], None] = lambda: None,
     ):
-        """`scale` None takes the largest whole one that leaves some of the screen free. `smooth` fills the
-        window with a blurred picture instead of whole pixels. `generated` is called once the first generated
-        picture is shown. Raises pygame.error."""
-        import pygame  # here, so that --help and headless play do without it
+        """`scale` None: the largest whole one within SCREEN_SHARE. `smooth`: interpolate the picture to fill
+        the window. `on_first_frame` is called once the first generated picture is shown.
+
+        Raises pygame.error if the window cannot be opened.
+        """
+        import pygame  # here, so that --help and headless play work without it
 
         self.pygame = pygame
         self.session, self.controls, self.clock, self.use_mouse = session, controls, clock, use_mouse
         self.captured = self.fullscreen = False
-        self.fresh = True  # primed, and that picture not shown yet
-        self.on_first_rollout: Callable[[], None] | None = generated
-        self.complained = False
-        self.shown = {"help": False, "facts": False, "beliefs": False, "smooth": smooth}
-        self.note, self.note_until = "", 0.0
+        self.restarted = True  # the start picture is still to be shown
+        self.on_first_frame: Callable[[], None] | None = on_first_frame
+        self.warned = False  # that the machine is too slow
+        self.shown = {"help": False, "stats": False, "overlay": False, "smooth": smooth}
+        self.message, self.message_until = "", 0.0
         self.fonts: dict = {}
-        self.held = {getattr(pygame, f"K_{b.key}"): b.does for b in CONTROLS}
-        self.commands = {getattr(pygame, f"K_{b.key}"): b.does for b in (*COMMANDS, *VIEW_COMMANDS)}
-        # Not pygame.init(): it would start the sound system too, which may be missing.
+        self.control_keys = {getattr(pygame, f"K_{b.key}"): b.name for b in CONTROLS}
+        self.command_keys = {getattr(pygame, f"K_{b.key}"): b.name for b in (*COMMANDS, *VIEW_COMMANDS)}
+        # Not pygame.init(): it would also start the sound system, which may be missing.
         pygame.display.init()
         pygame.font.init()
         height, width = session.picture.shape[:2]
         if scale is None:
             screen_width, screen_height = pygame.display.get_desktop_sizes()[0]
             scale = max(1, int(SCREEN_SHARE * min(screen_width / width, screen_height / height)))
-        self.size = width * scale, height * scale  # of the window when it is not full screen
+        self.size = width * scale, height * scale  # when not full screen
         pygame.display.set_caption(TITLE)
         pygame.display.set_mode(self.size, pygame.RESIZABLE)
-        self.say(f"{session.name} - H: keys" + (", N: next place" if len(session.places) > 1 else ""))
+        more = ", N: next start place" if len(session.start_places) > 1 else ""
+        self.show_message(f"{session.name} - H: help{more}")
 
     def run(self) -> None:
-        """Plays until the player quits; leaves nothing of pygame behind."""
+        """Plays until the player quits, then closes the window."""
         try:
             self.clock.restart()
             while self.tick():
@@ -97,9 +99,9 @@ class Window:
             self.close()
 
     def close(self) -> None:
-        """Ends the window, and the recording of play if one is being made."""
-        if said := self.session.end_take():
-            print(said)
+        """Closes the window and ends a recording of play."""
+        if message := self.session.stop_recording():
+            print(message)
         self.capture(False)
         self.pygame.font.quit()
         self.pygame.display.quit()
@@ -107,28 +109,29 @@ class Window:
     # ------------------------------------------------------------ the loop
 
     def tick(self) -> bool:
-        """Shows the world's next step (after a reset: its start) when it is due; False once the player quits.
+        """Waits until a step is due, makes it and shows it; after a restart it shows the start picture.
 
-        Events are read after the wait, so that what is pressed acts on the very next frame.
+        Returns False once the player quits. Events are handled after the wait, so that a key acts on the very
+        next frame.
         """
         self.clock.wait()
         if not all(self.handle(event) for event in self.pygame.event.get()):
             return False
-        stepped = not self.fresh and self.session.moves
-        if stepped:
+        step = not self.restarted and self.session.step_due
+        if step:
             self.session.step(self.controls.take_action())
-        self.fresh = False
-        if self.clock.too_slow and not self.complained:
-            self.complained = True
+        self.restarted = False
+        if self.clock.too_slow and not self.warned:
+            self.warned = True
             print(f"too slow for {self.clock.fps:g} steps/s: this machine makes {self.clock.rate:.1f}")
         self.draw()
-        if stepped and self.on_first_rollout is not None:
-            self.on_first_rollout()
-            self.on_first_rollout = None
+        if step and self.on_first_frame is not None:
+            self.on_first_frame()
+            self.on_first_frame = None
         return True
 
     def handle(self, event) -> bool:
-        """Takes in one pygame event; False if it asks to quit."""
+        """Handles a pygame event; returns False if it asks to quit."""
         pg = self.pygame
         if event.type == pg.QUIT:
             return False
@@ -137,24 +140,24 @@ class Window:
                 if not self.captured:
                     return False
                 self.capture(False)
-            elif event.key in self.commands:
-                self.command(self.commands[event.key])
-            elif event.key in self.held:
-                self.controls.press(self.held[event.key])
-        elif event.type == pg.KEYUP and event.key in self.held:
-            self.controls.release(self.held[event.key])
+            elif event.key in self.command_keys:
+                self.command(self.command_keys[event.key])
+            elif event.key in self.control_keys:
+                self.controls.press(self.control_keys[event.key])
+        elif event.type == pg.KEYUP and event.key in self.control_keys:
+            self.controls.release(self.control_keys[event.key])
         elif event.type == pg.MOUSEBUTTONDOWN and event.button == 1 and self.use_mouse:
             self.capture(True)
         elif event.type == pg.MOUSEMOTION and self.captured:
             self.controls.look(*event.rel)
         elif event.type == pg.WINDOWFOCUSLOST:
-            # Keys that are let go elsewhere are never heard of (on Windows not even Alt's own).
-            self.controls.let_go()
+            # Keys released without focus are not reported (on Windows not even Alt's own).
+            self.controls.release_all()
             self.capture(False)
         return True
 
     def command(self, name: str) -> None:
-        """Does what a key of bindings.COMMANDS or VIEW_COMMANDS says."""
+        """Runs a command, one of bindings.COMMANDS or VIEW_COMMANDS."""
         if name in self.shown:
             self.shown[name] = not self.shown[name]
         elif name == "fullscreen":
@@ -163,41 +166,41 @@ class Window:
             self.pygame.display.set_mode((0, 0) if self.fullscreen else self.size, flags)
         elif name == "screenshot":
             screen = self.pygame.surfarray.array3d(self.pygame.display.get_surface())
-            self.say(self.session.screenshot(screen.swapaxes(0, 1)))
+            self.show_message(self.session.screenshot(screen.swapaxes(0, 1)))
         else:
-            starts = self.session.starts
-            self.say(self.session.command(name))
-            if self.session.starts > starts:
+            restarts = self.session.restarts
+            self.show_message(self.session.command(name))
+            if self.session.restarts > restarts:
                 self.clock.restart()
-                self.fresh = True
+                self.restarted = True
 
-    def say(self, note: str) -> None:
-        """Shows a message for some seconds."""
-        self.note, self.note_until = note, time.monotonic() + NOTE_SECONDS
+    def show_message(self, message: str) -> None:
+        """Shows a message for MESSAGE_SECONDS."""
+        self.message, self.message_until = message, time.monotonic() + MESSAGE_SECONDS
 
     def capture(self, on: bool) -> None:
-        """Takes the mouse for looking around (hidden, kept in the window), or lets go of it."""
+        """Captures the mouse for looking around (hidden, confined to the window), or frees it."""
         if on == self.captured:
             return
         self.captured = on
         self.controls.stop_turning()
         self.pygame.event.set_grab(on)
         self.pygame.mouse.set_visible(not on)
-        # pygame-ce; in pygame a grabbed and hidden mouse is relative of itself.
+        # pygame-ce only; in pygame a grabbed, hidden mouse is in relative mode already.
         if hasattr(self.pygame.mouse, "set_relative_mode"):
             self.pygame.mouse.set_relative_mode(on)
 
     # ------------------------------------------------------------ drawing
 
     def draw(self) -> None:
-        """Shows the picture (comparing: truth | rollout) and what is written over it."""
-        pg, screen = self.pygame, self.pygame.display.get_surface()  # another one after a change of size
+        """Draws the picture (while comparing: truth | generated) and everything over it."""
+        pg, screen = self.pygame, self.pygame.display.get_surface()  # a new surface after a change of size
         session = self.session
         pictures = [session.picture] if session.truth is None else [session.truth, session.picture]
         whole = np.concatenate(pictures, 1)
         height, width = whole.shape[:2]
         fit = min(screen.get_width() / width, screen.get_height() / height)
-        # Each pixel a square of whole pixels, unless the smooth picture is asked for.
+        # Each pixel becomes a square of whole pixels, unless `smooth` is on.
         scale = fit if self.shown["smooth"] else max(1, int(fit))
         area = pg.Rect(0, 0, round(width * scale), round(height * scale))
         area.center = screen.get_rect().center
@@ -210,7 +213,7 @@ class Window:
         border = screen.get_rect().inflate(-2 * gap, -2 * gap)
         border = area.clip(border).inflate(-2 * gap, -2 * gap) if len(pictures) == 1 else border
         self.draw_controls(screen, border, unit, gap)
-        self.draw_words(screen, border, area, unit * 2 // 3)
+        self.draw_texts(screen, border, area, unit * 2 // 3)
         pg.display.flip()
 
     def surface(self, picture: np.ndarray):
@@ -218,7 +221,7 @@ class Window:
         return self.pygame.image.frombuffer(picture.tobytes(), picture.shape[1::-1], "RGB")
 
     def draw_controls(self, screen, border, unit: int, gap: int) -> None:
-        """Keys light up while they act on the world; the pad beside them shows how the view turns."""
+        """Draws the keys, lit while they act, and a pad that shows how the view turns."""
         pg, action = self.pygame, self.session.action
         pitch = unit + gap
         panel = pg.Surface((6 * pitch, 3 * pitch - gap), pg.SRCALPHA)
@@ -230,50 +233,50 @@ class Window:
         for text, column, row, columns, lit in caps:
             cap = pg.Rect(column * pitch, row * pitch, columns * pitch - gap, unit)
             pg.draw.rect(panel, self.LIT if lit else self.VEIL, cap, border_radius=gap)
-            ink = self.text(text, unit * 2 // 3, self.DARK if lit else self.INK)
-            panel.blit(ink, ink.get_rect(center=cap.center))
+            rendered = self.text(text, unit * 2 // 3, self.DARK if lit else self.TEXT)
+            panel.blit(rendered, rendered.get_rect(center=cap.center))
         pad = pg.Rect(3 * pitch + gap, 0, 3 * pitch - gap, 3 * pitch - gap)
         pg.draw.rect(panel, self.VEIL, pad, border_radius=gap)
         reach = pad.width // 2 - unit // 4 - 1
         dot = (pad.centerx + round(reach * action[YAW]), pad.centery + round(reach * action[PITCH]))
         turning = bool(np.abs(action[[YAW, PITCH]]).max() > 1e-3)
-        pg.draw.line(panel, self.LIT if turning else self.INK, pad.center, dot, max(2, gap // 2))
-        pg.draw.circle(panel, self.LIT if turning else self.INK, dot, max(3, unit // 4))
+        pg.draw.line(panel, self.LIT if turning else self.TEXT, pad.center, dot, max(2, gap // 2))
+        pg.draw.circle(panel, self.LIT if turning else self.TEXT, dot, max(3, unit // 4))
         screen.blit(panel, panel.get_rect(bottomleft=border.bottomleft))
 
-    def draw_words(self, screen, border, area, size: int) -> None:
-        """The rate, a hint, messages, and what F3, F4 and H ask for."""
-        rate, colour = f"{self.clock.rate:.1f} fps", self.INK
+    def draw_texts(self, screen, border, area, size: int) -> None:
+        """Draws the frame rate, a hint, the message, and what F3, F4 and H switch on."""
+        rate, colour = f"{self.clock.rate:.1f} fps", self.TEXT
         if self.clock.too_slow:
             rate += f" of {self.clock.fps:g}: this machine is too slow"
-            colour = self.WARN
-        marks = [self.session.paused and "PAUSED", self.session.take is not None and "REC"]
+            colour = self.WARNING
+        marks = [self.session.paused and "PAUSED", self.session.recorder is not None and "REC"]
         self.veiled(screen, ["  ".join([*filter(None, marks), rate])], size, colour, topright=border.topright)
 
         if self.captured:
             hint = "Esc: free the mouse"
         else:
             look = "click: look with the mouse" if self.use_mouse else "arrows: look"
-            hint = f"{look}   H: keys   Esc: quit"
-        self.veiled(screen, [hint], size, self.INK, bottomright=border.bottomright)
+            hint = f"{look}   H: help   Esc: quit"
+        self.veiled(screen, [hint], size, self.TEXT, bottomright=border.bottomright)
 
         if self.session.truth is not None:
-            for text, x in (("recorded", area.left), ("generated", area.centerx)):
-                self.veiled(screen, [text], size, self.INK, bottomleft=(x, max(area.top, 2 * size)))
-        left = []
-        if time.monotonic() < self.note_until:
-            left.append(self.note)
-        if self.shown["facts"]:
-            left += fact_lines(self.session.facts(), self.clock)
+            for text, x in (("truth", area.left), ("generated", area.centerx)):
+                self.veiled(screen, [text], size, self.TEXT, bottomleft=(x, max(area.top, 2 * size)))
+        lines = []
+        if time.monotonic() < self.message_until:
+            lines.append(self.message)
+        if self.shown["stats"]:
+            lines += stats_lines(self.session.stats(), self.clock)
         if self.shown["help"]:
-            left += help_lines()
-        if left:
-            self.veiled(screen, left, size, self.INK, topleft=border.topleft)
-        if self.shown["beliefs"]:
-            picture = beliefs(self.session)
+            lines += help_lines("free the mouse, quit")
+        if lines:
+            self.veiled(screen, lines, size, self.TEXT, topleft=border.topleft)
+        if self.shown["overlay"]:
+            picture = overlay(self.session)
             if picture is None:
-                note = ["no step yet, or a world without a memory"]
-                self.veiled(screen, note, size, self.INK, midright=border.midright)
+                reason = ["no overlay: no step yet, or a model without keyframes"]
+                self.veiled(screen, reason, size, self.TEXT, midright=border.midright)
             else:
                 scale = max(1, int(0.6 * screen.get_height() / picture.shape[0]))
                 panel = self.pygame.transform.scale_by(self.surface(picture), scale)
@@ -285,27 +288,27 @@ class Window:
             self.fonts[size] = self.pygame.font.Font(None, round(size * 1.3))
         return self.fonts[size].render(text, True, colour)
 
-    def veiled(self, screen, lines: list[str], size: int, colour: tuple[int, int, int], **place) -> None:
-        """Writes lines on a dark veil; `place` is a corner of it, as pygame's Rect names it."""
-        inks = [self.text(line, size, colour) for line in lines]
-        width, height = max(ink.get_width() for ink in inks), sum(ink.get_height() for ink in inks)
+    def veiled(self, screen, lines: list[str], size: int, colour: tuple[int, int, int], **corner) -> None:
+        """Writes lines on a dark veil; `corner` places it by an attribute of pygame's Rect."""
+        rows = [self.text(line, size, colour) for line in lines]
+        width, height = max(row.get_width() for row in rows), sum(row.get_height() for row in rows)
         veil = self.pygame.Surface((width + size, height + size // 2), self.pygame.SRCALPHA)
         self.pygame.draw.rect(veil, self.VEIL, veil.get_rect(), border_radius=size // 5)
         top = size // 4
-        for ink in inks:
-            veil.blit(ink, (size // 2, top))
-            top += ink.get_height()
-        screen.blit(veil, veil.get_rect(**place))
+        for row in rows:
+            veil.blit(row, (size // 2, top))
+            top += row.get_height()
+        screen.blit(veil, veil.get_rect(**corner))
 
 
-def fact_lines(facts: dict, clock: StepClock) -> list[str]:
-    """`Session.facts` in words, a line each."""
-    position = ", ".join(f"{x:.1f}" for x in facts["position"]) or "not kept by this world"
+def stats_lines(stats: dict, clock: StepClock) -> list[str]:
+    """`Session.stats` as lines of text."""
+    position = ", ".join(f"{x:.1f}" for x in stats["position"])
     return [
-        f"{clock.rate:.1f} of {clock.fps:g} steps/s, step {facts['step']}",
-        f"{facts['step_ms']:.1f} ms: model {facts['model_ms']:.1f}, sampling {facts['choice_ms']:.1f}, "
-        f"decode {facts['decode_ms']:.1f}",
-        f"{facts['chosen']}; {facts['unique_codes']} different codes",
-        f"position {position}",
-        f"yaw {facts['yaw']:.0f}, pitch {facts['pitch']:.0f} degrees",
+        f"{clock.rate:.1f} of {clock.fps:g} steps/s, step {stats['step']}",
+        f"{stats['step_ms']:.1f} ms: model {stats['model_ms']:.1f}, sampling {stats['sampling_ms']:.1f}, "
+        f"decode {stats['decode_ms']:.1f}",
+        f"{stats['sampling']}; {stats['unique_codes']} unique codes",
+        f"position {position} m" if position else "position unknown to this model",
+        f"yaw {stats['yaw']:.0f}, pitch {stats['pitch']:.0f} degrees",
     ]

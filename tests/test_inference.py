@@ -1,4 +1,4 @@
-"""inference.py and what it starts from (start.py): the kinds of start, the files written, the refusals."""
+"""inference.py: the kinds of start, the files written, pipes, and the refusals."""
 
 import io
 import json
@@ -21,13 +21,12 @@ from dataset.token_files import read_token_file, write_token_file
 from rollout import context
 from rollout.action_script import parse
 from rollout.rollout import Rollout
-from rollout.sampling import SamplingConfig
 from runtime import checkpoint
 from runtime.video import read_frames, save_image, video_fps, write_video
 from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 
 ROOT = Path(__file__).resolve().parent.parent
-# Buffered, as Python is unless told otherwise.
+# Buffered stdout, which is Python's default.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
 
 
@@ -44,8 +43,29 @@ def run(tiny, tmp_path, capsys):
 
 
 @pytest.fixture
-def world(tiny):
-    return context.load_world(inference.build_parser().parse_args(tiny.flags))
+def run_pipe(tiny, monkeypatch, capsys):
+    """Runs inference.py between two pipes; gives (exit status, the bytes on stdout, stderr)."""
+
+    def run_pipe(stdin: bytes, *flags) -> tuple[int, bytes, str]:
+        words = ["--script", "-", "--out", "-", "--scale", 1, *flags]
+        if "--context_npz" not in flags:
+            words += ["--context_npz", tiny.tokens]
+        stdout = io.TextIOWrapper(io.BytesIO())
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            patch.setattr("sys.stdout", stdout)
+            status = inference.main([*tiny.flags, *map(str, words)])
+        return status, stdout.buffer.getvalue(), capsys.readouterr().err
+
+    return run_pipe
+
+
+def load(*flags) -> tuple[context.World, Rollout, inference.InferenceConfig]:
+    """The world, the rollout and the config of some flags."""
+    config = inference.parse_config([*map(str, flags)])
+    f = config.rollout
+    world = context.load_world(f.checkpoint, f.vqvae_ckpt, f.device, f.precision)
+    return world, Rollout(world.model, f.sampling, f.seed, world.dtype), config
 
 
 def make_clip(folder: Path, entries: list[dict] | None, frames: int, fps: float = 16.0) -> Path:
@@ -80,14 +100,14 @@ def test_recorded_actions_are_shown_beside_the_truth(run, tiny, tmp_path):
     assert cv2.imread(str(tmp_path / "out.png")) is not None
 
 
-def test_a_perfect_dream_scores_perfectly(run, tiny, world, tmp_path):
-    """Truth made by the model itself, greedily: a slip of one frame anywhere would show."""
+def test_a_perfect_rollout_scores_perfectly(run, tiny, tmp_path):
+    """The truth is made by the model itself, greedily: an offset of one frame anywhere would show."""
     recorded = read_token_file(tiny.tokens)
-    rollout = Rollout(world.model, world.tokenizer, SamplingConfig(greedy=True), dtype=world.dtype)
-    context, actions = torch.from_numpy(recorded["tokens"][:6].astype(np.int64)), recorded["actions"]
-    rollout.prime(context[None], torch.from_numpy(actions[None, :5]))
+    _, rollout, _ = load(*tiny.flags, "--greedy")
+    first, actions = torch.from_numpy(recorded["tokens"][:6].astype(np.int64)), recorded["actions"]
+    rollout.prime(first[None], torch.from_numpy(actions[None, :5]))
     generated = rollout.run(torch.from_numpy(actions[None, 5:]))[0]
-    write_token_file(tmp_path / "own.npz", torch.cat([context, generated]).numpy(), actions, recorded["pose"])
+    write_token_file(tmp_path / "own.npz", torch.cat([first, generated]).numpy(), actions, recorded["pose"])
     _, out, _ = run("--context_npz", tmp_path / "own.npz", "--warmup", 6, "--greedy")
     assert "token accuracy 1.000" in out and "PSNR 58.9" in out
 
@@ -104,9 +124,8 @@ def test_webm_and_fps(run, tiny, tmp_path):
     assert len(list(read_frames(out))) == 5 and video_fps(out) == 8
 
 
-@pytest.mark.parametrize("size", [(16, 32), (200, 300), (5, 7)])
-def test_from_a_picture_of_any_size(run, world, tmp_path, size):
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+def test_from_a_picture(run, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     save_image(tmp_path / "start.png", picture)
     status, out, _ = run("--start", tmp_path / "start.png", "--script", "w*4", "--scale", 1)
     assert status == 0 and "(1 of context)" in out
@@ -126,30 +145,10 @@ def test_from_a_clip_by_its_own_actions(run, tmp_path):
     assert shape_of(tmp_path / "out.mp4") == (5, 16 + 16, 96, 3)
 
 
-def test_entry_k_leads_from_frame_k_minus_1_to_k(world, tmp_path):
-    clip = make_clip(tmp_path, [entry(0.9, ws=2), *[entry(0.05 * k, ws=1) for k in range(1, 8)]], 8)
-    recording = context.read_clip(clip, world)
-    assert len(recording) == 8 and len(recording.actions) == 7
-    assert np.allclose(recording.actions[:, 0], 0.05 * np.arange(1, 8))
-    assert (recording.actions[:, 3] == 1).all()  # entry "0" belongs to no frame
-    frames = np.stack([context.to_size(f, world) for f in read_frames(clip)])
-    assert torch.equal(recording.tokens, context.encode(list(frames), world))
-
-
-def test_a_faster_clip_is_thinned_out_and_its_actions_pooled(world, tmp_path):
-    clip = make_clip(tmp_path, [entry(9), *[entry(0.05 * k) for k in range(1, 10)]], 10, fps=32)
-    recording = context.read_clip(clip, world)
-    assert len(recording) == 5  # frames 0, 2, 4, 6, 8; the turns between them add up
-    assert np.allclose(recording.actions[:, 0], [0.15, 0.35, 0.55, 0.75])
-
-
-def test_json_beside_the_clip_and_no_json(run, world, tmp_path):
-    clip = make_clip(tmp_path, [entry(), *[entry(0.5)] * 5], 6)
-    (tmp_path / "metadata" / "c.json").rename(clip.with_suffix(".json"))
-    assert np.allclose(context.read_clip(clip, world).actions[:, 0], 0.5)
-    clip.with_suffix(".json").unlink()
+def test_a_clip_without_actions_gives_its_first_frame(run, tmp_path):
+    clip = make_clip(tmp_path, None, 3)
     status, out, _ = run("--start", clip, "--script", "w*2")
-    assert status == 0 and "only its first frame" in out and "(1 of context)" in out
+    assert status == 0 and "only the first frame is used" in out and "(1 of context)" in out
 
 
 def test_whole_recording_as_context(run, tiny):
@@ -158,11 +157,9 @@ def test_whole_recording_as_context(run, tiny):
 
 
 def rollout_tokens(tiny, *flags) -> torch.Tensor:
-    args = inference.build_parser().parse_args([*tiny.flags, "--context_npz", str(tiny.tokens), *flags])
-    world = context.load_world(args)
-    first = context.load_recording(context.starts(args)[0], world).first(args.context_frames)
-    rollout = context.rollout_of(world, args)
-    rollout.prime(first.tokens[None], first.actions[None])
+    world, rollout, config = load(*tiny.flags, "--context_npz", tiny.tokens, *flags)
+    (path,) = config.rollout.starts
+    context.prime(rollout, [context.load_recording(path, world).first(config.rollout.context_frames)])
     return rollout.run(torch.from_numpy(parse("w*8,yaw+0.5*4"))[None])
 
 
@@ -186,9 +183,9 @@ def other(tiny, tmp_path) -> Path:
     return path
 
 
-def test_several_starts_are_dreamt_as_each_alone(run, tiny, other, tmp_path):
+def test_several_starts_give_the_frames_of_each_alone(run, tiny, other, tmp_path):
     def frames(*starts: Path) -> np.ndarray:
-        flags = "--context_frames", 4, "--frames", 6, "--scale", 1, "--greedy", "--columns", "rollout"
+        flags = "--context_frames", 4, "--frames", 6, "--scale", 1, "--greedy", "--columns", "generated"
         status, out, _ = run("--context_npz", *starts, *flags, "--out", tmp_path / "a.gif")
         assert status == 0
         with Image.open(tmp_path / "a.gif") as gif:
@@ -196,32 +193,27 @@ def test_several_starts_are_dreamt_as_each_alone(run, tiny, other, tmp_path):
             for n in range(gif.n_frames):
                 gif.seek(n)
                 found.append(np.asarray(gif.convert("RGB")).astype(int))
-        said.append(out)
+        printed.append(out)
         return np.stack(found)
 
-    said = []
+    printed = []
     one, _, both = frames(tiny.tokens), frames(other), frames(tiny.tokens, other)
     assert one.shape == (6, 16, 32, 3) and both.shape == (6, 16 + 16, 2 * 32, 3)  # 16: the names
 
     def scores(out: str) -> dict[str, str]:
         return dict(re.findall(r"^(\w+), against.*PSNR ([\d.]+) dB", out, re.M))
 
-    assert scores(said[2])["clip"] == scores(said[0])["clip"]
-    assert scores(said[2])["other"] == scores(said[1])["other"]
-    assert scores(said[0])["clip"] != scores(said[1])["other"]
-    mean = (float(scores(said[0])["clip"]) + float(scores(said[1])["other"])) / 2
-    assert float(scores(said[2])["mean"]) == pytest.approx(mean, abs=0.02)
+    assert scores(printed[2])["clip"] == scores(printed[0])["clip"]
+    assert scores(printed[2])["other"] == scores(printed[1])["other"]
+    assert scores(printed[0])["clip"] != scores(printed[1])["other"]
+    mean = (float(scores(printed[0])["clip"]) + float(scores(printed[1])["other"])) / 2
+    assert float(scores(printed[2])["mean"]) == pytest.approx(mean, abs=0.02)
 
 
-def test_places_that_ship_start_a_dream_by_name(tiny):
-    args = inference.build_parser().parse_args(["--start", "all"])
-    assert [path.stem for path in context.starts(args)] == list(context.places())
-
-
-def test_the_shortest_context_counts_for_all(run, tiny, other, tmp_path):
+def test_the_shortest_context_is_used_for_all(run, tiny, other, tmp_path):
     save_image(tmp_path / "photo.png", np.zeros((16, 32, 3), np.uint8))
     status, out, _ = run("--start", tiny.tokens, tmp_path / "photo.png", "--script", "w*2")
-    assert status == 0 and "the last 1 frames of each context" in out and "(1 of context)" in out
+    assert status == 0 and "context: the last 1 frames of each" in out and "(1 of context)" in out
     status, out, _ = run("--start", tiny.tokens, other, "--context_frames", 20, "--frames", 50)
     assert status == 0 and "only 10 actions" in out and "generated 10 frames" in out
     status, out, _ = run("--start", tmp_path / "photo.png", tiny.tokens, "--frames", 2)
@@ -233,10 +225,10 @@ def test_video_and_sheet_name_the_starts(run, tiny, tmp_path):
     for name in ("here", "there"):
         write_token_file(tmp_path / f"{name}.npz", **read_token_file(tiny.tokens))
         starts = "--context_npz", tiny.tokens, tmp_path / f"{name}.npz"
-        assert run(*starts, "--frames", 2, "--columns", "rollout")[0] == 0
+        assert run(*starts, "--frames", 2, "--columns", "generated")[0] == 0
         shown[name] = next(read_frames(tmp_path / "out.mp4")), cv2.imread(str(tmp_path / "out.png"))
     for here, there in zip(shown["here"], shown["there"], strict=True):
-        assert here.shape == there.shape and (here != there).any()  # the same but for the name
+        assert here.shape == there.shape and (here != there).any()  # the same except for the name
 
 
 def test_columns(run, tiny, tmp_path):
@@ -246,13 +238,13 @@ def test_columns(run, tiny, tmp_path):
         assert run(*flags, tmp_path / f"{column}.webm", "--columns", column)[0] == 0
         shown[column] = np.stack(list(read_frames(tmp_path / f"{column}.webm"))).astype(int)
         assert shown[column].shape == (3, 16, 32, 3)
-    expected = (inference.GAIN * np.abs(shown["truth"] - shown["rollout"])).clip(0, 255)
-    assert np.abs(shown["difference"] - expected).mean() < 12 < np.abs(shown["rollout"] - expected).mean()
+    expected = (inference.GAIN * np.abs(shown["truth"] - shown["generated"])).clip(0, 255)
+    assert np.abs(shown["difference"] - expected).mean() < 12 < np.abs(shown["generated"] - expected).mean()
     status, out, _ = run(*flags, tmp_path / "a.mp4", "--script", "w*2", "--columns", "truth")
-    assert status == 0 and "the rollout alone" in out
+    assert status == 0 and "showing generated only" in out
 
 
-def test_what_was_played_plays_again(run, tiny, tmp_path):
+def test_saved_actions_give_the_same_actions(run, tiny, tmp_path):
     played = tmp_path / "deep" / "played.txt"
     assert run("--context_npz", tiny.tokens, "--frames", 9, "--save_actions", played)[0] == 0
     recorded = read_token_file(tiny.tokens)["actions"][15:24]
@@ -261,46 +253,43 @@ def test_what_was_played_plays_again(run, tiny, tmp_path):
     assert status == 0 and "generated 9 frames" in out
 
 
-def pipe(tiny, *flags) -> subprocess.Popen:
-    """inference.py between two pipes, 32x16 pixels a start."""
-    words = [*tiny.flags, "--script", "-", "--out", "-", "--scale", "1", *flags]
-    if "--context_npz" not in flags:
-        words += ["--context_npz", tiny.tokens]
+def test_a_program_in_the_loop_gets_a_frame_for_each_action(tiny, tmp_path):
+    """It writes the next action only after it has read the frame of the last one; then it closes its end."""
+    played = tmp_path / "played.txt"
+    words = [*tiny.flags, "--script", "-", "--out", "-", "--scale", "1", "--greedy"]
+    words += ["--context_npz", tiny.tokens, "--save_actions", played]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "inference.py"), *map(str, words)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
     )  # fmt: skip
-    # A frame that never comes would be waited for without end.
-    watch = threading.Timer(120, process.kill)
-    watch.daemon = True
-    watch.start()
-    return process
-
-
-def test_a_program_in_the_loop_gets_a_frame_for_each_action(tiny):
-    """It writes the next action only once it has seen what came of the one before."""
-    with pipe(tiny, "--greedy") as process:
+    watchdog = threading.Timer(120, process.kill)  # a missing frame would block for ever
+    watchdog.daemon = True
+    watchdog.start()
+    with process:
         frames = []
         for line, count in ((b"w\n", 1), (b"# nothing\n", 0), (b"yaw+1*2\n", 2), (b"[0,0,0,1,1]\n", 1)):
             process.stdin.write(line)
             process.stdin.flush()
             frames += [process.stdout.read(16 * 32 * 3) for _ in range(count)]
+        process.stdout.close()
+        process.stdin.write(b"d*50\n")
         process.stdin.close()
-        assert process.stdout.read() == b"" and process.wait() == 0
-        assert "32x16 RGB24 at 16 frames/s" in process.stderr.read().decode()
-    args = inference.build_parser().parse_args([*tiny.flags, "--greedy"])
-    world = context.load_world(args)
-    rollout = context.rollout_of(world, args)
-    context.prime(rollout, [context.read_tokens(tiny.tokens, world).first(16)])
+        err = process.stderr.read().decode()
+        assert process.wait() == 0 and "Traceback" not in err and "Error" not in err
+    watchdog.cancel()
+    assert "32x16 RGB24 at 16 frames/s" in err and "stdout was closed" in err
+    assert played.read_text() == "w*1\nyaw+1.00*2\nw+jump*1\nd*1\n"  # the frame of d had no reader
+    world, rollout, _ = load(*tiny.flags, "--greedy")
+    context.prime(rollout, [context.load_recording(tiny.tokens, world).first(16)])
     for frame, action in zip(frames, parse("w,yaw+1*2,w+jump"), strict=True):
         rollout.step(torch.from_numpy(action)[None])
         assert frame == rollout.pictures()[0].numpy().tobytes()
 
 
-def test_several_starts_lie_side_by_side_in_a_pipe_without_names(tiny, other):
+def test_several_starts_lie_side_by_side_in_a_pipe_without_names(tiny, other, run_pipe):
     def frames(*starts: Path) -> np.ndarray:
-        out, said = pipe(tiny, "--greedy", "--context_npz", *starts).communicate(b"w*3,yaw+1*2\n")
-        assert f"{32 * len(starts)}x16 RGB24" in said.decode()
+        status, out, err = run_pipe(b"w*3,yaw+1*2\n", "--greedy", "--context_npz", *starts)
+        assert status == 0 and f"{32 * len(starts)}x16 RGB24" in err
         return np.frombuffer(out, np.uint8).reshape(5, 16, 32 * len(starts), 3)
 
     one, two = frames(tiny.tokens), frames(other)
@@ -308,44 +297,36 @@ def test_several_starts_lie_side_by_side_in_a_pipe_without_names(tiny, other):
     np.testing.assert_array_equal(frames(tiny.tokens, other), np.concatenate([one, two], 2))
 
 
-def test_recorded_actions_into_a_pipe(tiny, run):
-    """Only the rollout goes there, and it is compared all the same."""
+def test_recorded_actions_into_a_pipe(tiny, run, monkeypatch, capsys):
+    """Only the generated frames go there; the scores are printed all the same."""
+    stdout = io.TextIOWrapper(io.BytesIO())
     words = [*tiny.flags, "--context_npz", tiny.tokens, "--frames", 7, "--scale", 2, "--out", "-"]
-    words = [sys.executable, str(ROOT / "inference.py"), *map(str, words), "--columns", "truth"]
-    done = subprocess.run(words, capture_output=True, env=ENVIRONMENT)
-    said = done.stderr.decode()
-    assert done.returncode == 0 and len(done.stdout) == 7 * 32 * 64 * 3
-    assert "the rollout alone is shown" in said and "token accuracy" in said and "Traceback" not in said
-    scores = re.search("PSNR.*", said).group()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stdout)
+        assert inference.main([*map(str, words), "--columns", "truth"]) == 0
+    err = capsys.readouterr().err
+    assert len(stdout.buffer.getvalue()) == 7 * 32 * 64 * 3
+    assert "showing generated only" in err and "token accuracy" in err and "Traceback" not in err
+    scores = re.search("PSNR.*", err).group()
     assert scores in run("--context_npz", tiny.tokens, "--frames", 7)[1]
 
 
-def test_frames_are_not_poured_into_a_terminal(tiny):
-    terminal, end = os.openpty()
-    words = [sys.executable, str(ROOT / "inference.py"), *tiny.flags, "--out", "-"]
-    done = subprocess.run(words, stdout=end, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True)
-    os.close(end)
-    os.close(terminal)
-    refused((done.returncode, "", done.stderr), "--out -", "terminal")
+def test_frames_are_not_written_to_a_terminal(tiny, monkeypatch, capsys):
+    controller, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stdout)
+        status = inference.main([*tiny.flags, "--out", "-"])
+    os.close(controller)
+    refused((status, *capsys.readouterr()), "--out -", "terminal")
 
 
-def test_a_bad_line_is_named_and_a_closed_pipe_is_an_end(tiny, tmp_path):
-    for line, place in ((b"w,fly", 3), (b"  w*x", 5), (b"\xff\x00", 1), (b"[0,0,2,0,0]", 6)):
-        with pipe(tiny) as process:
-            out, said = process.communicate(b"w\n\n" + line + b"\nw\n")
-            assert process.returncode == 2 and len(out) == 16 * 32 * 3
-            refused((2, "", said.decode()), "stdin, line 3: action script", f"character {place}:")
-    with pipe(tiny, "--save_actions", tmp_path / "played.txt") as process:
-        process.stdin.write(b"w\n")
-        process.stdin.flush()
-        process.stdout.read(16 * 32 * 3)
-        process.stdout.close()
-        process.stdin.write(b"w*50\n")
-        process.stdin.close()
-        said = process.stderr.read().decode()
-        assert process.wait() == 0 and "Traceback" not in said and "Error" not in said
-        assert "stdout was closed" in said
-    assert (tmp_path / "played.txt").read_text() == "w*2\n"  # the second had nowhere to go
+@pytest.mark.parametrize(
+    "line, position", [(b"w,fly", 3), (b"  w*x", 5), (b"\xff\x00", 1), (b"[0,0,2,0,0]", 6)]
+)
+def test_a_bad_line_is_named(run_pipe, line, position):
+    status, out, err = run_pipe(b"w\n\n" + line + b"\nw\n")
+    assert len(out) == 16 * 32 * 3
+    refused((status, "", err), "stdin, line 3: action script", f"character {position}:")
 
 
 def test_lines_from_stdin_into_a_video(run, tiny, tmp_path, monkeypatch):
@@ -364,7 +345,7 @@ def test_lines_from_stdin_into_a_video(run, tiny, tmp_path, monkeypatch):
 
 
 def refused(result: tuple[int, str, str], *parts: str) -> None:
-    """One line on stderr that holds `parts`, exit status 2."""
+    """Checks for exit status 2 and one error line on stderr that contains `parts`."""
     status, _, err = result
     assert status == 2
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -396,7 +377,7 @@ def test_broken_files_are_named(run, tiny, tmp_path):
     refused(run("--start", clip), "c.json", "not a clip's metadata")
 
 
-def test_files_that_do_not_go_together_are_refused(run, tiny, tmp_path):
+def test_files_that_do_not_belong_together_are_refused(run, tiny, tmp_path):
     other = tmp_path / "other.pt"
     checkpoint.save(other, tokenizer_content(tiny_vqvae(seed=5)))
     refused(run("--vqvae_ckpt", other), "was made by tokenizer", str(tiny.world))
@@ -408,7 +389,7 @@ def test_files_that_do_not_go_together_are_refused(run, tiny, tmp_path):
     write_manifest(copy, load_tokenizer(tiny.tokenizer).fingerprint, fps=8.0)
     refused(run("--context_npz", copy), "8 frames/s", "--fps_target 16")
     (tmp_path / "manifest.json").unlink()
-    assert run("--context_npz", copy, "--script", "w")[0] == 0  # nothing to hold against it
+    assert run("--context_npz", copy, "--script", "w")[0] == 0  # without a manifest nothing contradicts it
 
     content = read_token_file(copy)
     write_token_file(copy, content["tokens"] + 1000, content["actions"], content["pose"])

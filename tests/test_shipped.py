@@ -10,13 +10,13 @@ import live_inference
 from dataset.token_files import SAMPLE_TOKENS, SAMPLES, Manifest, read_token_file, unpack_indices
 from dataset.windows import TokenClips
 from metrics import psnr, token_accuracy
-from rollout.context import PLACES
+from rollout.context import START_PLACES
 from rollout.rollout import Rollout
 from rollout.sampling import PLAY
 from rollout.world_model import SHIPPED_WORLD, load_world_model
 from runtime import checkpoint
 from runtime.video import read_frames, resize, to_float
-from tools.cut_start_places import PLACE_FRAMES
+from tools.cut_start_places import START_PLACE_FRAMES
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 
@@ -32,7 +32,7 @@ def clips(tokenizer) -> TokenClips:
 
 def test_checksums_are_those_of_the_files():
     listed = dict(reversed(line.split("  ")) for line in checkpoint.SUMS.read_text().splitlines())
-    files = [*checkpoint.SHIPPED.glob("*.pt"), *PLACES.glob("*.npz")]
+    files = [*checkpoint.SHIPPED.glob("*.pt"), *START_PLACES.glob("*.npz")]
     assert {str(file.relative_to(checkpoint.SHIPPED)) for file in files} == set(listed)
     for file in files:
         assert (
@@ -56,11 +56,11 @@ def test_damaged_file_that_ships_is_refused(tmp_path, monkeypatch):
 
 
 def test_start_places_are_of_held_out_worlds_with_recorded_frames_to_compare(tokenizer):
-    manifest = Manifest.load(PLACES)
+    manifest = Manifest.load(START_PLACES)
     assert manifest.tokenizer == tokenizer.fingerprint and len(manifest.clips) >= 5
     for clip in manifest.clips:
-        content = read_token_file(PLACES / clip.file)
-        assert clip.split == "val" and len(content["tokens"]) == clip.frames == PLACE_FRAMES
+        content = read_token_file(START_PLACES / clip.file)
+        assert clip.split == "val" and len(content["tokens"]) == clip.frames == START_PLACE_FRAMES
         assert np.isfinite(content["pose"]).all() and len(np.unique(content["tokens"][15])) > 60
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Cuts start places out of token files.
+"""Cuts start places out of token files, like those in checkpoints/starts.
 
 python tools/cut_start_places.py tokens/mine outputs/starts meadow=clip_0001:120
 """
@@ -7,40 +7,47 @@ python tools/cut_start_places.py tokens/mine outputs/starts meadow=clip_0001:120
 import argparse
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.token_files import (
-    ClipEntry,
-    DataError,
-    Manifest,
-    read_token_file,
-    write_token_file,
-)
+from dataset.token_files import ClipEntry, DataError, Manifest, read_token_file, write_token_file
 from runtime.errors import run_script
 
-PLACE_FRAMES = 161  # of a start place: 16 to prime on, nine seconds to compare a rollout with
+START_PLACE_FRAMES = 161  # 16 of context, and nine seconds to compare a rollout with
 
 
-def cut_places(source: Path, target: Path, wanted: dict[str, tuple[str, int]]) -> None:
-    """Cuts start places out of the token files of the folder `source`: name -> (clip, first frame).
+def parse_start_places(words: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """["NAME=CLIP:FRAME", ...] -> {name: (clip, first frame)}. Raises DataError for any other form."""
+    start_places = {}
+    for word in words:
+        match = re.fullmatch(r"(\w+)=(.+):(\d+)", word)
+        if match is None:
+            raise DataError(f"{word}: expected NAME=CLIP:FRAME, e.g. meadow=clip_0001:120")
+        start_places[match[1]] = match[2], int(match[3])
+    return start_places
 
-    Writes `PLACE_FRAMES` frames of each and a manifest. Raises DataError for a clip that is not there or too
-    short.
+
+def cut_start_places(source: Path, target: Path, start_places: Mapping[str, tuple[str, int]]) -> None:
+    """Writes START_PLACE_FRAMES frames of each start place, and a manifest, into the folder `target`.
+
+    `source` is a folder of token files, `start_places` maps a name to a clip and its first frame. Raises
+    DataError for a clip that does not exist or is too short.
     """
     manifest = Manifest.load(source)
     clips = {clip.name: clip for clip in manifest.clips}
     entries = []
     target.mkdir(parents=True, exist_ok=True)
-    for name, (clip, first) in wanted.items():
-        if clip not in clips or clips[clip].frames < first + PLACE_FRAMES:
+    for name, (clip, first) in start_places.items():
+        if clip not in clips or clips[clip].frames < first + START_PLACE_FRAMES:
             raise DataError(
-                f"{source}: no clip {clip} of {first + PLACE_FRAMES} frames; give one that it has"
+                f"{source}: no clip {clip} of {first + START_PLACE_FRAMES} frames; name another clip or an "
+                "earlier frame"
             )
         content = read_token_file(source / clips[clip].file)
-        last = first + PLACE_FRAMES - 1
+        last = first + START_PLACE_FRAMES - 1
         file = f"{name}.npz"
         write_token_file(
             target / file,
@@ -49,30 +56,23 @@ def cut_places(source: Path, target: Path, wanted: dict[str, tuple[str, int]]) -
             content["pose"][first : last + 1],
         )
         entries.append(
-            ClipEntry(name, file, PLACE_FRAMES, clips[clip].split, f"{clip}.mp4", [first, last, 1])
+            ClipEntry(name, file, START_PLACE_FRAMES, clips[clip].split, f"{clip}.mp4", [first, last, 1])
         )
     replace(manifest, clips=entries, skipped=[]).save(target)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="cuts start places out of token files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="folder of token files")
     parser.add_argument("target", type=Path, help="folder to write")
-    parser.add_argument("places", nargs="+", metavar="NAME=CLIP:FRAME", help="name, clip, first frame")
-
+    parser.add_argument("start_places", nargs="+", metavar="NAME=CLIP:FRAME", help="name, clip, first frame")
     args = parser.parse_args(arguments)
-
-    def run() -> None:
-        wanted = {}
-        for word in args.places:
-            match = re.fullmatch(r"(\w+)=(.+):(\d+)", word)
-            if match is None:
-                raise DataError(f"{word}: expected NAME=CLIP:FRAME")
-            wanted[match[1]] = match[2], int(match[3])
-        cut_places(args.source, args.target, wanted)
-
-    return run_script(run)
+    return run_script(
+        lambda: cut_start_places(args.source, args.target, parse_start_places(args.start_places))
+    )
 
 
 if __name__ == "__main__":

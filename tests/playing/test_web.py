@@ -1,6 +1,5 @@
-"""playing/web.py and playing/page.html: the server with real sockets, the page in a real Chromium."""
+"""playing/web.py and playing/page.html: the server with real sockets, the page in Chromium."""
 
-import argparse
 import asyncio
 import json
 import os
@@ -13,13 +12,13 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import cv2
 import numpy as np
 import pytest
+from play_session import FPS, SENS, make_session
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -30,35 +29,18 @@ from dataset.actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
 from playing import web
 from playing.controls import Controls, StepClock
 from playing.session import Session
-from rollout.context import add_arguments, load_recording, load_world, rollout_of
 
-FPS, SENS = 16.0, 0.15
-PATIENCE = 30.0  # seconds for what happens at once on an idle machine
+PATIENCE = 30.0  # seconds to wait for what an idle machine does at once
 CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 
 
 @pytest.fixture
 def session(tiny, tmp_path):
-    """A session on the tiny world with two places; notes the actions that reach the model in `seen`."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    args = parser.parse_args(tiny.flags)
-    world = load_world(args)
-    place = load_recording(tiny.tokens, world)
-    session = Session(world, rollout_of(world, args), [place, replace(place, name="other.npz")], 16, tmp_path)
-    session.seen = []
-    predict = session.rollout.predict
-
-    def spy(actions):
-        session.seen.append(actions[0].tolist())
-        return predict(actions)
-
-    session.rollout.predict = spy
-    return session
+    return make_session(tiny, tmp_path)
 
 
 class Gate:
-    """A time that stands still: `let` so many steps pass; `open`, all of them, as fast as they go."""
+    """A clock that waits: `let` lets so many steps pass, `open` all of them, without waiting."""
 
     def __init__(self, is_open: bool = False):
         self.time, self.is_open, self.passes = 100.0, is_open, threading.Semaphore(0)
@@ -86,10 +68,10 @@ def free_port() -> int:
 
 
 async def until(condition, what: str) -> None:
-    """Waits until the condition holds."""
+    """Waits until the condition is true."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, f"waited in vain for: {what}"
+        assert time.monotonic() < end, f"did not happen: {what}"
         await asyncio.sleep(0.005)
 
 
@@ -99,31 +81,31 @@ class Page:
     def __init__(self, connection: aiohttp.ClientWebSocketResponse):
         self.connection, self.received = connection, 0
 
-    async def say(self, **message) -> None:
+    async def send(self, **message) -> None:
         await self.connection.send_json(message)
 
-    async def hear(self) -> tuple[dict, bytes]:
+    async def receive(self) -> tuple[dict, bytes]:
         """The next message: header and PNG."""
         message = await self.connection.receive(PATIENCE)
         if message.type == aiohttp.WSMsgType.TEXT:
             return json.loads(message.data), b""
         assert message.type == aiohttp.WSMsgType.BINARY, message
         self.received += 1
-        await self.say(seen=self.received)
+        await self.send(shown=self.received)
         (length,) = struct.unpack_from("<I", message.data)
         return json.loads(message.data[4 : 4 + length]), message.data[4 + length :]
 
-    async def hear_of(self, condition) -> tuple[dict, bytes]:
-        """The next message of which the condition holds."""
+    async def receive_until(self, condition) -> tuple[dict, bytes]:
+        """Reads messages up to the first for which the condition is true."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            header, picture = await self.hear()
+            header, picture = await self.receive()
             if condition(header):
                 return header, picture
-        raise AssertionError("waited in vain for a message")
+        raise AssertionError("no such message")
 
     async def closed(self) -> tuple[int, str]:
-        """Reads to the end: close code and reason."""
+        """Reads until the connection is closed -> close code and reason."""
         while True:
             message = await self.connection.receive(PATIENCE)
             if message.type == aiohttp.WSMsgType.CLOSE:
@@ -132,7 +114,7 @@ class Page:
 
 
 class Served:
-    """A server that is running, and a client to talk to it."""
+    """A running server and a client."""
 
     def __init__(self, server: web.Server, port: int, client: aiohttp.ClientSession):
         self.server, self.port, self.client = server, port, client
@@ -151,7 +133,7 @@ class Served:
 
 @asynccontextmanager
 async def served(session: Session, gate: Gate | None = None, token: str | None = None):
-    """The real server on a free port, in this event loop; gate None: in real time."""
+    """The server on a free port, in this event loop; gate None: an open one."""
     gate = gate or Gate(is_open=True)
     server = web.Server(
         session, Controls(FPS, 15.0, SENS), StepClock(FPS, gate.now, gate.sleep), "127.0.0.1", token
@@ -168,7 +150,7 @@ async def served(session: Session, gate: Gate | None = None, token: str | None =
                         break
                 await asyncio.sleep(0.01)
             yield Served(server, port, client)
-            assert not task.done(), "the server broke down"
+            assert not task.done(), "the server failed"
     finally:
         gate.open()
         task.cancel()
@@ -178,7 +160,7 @@ async def served(session: Session, gate: Gate | None = None, token: str | None =
 # ---------------------------------------------------------------- messages
 
 
-def test_the_page_loads_and_needs_nothing_else(session):
+def test_the_page_needs_no_other_files(session):
     async def scenario():
         async with served(session) as at, at.client.get(at.url + "/") as answer:
             assert answer.status == 200 and answer.content_type == "text/html"
@@ -190,40 +172,40 @@ def test_the_page_loads_and_needs_nothing_else(session):
     assert not re.findall(r"https?://|src=|@import|url\(", text)
 
 
-def test_hello_has_the_one_key_map_and_pictures_follow(session):
+def test_the_hello_contains_the_key_map_and_pictures_follow(session):
     async def scenario():
         async with served(session) as at:
             page = await at.connect()
-            hello, _ = await page.hear()
+            hello, _ = await page.receive()
             assert hello["kind"] == "hello" and hello["fps"] == FPS
-            assert {(b["does"], b["code"]) for b in hello["controls"]} == {
-                (b.does, b.code) for b in web.CONTROLS
+            assert {(b["name"], b["code"]) for b in hello["controls"]} == {
+                (b.name, b.code) for b in web.CONTROLS
             }
             assert len(hello["commands"]) == len(web.COMMANDS) and len(hello["view"]) == len(
                 web.VIEW_COMMANDS
             )
-            first, picture = await page.hear()
-            assert first["kind"] == "frame" and first["facts"]["step"] == 0  # the start, before any step
+            first, picture = await page.receive()
+            assert first["kind"] == "frame" and first["stats"]["step"] == 0  # the start picture
             image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
             assert image.shape == (16, 32, 3)
-            second, _ = await page.hear()
-            assert second["facts"]["step"] >= 1 and len(second["action"]) == 5
+            second, _ = await page.receive()
+            assert second["stats"]["step"] >= 1 and len(second["action"]) == 5
 
     asyncio.run(scenario())
 
 
-def test_the_picture_arrives_as_it_is(session):
+def test_the_picture_arrives_unchanged(session):
     async def scenario():
         async with served(session, Gate()) as at:
             page = await at.connect()
-            await page.hear()
-            return (await page.hear())[1]
+            await page.receive()
+            return (await page.receive())[1]
 
     image = cv2.imdecode(np.frombuffer(asyncio.run(scenario()), np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(image[..., ::-1], session.picture)
 
 
-def test_what_is_pressed_before_a_step_acts_on_it(session):
+def test_input_before_a_step_acts_on_it(session):
     gate = Gate()
 
     async def scenario():
@@ -231,32 +213,32 @@ def test_what_is_pressed_before_a_step_acts_on_it(session):
             page, controls = await at.connect(), at.server.controls
 
             async def step() -> list[float]:
-                steps = len(session.seen)
+                steps = len(session.actions_given)
                 gate.let()
-                await until(lambda: len(session.seen) > steps, "a step")
-                return session.seen[-1]
+                await until(lambda: len(session.actions_given) > steps, "a step")
+                return session.actions_given[-1]
 
             assert await step() == [0] * 5
-            # The world waits for the next step; what comes now is in time for it.
-            await page.say(press="forward")
-            await page.say(press="jump")
-            await page.say(release="jump")
-            await page.say(look=[20, -8.5])
-            await until(lambda: controls.turn[1] != 0, "the messages")
+            # The server waits for the next step, so this input is in time for it.
+            await page.send(press="forward")
+            await page.send(press="jump")
+            await page.send(release="jump")
+            await page.send(look=[20, -8.5])
+            await until(lambda: controls.pending_turn[1] != 0, "the messages")
             action = await step()
             assert [action[MOVE_X], action[MOVE_Z], action[JUMP]] == [0, 1, 1]
             assert np.allclose(action[:2], [20 * SENS / 15, -8.5 * SENS / 15])
             assert await step() == [0, 0, 0, 1, 0]
-            await page.say(blur=True)
-            await until(lambda: not controls.held, "letting go")
+            await page.send(blur=True)
+            await until(lambda: not controls.pressed, "the release")
             assert await step() == [0] * 5
-            assert len(session.seen) == 4
+            assert len(session.actions_given) == 4
 
     asyncio.run(scenario())
 
 
 def test_no_more_than_fps_steps_a_second(session):
-    """In real time, and whatever the page sends."""
+    """In real time, however much the page sends."""
 
     async def scenario():
         port = free_port()
@@ -269,10 +251,10 @@ def test_no_more_than_fps_steps_a_second(session):
             began = time.monotonic()
             while time.monotonic() - began < 1.5:
                 for _ in range(20):
-                    await page.say(look=[1, 0])
-                    await page.say(seen=10**6)
+                    await page.send(look=[1, 0])
+                    await page.send(shown=10**6)
                 await asyncio.sleep(0.005)
-            steps, seconds = len(session.seen), time.monotonic() - began
+            steps, seconds = len(session.actions_given), time.monotonic() - began
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return steps, seconds
@@ -285,41 +267,43 @@ MALFORMED = [
     "", "walk", "[" * 3000, "[]", "1", "{}", '{"press": "forward", "jump": true}', '{"press": "fly"}',
     '{"press": ["forward"]}', '{"release": {}}', '{"look": 3}', '{"look": [1]}', '{"look": ["1", 2]}',
     '{"look": [NaN, 0]}', '{"look": [Infinity, 0]}', f'{{"look": [1{"0" * 400}, 0]}}', '{"look": [true, 0]}',
-    '{"command": "quit"}', '{"command": "place 10"}', '{"command": ["next"]}', '{"seen": "all"}',
+    '{"command": "quit"}', '{"command": "start place 10"}', '{"command": ["next"]}', '{"shown": "all"}',
     '{"walk": true}',
 ]  # fmt: skip
 
 
-def test_malformed_messages_end_the_connection_and_not_the_world(session):
+def test_malformed_messages_end_the_connection_only(session):
     async def scenario():
         async with served(session) as at:
             for text in MALFORMED:
                 page = await at.connect()
                 await page.connection.send_str(text)
                 code, reason = await page.closed()
-                assert code == web.NOT_UNDERSTOOD and reason, text
+                assert code == web.MALFORMED and reason, text
                 await page.connection.close()
             page = await at.connect()
             await page.connection.send_bytes(b'{"blur": true}')
-            assert await page.closed() == (web.NOT_UNDERSTOOD, "not text")
+            assert await page.closed() == (web.MALFORMED, "not text")
             page = await at.connect()
             await page.connection.send_str(json.dumps({"command": "x" * 10_000}))
             assert (await page.closed())[0] == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
             page = await at.connect()
             steps = session.steps
-            await page.hear_of(lambda header: header["kind"] == "frame" and header["facts"]["step"] > steps)
+            await page.receive_until(
+                lambda header: header["kind"] == "frame" and header["stats"]["step"] > steps
+            )
 
     asyncio.run(scenario())
 
 
 def test_every_control_and_command_of_the_key_map_is_understood():
     for binding in web.CONTROLS:
-        assert web.parse(json.dumps({"press": binding.does})) == ("press", binding.does)
+        assert web.parse(json.dumps({"press": binding.name})) == ("press", binding.name)
     for binding in web.COMMANDS:
-        assert web.parse(json.dumps({"command": binding.does})) == ("command", binding.does)
+        assert web.parse(json.dumps({"command": binding.name})) == ("command", binding.name)
 
 
-# ---------------------------------------------------------------- who may play
+# ---------------------------------------------------------------- access
 
 
 def test_other_sites_and_other_names_are_refused(session):
@@ -329,9 +313,9 @@ def test_other_sites_and_other_names_are_refused(session):
             assert await at.refused() == 403  # no Origin at all
             assert await at.refused(Origin="http://evil.example") == 403
             assert await at.refused(Origin="null") == 403
-            assert await at.refused(Origin=f"http://{here}") == 403  # not the Host that was asked for
+            assert await at.refused(Origin=f"http://{here}") == 403  # differs from the Host
             assert await at.refused(Origin="http://[") == 403
-            # A name that was made to point here has its own Origin and Host.
+            # A foreign name that resolves to this machine has its own Origin and Host.
             evil = f"evil.example:{at.port}"
             assert await at.refused(Origin=f"http://{evil}", Host=evil) == 403
             for host, status in (
@@ -344,12 +328,12 @@ def test_other_sites_and_other_names_are_refused(session):
                     assert answer.status == status, host
             assert at.server.player is None
             page = await at.connect(Origin=f"http://{here}", Host=here)
-            assert (await page.hear())[0]["kind"] == "hello"
+            assert (await page.receive())[0]["kind"] == "hello"
 
     asyncio.run(scenario())
 
 
-def test_the_token_is_needed_for_all_of_it(session):
+def test_the_token_is_required_everywhere(session):
     async def scenario():
         async with served(session, token="s3cret") as at:
             for query, status in (
@@ -364,14 +348,14 @@ def test_the_token_is_needed_for_all_of_it(session):
                 assert answer.status == 200
             assert await at.refused(Origin=at.url) == 403
             page = await at.connect("?token=s3cret")
-            assert (await page.hear())[0]["kind"] == "hello"
+            assert (await page.receive())[0]["kind"] == "hello"
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_serve_until_ctrl_c(session, host, capsys):
-    """Prints what to open, asks for a token where others can come in, and stops cleanly."""
+    """Prints the address, requires a token where other machines can connect, and stops cleanly."""
     port, found = free_port(), {}
 
     def status(query: str) -> int:
@@ -383,11 +367,11 @@ def test_serve_until_ctrl_c(session, host, capsys):
     def visit() -> None:
         try:
             end = time.monotonic() + PATIENCE
-            while "said" not in found and time.monotonic() < end:
+            while "out" not in found and time.monotonic() < end:
                 with suppress(urllib.error.URLError, ConnectionError):
                     found["without"] = status("")
-                    found["said"] = capsys.readouterr().out
-                    found["with"] = status(re.search(r":\d+/(\S*)", found["said"])[1])
+                    found["out"] = capsys.readouterr().out
+                    found["with"] = status(re.search(r":\d+/(\S*)", found["out"])[1])
                 time.sleep(0.02)
         finally:
             os.kill(os.getpid(), signal.SIGINT)
@@ -396,15 +380,15 @@ def test_serve_until_ctrl_c(session, host, capsys):
     thread.start()
     web.serve(session, FPS, SENS, host, port)
     thread.join()
-    assert f"ssh -L {port}:127.0.0.1:{port} USER@HOST" in found["said"]
-    assert ("token=" in found["said"]) == (host == "0.0.0.0")
+    assert f"ssh -L {port}:127.0.0.1:{port} USER@HOST" in found["out"]
+    assert ("token=" in found["out"]) == (host == "0.0.0.0")
     assert (found["without"], found["with"]) == (403 if host == "0.0.0.0" else 200, 200)
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind((host, port))
 
 
-def test_a_port_in_use_is_said(session):
+def test_a_port_in_use_is_named(session):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -413,51 +397,51 @@ def test_a_port_in_use_is_said(session):
             web.serve(session, FPS, SENS, port=port)
 
 
-def test_the_second_player_is_told_and_the_first_plays_on(session):
+def test_a_second_page_is_refused_and_the_first_plays_on(session):
     async def scenario():
         async with served(session) as at:
             first = await at.connect()
-            await first.hear()
+            await first.receive()
             code, reason = await (await at.connect()).closed()
-            assert code == web.BUSY and "somebody is playing" in reason
+            assert code == web.BUSY and "another page is playing" in reason
             steps = session.steps
-            await first.hear_of(lambda header: header["facts"]["step"] > steps + 3)
+            await first.receive_until(lambda header: header["stats"]["step"] > steps + 3)
             await first.connection.close()
-            await until(lambda: at.server.player is None, "the first to go")
+            await until(lambda: at.server.player is None, "the first page to disconnect")
             third = await at.connect()
-            assert (await third.hear())[0]["kind"] == "hello"
+            assert (await third.receive())[0]["kind"] == "hello"
 
     asyncio.run(scenario())
 
 
-def test_the_world_waits_for_a_player_who_went_and_then_goes_on(session):
+def test_the_world_pauses_without_a_player(session):
     async def scenario():
         async with served(session) as at:  # steps as fast as they go
             await asyncio.sleep(0.2)
-            assert not session.seen
+            assert not session.actions_given
             page = await at.connect()
-            await page.say(press="forward")
-            await page.say(command="next")
-            await until(lambda: session.seen and session.seen[-1][MOVE_Z] == 1, "walking")
+            await page.send(press="forward")
+            await page.send(command="next")
+            await until(lambda: session.actions_given and session.actions_given[-1][MOVE_Z] == 1, "walking")
             await page.connection.close()
-            await until(lambda: at.server.player is None, "the player to go")
-            assert not at.server.controls.held
+            await until(lambda: at.server.player is None, "the player to disconnect")
+            assert not at.server.controls.pressed
             await asyncio.sleep(0.2)
-            steps, taken = session.steps, len(session.seen)
+            steps, given = session.steps, len(session.actions_given)
             await asyncio.sleep(0.5)
-            assert len(session.seen) == taken
+            assert len(session.actions_given) == given
             page = await at.connect()
-            header, _ = await page.hear_of(lambda header: header["kind"] == "frame")
-            assert header["facts"]["step"] == steps and header["facts"]["place"] == "other"
-            await page.hear_of(lambda header: header["facts"]["step"] > steps)
-            assert session.seen[taken] == [0] * 5
+            header, _ = await page.receive_until(lambda header: header["kind"] == "frame")
+            assert header["stats"]["step"] == steps and header["stats"]["start_place"] == "other"
+            await page.receive_until(lambda header: header["stats"]["step"] > steps)
+            assert session.actions_given[given] == [0] * 5
 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("claims", [False, True], ids=["never says", "says it has seen all"])
-def test_a_page_that_never_reads_does_not_delay_the_world(session, monkeypatch, claims):
-    """What it has not seen is limited, and if it lies about that, so are the writes that do not drain."""
+@pytest.mark.parametrize("false_claims", [False, True], ids=["acknowledges nothing", "acknowledges too much"])
+def test_a_page_that_never_reads_does_not_delay_the_world(session, monkeypatch, false_claims):
+    """Unacknowledged messages are limited; with false acknowledgements, writes that do not drain are."""
     monkeypatch.setattr(web, "png", lambda picture: bytes(300_000))
 
     async def scenario():
@@ -474,40 +458,40 @@ def test_a_page_that_never_reads_does_not_delay_the_world(session, monkeypatch, 
             raw.sendall(f"GET /play HTTP/1.1\r\n{lines}\r\n".encode())
             await until(lambda: at.server.player is not None, "the player")
             player, most, sent = at.server.player, 0, []
-            if claims:
-                text = b'{"seen":1000000}'
+            if false_claims:
+                text = b'{"shown":1000000}'
                 raw.sendall(bytes([0x81, 0x80 | len(text)]) + bytes(4) + text)
-                await until(lambda: player.seen == 10**6, "the claim")
+                await until(lambda: player.shown == 10**6, "the acknowledgement")
             end = time.monotonic() + PATIENCE
-            for steps in (100, 200, 300):
-                while len(session.seen) < steps:
+            for steps in (40, 80, 120):
+                while len(session.actions_given) < steps:
                     most = max(most, len(player.frames))
                     await asyncio.sleep(0.001)
-                    assert time.monotonic() < end, "the world does not go on"
+                    assert time.monotonic() < end, "the world stopped"
                 sent.append(player.sent)
             raw.close()
             return most, sent
 
     most, sent = asyncio.run(scenario())
     assert most == web.FRAMES_WAITING
-    assert sent[1] == sent[2] and (claims or sent[2] == web.IN_FLIGHT)  # stuck, while the world went on
+    assert sent[1] == sent[2] and (false_claims or sent[2] == web.IN_FLIGHT)  # blocked
 
 
 def test_a_slow_page_gets_the_newest_frames_and_every_message(session):
     async def scenario():
         async with served(session) as at:
             page = await at.connect()
-            await page.hear()
+            await page.receive()
             await until(lambda: at.server.player.sent == web.IN_FLIGHT, "the page to lag behind")
-            await page.say(command="hotter")
-            await page.say(command="greedy")
+            await page.send(command="hotter")
+            await page.send(command="greedy")
             await until(lambda: session.rollout.sampling.greedy, "the commands")
             steps = session.steps
             await until(lambda: session.steps > steps + 10, "ten steps")
             for _ in range(web.IN_FLIGHT):
-                await page.hear()
-            header, _ = await page.hear()
-            assert header["facts"]["step"] > steps + 5
+                await page.receive()
+            header, _ = await page.receive()
+            assert header["stats"]["step"] > steps + 5
             assert header["message"].startswith("temperature") and header["message"].endswith("; greedy")
 
     asyncio.run(scenario())
@@ -517,102 +501,105 @@ def test_a_slow_page_gets_the_newest_frames_and_every_message(session):
 
 
 def test_commands(session, monkeypatch):
-    monkeypatch.setattr(web, "beliefs", lambda session: np.full((8, 12, 3), 7, np.uint8))
+    monkeypatch.setattr(web, "overlay", lambda session: np.full((8, 12, 3), 7, np.uint8))
 
     async def scenario():
         async with served(session) as at:
             page = await at.connect()
 
             async def command(name: str, condition) -> tuple[dict, bytes]:
-                await page.say(command=name)
-                return await page.hear_of(lambda header: header["kind"] == "frame" and condition(header))
+                await page.send(command=name)
+                return await page.receive_until(
+                    lambda header: header["kind"] == "frame" and condition(header)
+                )
 
             header, _ = await command("next", lambda header: header["message"])
-            assert header["message"] == "place 2 of 2: other"
-            assert header["facts"]["step"] == 0  # the start is shown before it goes on
-            header, _ = await command("place 1", lambda header: header["message"])
-            assert header["facts"]["place"] == "clip"
-            header, _ = await command("pause", lambda header: header["facts"]["paused"])
-            taken = len(session.seen)
-            await page.say(press="forward")  # while it is paused
-            await page.say(release="forward")
-            await page.say(look=[50, 0])
+            assert header["message"] == "start place 2 of 2: other"
+            assert header["stats"]["step"] == 0  # the start picture is shown first
+            header, _ = await command("start place 1", lambda header: header["message"])
+            assert header["stats"]["start_place"] == "clip"
+            header, _ = await command("pause", lambda header: header["stats"]["paused"])
+            given = len(session.actions_given)
+            await page.send(press="forward")  # while it is paused
+            await page.send(release="forward")
+            await page.send(look=[50, 0])
             await asyncio.sleep(0.3)
-            assert len(session.seen) == taken
-            header, _ = await command("single", lambda header: header["message"] == "one step")
-            assert len(session.seen) == taken + 1 and session.seen[-1] == [0] * 5
-            header, _ = await command("pause", lambda header: not header["facts"]["paused"])
-            steps = header["facts"]["step"]
-            await page.hear_of(lambda header: header["facts"]["step"] > steps + 3)
-            assert not np.any(session.seen[taken:])  # what was done meanwhile does not count later
-            header, picture = await command("compare", lambda header: header["facts"]["compare"])
+            assert len(session.actions_given) == given
+            header, _ = await command("single step", lambda header: header["message"] == "single step")
+            assert len(session.actions_given) == given + 1 and session.actions_given[-1] == [0] * 5
+            header, _ = await command("pause", lambda header: not header["stats"]["paused"])
+            steps = header["stats"]["step"]
+            await page.receive_until(lambda header: header["stats"]["step"] > steps + 3)
+            assert not np.any(session.actions_given[given:])  # input during the pause has no effect later
+            header, picture = await command("compare", lambda header: header["stats"]["compare"])
             both = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
             assert both.shape == (16, 64, 3)
-            assert np.array_equal(both[:, :32], both[:, 32:])  # the start is the same
-            await command("compare", lambda header: not header["facts"]["compare"])
-            await command("record", lambda header: header["facts"]["recording"])
+            assert np.array_equal(both[:, :32], both[:, 32:])  # the start picture is the same
+            await command("compare", lambda header: not header["stats"]["compare"])
+            await command("record", lambda header: header["stats"]["recording"])
             header, _ = await command("record", lambda header: header["message"].startswith("wrote"))
             assert list(session.out.rglob("*.mp4"))
 
     asyncio.run(scenario())
 
 
-def test_the_truth_is_left_of_the_rollout(session):
+def test_the_truth_is_left_of_the_generated_picture(session):
     session.command("compare")
     session.truth = np.zeros_like(session.picture)
     server = web.Server(session, Controls(FPS), StepClock(FPS), "127.0.0.1", None)
     header, picture = server.frame()
     both = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    assert header["facts"]["compare"]
+    assert header["stats"]["compare"]
     assert not both[:, :32].any() and np.array_equal(both[:, 32:], session.picture)
 
 
-def test_a_recording_that_cannot_be_written_is_said(session, monkeypatch):
+def test_a_recording_that_cannot_be_written_is_reported(session, monkeypatch):
     async def scenario():
         async with served(session) as at:
             page = await at.connect()
             (session.out / "metadata").write_text("in the way")
             (session.out / "video").write_text("in the way")
-            await page.say(command="record")
-            header, _ = await page.hear_of(lambda header: header.get("message"))
+            await page.send(command="record")
+            header, _ = await page.receive_until(lambda header: header.get("message"))
             assert str(session.out) in header["message"]
             steps = session.steps
-            await page.hear_of(lambda header: header["facts"]["step"] > steps)
+            await page.receive_until(lambda header: header["stats"]["step"] > steps)
 
     asyncio.run(scenario())
 
 
-def test_beliefs_are_painted_only_while_asked_for_and_not_often(session, monkeypatch):
-    painted = []
+def test_the_overlay_is_drawn_only_on_request_and_at_a_limited_rate(session, monkeypatch):
+    drawn = []
 
-    def paint(session):
-        painted.append(session.steps)
-        return np.full((8, 12, 3), len(painted) % 250, np.uint8)
+    def draw(session):
+        drawn.append(session.steps)
+        return np.full((8, 12, 3), len(drawn) % 250, np.uint8)
 
-    monkeypatch.setattr(web, "beliefs", paint)
+    monkeypatch.setattr(web, "overlay", draw)
+    monkeypatch.setattr(web, "OVERLAY_SECONDS", 0.1)
 
     async def scenario():
         async with served(session) as at:
             page = await at.connect()
-            await page.hear_of(lambda header: header.get("facts", {}).get("step", 0) > 50)
-            assert not painted
+            await page.receive_until(lambda header: header.get("stats", {}).get("step", 0) > 50)
+            assert not drawn
             began = time.monotonic()
-            await page.say(command="beliefs")
-            _, picture = await page.hear_of(lambda header: header["kind"] == "beliefs")
+            await page.send(command="overlay")
+            _, picture = await page.receive_until(lambda header: header["kind"] == "overlay")
             assert cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).shape == (8, 12, 3)
-            await page.hear_of(lambda header: len(painted) >= 4)
-            assert len(painted) <= 2 + (time.monotonic() - began) / web.BELIEFS_SECONDS
-            await page.say(command="beliefs")
-            await page.hear_of(lambda header: header.get("beliefs") is False)
-            count, steps = len(painted), session.steps
-            await page.hear_of(lambda header: header.get("facts", {}).get("step", 0) > steps + 50)
-            assert len(painted) == count
+            await page.receive_until(lambda header: len(drawn) >= 4)
+            assert len(drawn) <= 2 + (time.monotonic() - began) / web.OVERLAY_SECONDS
+            await page.send(command="overlay")
+            await page.receive_until(lambda header: header.get("overlay") is False)
+            count, steps = len(drawn), session.steps
+            await page.receive_until(lambda header: header.get("stats", {}).get("step", 0) > steps + 50)
+            assert len(drawn) == count
 
     asyncio.run(scenario())
 
 
 def test_a_step_that_fails_ends_the_server(session):
-    """A world that broke down is not to be hidden from who started it."""
+    """The error must reach the person who started the server."""
 
     def broken(actions):
         raise RuntimeError("out of memory")
@@ -637,7 +624,7 @@ def test_a_step_that_fails_ends_the_server(session):
 
 
 class Background:
-    """A server in a thread of its own, in real time; `stop` and `start` again on the same port."""
+    """A server in its own thread, in real time; after `stop`, `start` uses the same port again."""
 
     def __init__(self, session: Session):
         self.session, self.port = session, free_port()
@@ -670,7 +657,7 @@ class Background:
         assert not self.thread.is_alive()
 
     def cut(self) -> None:
-        """Cuts the player's connection off, without a word."""
+        """Aborts the player's connection without a close frame."""
 
         def cut() -> None:
             self.server.player.connection._req.transport.abort()
@@ -708,7 +695,7 @@ def phone():
 
 
 class Browser:
-    """The page in a browser that plays a session."""
+    """The page in a browser, connected to a session."""
 
     def __init__(self, driver: webdriver.Chrome, background: Background):
         self.driver, self.background, self.session = driver, background, background.session
@@ -717,7 +704,7 @@ class Browser:
 
     def wait(self, condition, what: str):
         wait = WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02)
-        return wait.until(lambda _: condition(), f"waited in vain for: {what}")
+        return wait.until(lambda _: condition(), f"did not happen: {what}")
 
     def js(self, expression: str):
         return self.driver.execute_script(f"return {expression}")
@@ -729,13 +716,13 @@ class Browser:
         ActionChains(self.driver).send_keys(key).perform()
 
     def act(self, axis: int, value: float, since: int = 0) -> None:
-        """Waits for an action that reached the world."""
-        seen = self.session.seen
-        self.wait(lambda: any(a[axis] == value for a in seen[since:]), f"{value} on axis {axis}")
+        """Waits for an action since the given one."""
+        actions = self.session.actions_given
+        self.wait(lambda: any(a[axis] == value for a in actions[since:]), f"{value} on axis {axis}")
 
     def acts(self, axis: int, value: float) -> None:
-        """Waits until the latest action that reached the world is so."""
-        self.wait(lambda: self.session.seen[-1][axis] == value, f"now {value} on axis {axis}")
+        """Waits until the latest action has this value."""
+        self.wait(lambda: self.session.actions_given[-1][axis] == value, f"now {value} on axis {axis}")
 
     def lit(self) -> list[str]:
         return self.js("[...document.querySelectorAll('[data-lit].lit')].map(e => e.dataset.lit)")
@@ -784,13 +771,13 @@ def test_frames_arrive_at_the_rate_of_the_data(browser):
     assert 12 < rate < 17
     assert re.fullmatch(r"1\d\.\d frames/s", browser.driver.find_element(By.ID, "rate").text)
     assert browser.js("document.getElementById('world').width") == 32
-    painted = browser.js(
+    pixels = browser.js(
         "[...document.getElementById('world').getContext('2d').getImageData(0, 0, 32, 16).data]"
     )
-    assert len(set(painted)) > 10
+    assert len(set(pixels)) > 10
 
 
-def test_each_pixel_is_a_square_of_whole_device_pixels(browser):
+def test_each_pixel_is_a_square_of_device_pixels(browser):
     scale = browser.ochre("scale")
     width, rendering = browser.js(
         "(e => [e.getBoundingClientRect().width * devicePixelRatio, getComputedStyle(e).imageRendering])"
@@ -817,38 +804,40 @@ def test_keys_reach_the_world_and_light_up(browser):
 
 
 def test_a_tap_reaches_the_world(browser):
-    since = len(browser.session.seen)
+    since = len(browser.session.actions_given)
     browser.press(Keys.SPACE)
     browser.act(JUMP, 1, since)
     browser.acts(JUMP, 0)
 
 
-def test_the_mouse_turns_once_it_is_locked(browser):
+def test_the_mouse_turns_only_while_it_is_locked(browser):
     def move(right: int, down: int) -> None:
         ActionChains(browser.driver, duration=0).move_by_offset(right, down).perform()
 
     world = browser.driver.find_element(By.ID, "world")
     ActionChains(browser.driver).move_to_element(world).perform()
-    since = len(browser.session.seen)
+    since = len(browser.session.actions_given)
     move(30, 0)
-    browser.wait(lambda: len(browser.session.seen) > since + 5, "five steps")
-    assert not any(a[YAW] for a in browser.session.seen)
+    browser.wait(lambda: len(browser.session.actions_given) > since + 5, "five steps")
+    assert not any(a[YAW] for a in browser.session.actions_given)
     assert browser.js("document.pointerLockElement") is None
     ActionChains(browser.driver).move_to_element(world).click().perform()
     browser.wait(lambda: browser.js("document.pointerLockElement !== null"), "the pointer lock")
-    since = len(browser.session.seen)
+    since = len(browser.session.actions_given)
     move(40, -20)
-    browser.wait(lambda: sum(a[YAW] for a in browser.session.seen[since:]) > 0, "a turn to the right")
+    browser.wait(
+        lambda: sum(a[YAW] for a in browser.session.actions_given[since:]) > 0, "a turn to the right"
+    )
     browser.acts(YAW, 0)
-    turned = np.sum(browser.session.seen[since:], 0)
+    turned = np.sum(browser.session.actions_given[since:], 0)
     assert turned[:2] == pytest.approx([40 * SENS / 15, -20 * SENS / 15], abs=1e-4)
-    since = len(browser.session.seen)
+    since = len(browser.session.actions_given)
     move(-60, 0)
-    browser.wait(lambda: sum(a[YAW] for a in browser.session.seen[since:]) < 0, "a turn to the left")
+    browser.wait(lambda: sum(a[YAW] for a in browser.session.actions_given[since:]) < 0, "a turn to the left")
     browser.driver.execute_script("document.exitPointerLock()")  # headless Chromium does not do it on Esc
 
 
-def test_leaving_the_page_lets_go_of_everything(browser):
+def test_leaving_the_page_releases_everything(browser):
     ActionChains(browser.driver).key_down("w").perform()
     browser.acts(MOVE_Z, 1)
     browser.driver.execute_script("dispatchEvent(new Event('blur'))")
@@ -865,42 +854,44 @@ def test_leaving_the_page_lets_go_of_everything(browser):
 
 def test_commands_of_the_page(browser):
     browser.press("n")
-    browser.message("place 2 of 2: other")
+    browser.message("start place 2 of 2: other")
     browser.press("c")
-    browser.message("truth | rollout")
-    browser.wait(lambda: browser.shown("truth") and browser.shown("rollout"), "the labels")
+    browser.message("truth | generated")
+    browser.wait(lambda: browser.shown("truth") and browser.shown("generated"), "the labels")
     assert browser.js("document.getElementById('world').width") == 64
     browser.press("c")
     browser.wait(lambda: not browser.shown("truth"), "the labels to go")
     browser.press("p")
     browser.wait(lambda: "paused" in browser.driver.find_element(By.ID, "rate").text, "the pause")
     browser.press("p")
-    browser.wait(lambda: browser.ochre("header.facts.paused") is False, "the pause to end")
-    # A key with Ctrl is the browser's.
+    browser.wait(lambda: browser.ochre("header.stats.paused") is False, "the pause to end")
+    # A key with Ctrl belongs to the browser.
     before = browser.ochre("message")
     ActionChains(browser.driver).key_down(Keys.CONTROL).send_keys("n").key_up(Keys.CONTROL).perform()
     browser.press("g")
     browser.message("greedy")
-    assert before != "greedy" and browser.ochre("header.facts.place") == "other"
+    assert before != "greedy" and browser.ochre("header.stats.start_place") == "other"
 
 
 def test_views_of_the_page(browser, monkeypatch):
-    monkeypatch.setattr(web, "beliefs", lambda session: np.full((24, 40, 3), 99, np.uint8))
-    # Headless Chromium has no F5 of its own, so what the page tells it is looked at.
-    browser.driver.execute_script("addEventListener('keydown', e => { window.kept = e.defaultPrevented; })")
-    for key, name in (("h", "help"), (Keys.F3, "facts"), (Keys.F4, "mind")):
+    monkeypatch.setattr(web, "overlay", lambda session: np.full((24, 40, 3), 99, np.uint8))
+    # Headless Chromium does not reload on F5, so the test checks that the page prevents it.
+    browser.driver.execute_script(
+        "addEventListener('keydown', e => { window.prevented = e.defaultPrevented; })"
+    )
+    for key, name in (("h", "help"), (Keys.F3, "stats"), (Keys.F4, "overlay")):
         assert not browser.shown(name)
         browser.press(key)
         browser.wait(lambda name=name: browser.shown(name), name)
-        assert browser.js("window.kept") is True
+        assert browser.js("window.prevented") is True
         if name == "help":
-            assert "truth | rollout" in browser.driver.find_element(By.ID, name).text
-        if name == "facts":
+            assert "truth | generated" in browser.driver.find_element(By.ID, name).text
+        if name == "stats":
             assert "step ms" in browser.driver.find_element(By.ID, name).text
-        if name == "mind":
-            browser.wait(lambda: browser.js("document.getElementById('mind').width") == 40, "the beliefs")
+        if name == "overlay":
+            browser.wait(lambda: browser.js("document.getElementById('overlay').width") == 40, "the overlay")
             boxes = browser.js(
-                "['world', 'mind'].map(i => document.getElementById(i).getBoundingClientRect())"
+                "['world', 'overlay'].map(i => document.getElementById(i).getBoundingClientRect())"
             )
             assert boxes[0]["right"] <= boxes[1]["left"] or boxes[0]["bottom"] <= boxes[1]["top"]
         browser.press(key)
@@ -920,74 +911,76 @@ def test_screenshot(browser, tmp_path):
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
     )
     browser.press("p")
-    browser.wait(lambda: browser.ochre("header.facts.paused"), "the pause")
+    browser.wait(lambda: browser.ochre("header.stats.paused"), "the pause")
     browser.press(Keys.F12)
     (file,) = browser.wait(lambda: list(folder.glob("ochre_clip_*.png")), "the file")
     browser.wait(lambda: file.stat().st_size, "its content")
     assert np.array_equal(cv2.imread(str(file))[..., ::-1], browser.session.picture)
 
 
-def test_the_page_comes_back_by_itself(browser):
+def test_the_page_reconnects_by_itself(browser):
     background = browser.background
     browser.press("n")
-    browser.message("place 2")
+    browser.message("start place 2")
     background.cut()
     browser.wait(lambda: browser.ochre("connections") == 2, "a new connection")
     steps = browser.session.steps
-    browser.wait(lambda: browser.session.steps > steps, "the world to go on")
+    browser.wait(lambda: browser.session.steps > steps, "the next step")
     background.stop()
     browser.wait(lambda: not browser.ochre("connected"), "the end")
-    browser.wait(lambda: "trying again" in browser.driver.find_element(By.ID, "banner").text, "word of it")
+    browser.wait(lambda: "trying again" in browser.driver.find_element(By.ID, "banner").text, "the banner")
     steps = browser.session.steps
     background.start()
     browser.wait(lambda: browser.ochre("connections") == 3, "the restarted server")
     assert not browser.shown("banner")
     browser.wait(lambda: browser.session.steps > steps, "the same world")
-    assert browser.ochre("header.facts.place") == "other"
+    assert browser.ochre("header.stats.start_place") == "other"
     ActionChains(browser.driver).key_down("w").perform()
     browser.acts(MOVE_Z, 1)
     ActionChains(browser.driver).key_up("w").perform()
     browser.acts(MOVE_Z, 0)
 
 
-def test_a_second_page_is_told_and_takes_over(browser):
+def test_a_second_page_is_refused_and_takes_over_later(browser):
     first = browser.driver.current_window_handle
     browser.driver.switch_to.new_window("tab")
     browser.driver.get(browser.background.url)
     browser.wait(
-        lambda: "somebody is playing" in browser.driver.find_element(By.ID, "banner").text, "word of it"
+        lambda: "another page is playing" in browser.driver.find_element(By.ID, "banner").text, "the banner"
     )
     second = browser.driver.current_window_handle
     browser.driver.switch_to.window(first)
     assert browser.ochre("connected")
     browser.driver.close()
     browser.driver.switch_to.window(second)
-    browser.wait(lambda: browser.ochre("connected"), "its turn")
+    browser.wait(lambda: browser.ochre("connected"), "the second page to connect")
 
 
-def test_thumbs(mobile):
+def test_touch_controls(mobile):
     assert mobile.shown("stick") and mobile.shown("jump") and not mobile.shown("keys")
     mobile.touch("Start", (1, 90, 600))
     mobile.touch("Move", (1, 90, 540))
     mobile.acts(MOVE_Z, 1)
-    assert mobile.session.seen[-1][MOVE_X] == 0
+    assert mobile.session.actions_given[-1][MOVE_X] == 0
     mobile.touch("Move", (1, 130, 560))
     mobile.acts(MOVE_X, 1)
-    since = len(mobile.session.seen)
-    mobile.touch("Start", (1, 130, 560), (2, 300, 300))  # the other thumb, at the same time
+    since = len(mobile.session.actions_given)
+    mobile.touch("Start", (1, 130, 560), (2, 300, 300))  # a second touch at the same time
     mobile.touch("Move", (1, 130, 560), (2, 320, 290))
-    mobile.wait(lambda: any(a[YAW] > 0 and a[PITCH] < 0 for a in mobile.session.seen[since:]), "a turn")
-    assert mobile.session.seen[-1][MOVE_Z] == 1
+    mobile.wait(
+        lambda: any(a[YAW] > 0 and a[PITCH] < 0 for a in mobile.session.actions_given[since:]), "a turn"
+    )
+    assert mobile.session.actions_given[-1][MOVE_Z] == 1
     mobile.touch("End")
     mobile.acts(MOVE_Z, 0)
     mobile.acts(MOVE_X, 0)
-    since = len(mobile.session.seen)
+    since = len(mobile.session.actions_given)
     box = mobile.js("document.getElementById('jump').getBoundingClientRect()")
     mobile.touch("Start", (1, int(box["x"]) + 40, int(box["y"]) + 40))
     mobile.act(JUMP, 1, since)
     mobile.touch("End")
     mobile.acts(JUMP, 0)
-    mobile.driver.find_element(By.CSS_SELECTOR, "[data-does=next]").click()
-    mobile.message("place 2")
-    mobile.driver.find_element(By.CSS_SELECTOR, "[data-does=help]").click()
+    mobile.driver.find_element(By.CSS_SELECTOR, "[data-command=next]").click()
+    mobile.message("start place 2")
+    mobile.driver.find_element(By.CSS_SELECTOR, "[data-command=help]").click()
     assert "left thumb" in mobile.driver.find_element(By.ID, "help").text

@@ -1,4 +1,4 @@
-"""The script grammar: what it means, and that a slip is pointed at."""
+"""rollout/action_script.py: the grammar, and errors that name their position."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_actions(text, action):
 
 
 @pytest.mark.parametrize(
-    "text, place, problem",
+    "text, position, problem",
     [
         ("", 1, "expected w, a, s, d"),
         ("w*8,yax+0.5*16", 5, 'found "yax+0.5*16"'),
@@ -68,17 +68,17 @@ def test_actions(text, action):
         ("[-\t1,0,0,0,0]", 2, "a number for yaw"),
         ("[nan,0,0,0,0]", 2, "a number for yaw"),
         ("w*" + "9" * 5000, 3, "whole number of frames"),
-        ("(" * 5000, 17, "more than 16 groups in groups"),
+        ("(" * 5000, 17, "more than 16 nested groups"),
     ],
 )
-def test_errors_name_the_place(text, place, problem):
+def test_errors_name_the_position(text, position, problem):
     with pytest.raises(ScriptError) as caught:
         parse(text)
     message = str(caught.value)
-    assert f"character {place}:" in message and problem in message and "\n" not in message
+    assert f"character {position}:" in message and problem in message and "\n" not in message
 
 
-def test_describe_is_read_back():
+def test_parse_inverts_describe():
     rng = np.random.default_rng(0)
     for _ in range(50):
         action = np.concatenate(
@@ -87,7 +87,7 @@ def test_describe_is_read_back():
         assert np.allclose(parse(describe(action)), action[None], atol=1e-6)
 
 
-def test_the_walk_shows_everything_in_eight_to_ten_seconds():
+def test_the_walk_uses_every_axis_in_eight_to_ten_seconds():
     actions = parse(WALK)
     assert 8 * 16 <= len(actions) <= 10 * 16
     for axis in (YAW, PITCH, MOVE_X, MOVE_Z):
@@ -107,12 +107,12 @@ def test_groups_repeat():
     assert np.array_equal(parse("((a,d)*2,w) * 2"), parse("a,d,a,d,w,a,d,a,d,w"))
 
 
-def test_vectors_are_actions_in_numbers():
+def test_vectors_are_action_vectors():
     assert parse("[0.5, -.25, 1, -1, 0]*2, w").tolist() == [[0.5, -0.25, 1, -1, 0]] * 2 + [[0, 0, 0, 1, 0]]
     assert parse("[1e-3,0,0,0,1]")[0, 0] == np.float32(1e-3)
 
 
-def test_lines_are_read_as_they_come():
+def test_lines_are_read_as_they_arrive():
     given = []
 
     def lines():
@@ -127,10 +127,10 @@ def test_lines_are_read_as_they_come():
     with pytest.raises(ScriptError, match='here, line 3: action script "w,fly", character 3'):
         list(parse_lines(["w", "", "w,fly"], "here"))
     with pytest.raises(ScriptError, match="here, line 1: .* character 5"):
-        list(parse_lines(["  w,fly"], "here"))  # counted from where the line begins
+        list(parse_lines(["  w,fly"], "here"))  # counted from the start of the line
 
 
-def test_what_is_written_reads_back_to_the_bit():
+def test_written_scripts_are_read_back_bit_for_bit():
     rng = np.random.default_rng(0)
     wild = np.concatenate([rng.uniform(-1, 1, (20, 2)), rng.integers(-1, 2, (20, 3))], 1).astype(np.float32)
     wild[:, JUMP] = np.abs(wild[:, JUMP])

@@ -1,68 +1,81 @@
-"""start.py: what --start means, and cutting start places."""
+"""rollout/context.py: token files, pictures and clips as recordings."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-import live_inference
-from dataset.token_files import ClipEntry, DataError, Manifest, read_token_file, write_token_file
 from rollout import context
-from tools import cut_start_places
+from rollout.rollout import Rollout
+from runtime.video import read_frames, save_image, write_video
 
 
-def starts(*flags: str) -> list:
-    return context.starts(live_inference.build_parser().parse_args([*flags]))
+@pytest.fixture(scope="module")
+def world(tiny):
+    return context.load_world(tiny.world, tiny.tokenizer, "cpu")
 
 
-def test_where_a_dream_starts():
-    known = context.places()
-    assert starts() == starts("--start", "all") == list(known.values())
-    name = next(iter(known))
-    assert starts("--start", name, "a/photo.png", name) == [
-        known[name],
-        Path("a/photo.png"),
-        known[name],
-    ]
-    assert starts("--context_npz", "a.npz", "b.npz") == [Path("a.npz"), Path("b.npz")]
-    with pytest.raises(DataError, match=f"nowhere: no such place; .*{name}"):
-        starts("--start", "nowhere")
-    with pytest.raises(SystemExit):
-        starts("--start", "a.png", "--context_npz", "b.npz")
+def make_clip(folder: Path, entries: list[dict] | None, frames: int, fps: float = 16.0) -> Path:
+    """A clip of 64x32 pictures in GF-Minecraft's layout; `entries` are its actions from "0" on."""
+    rng = np.random.default_rng(1)
+    pictures = [np.full((32, 64, 3), rng.integers(0, 256, 3), np.uint8) for _ in range(frames)]
+    clip = folder / "video" / "c.mp4"
+    write_video(clip, pictures, fps)
+    if entries is not None:
+        (folder / "metadata").mkdir(exist_ok=True)
+        content = {"actions": {str(k): entry for k, entry in enumerate(entries)}}
+        (folder / "metadata" / "c.json").write_text(json.dumps(content))
+    return clip
 
 
-@pytest.fixture
-def tokens(tmp_path):
-    """A folder with one token file of 400 frames."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "tokens"
-    folder.mkdir()
-    content = rng.integers(0, 64, (400, 4, 8)), rng.uniform(-1, 1, (399, 5)), rng.uniform(-9, 9, (400, 5))
-    write_token_file(folder / "c.npz", *content)
-    clip = ClipEntry("c", "c.npz", 400, "val", "../video/c.mp4", [0, 399, 1])
-    skipped = [{"name": "d", "reason": "dark"}]
-    Manifest(16.0, [16, 32], [4, 8], 64, "0123456789abcdef", 70.0, clips=[clip], skipped=skipped).save(folder)
-    return folder
+def entry(yaw: float = 0.0, ws: int = 0) -> dict:
+    return {"ws": ws, "ad": 0, "scs": 0, "pitch_delta": 0.0, "yaw_delta": yaw}
 
 
-def test_start_places_are_cut_out_of_clips(tokens, tmp_path):
-    assert cut_start_places.main([str(tokens), str(tmp_path / "out"), "beach=c:100", "cave=c:0"]) == 0
-    manifest = Manifest.load(tmp_path / "out")
-    assert [(c.name, c.frames, c.split, c.kept) for c in manifest.clips] == [
-        ("beach", 161, "val", [100, 260, 1]),
-        ("cave", 161, "val", [0, 160, 1]),
-    ]
-    assert manifest.tokenizer == "0123456789abcdef" and not manifest.skipped
-    whole, cut = read_token_file(tokens / "c.npz"), read_token_file(tmp_path / "out" / "beach.npz")
-    assert np.array_equal(cut["tokens"], whole["tokens"][100:261])
-    assert np.array_equal(cut["actions"], whole["actions"][100:260])
-    assert np.array_equal(cut["pose"], whole["pose"][100:261])
+def test_entry_k_leads_from_frame_k_minus_1_to_k(world, tmp_path):
+    clip = make_clip(tmp_path, [entry(0.9, ws=2), *[entry(0.05 * k, ws=1) for k in range(1, 8)]], 8)
+    recording = context.load_clip(clip, world)
+    assert len(recording) == 8 and len(recording.actions) == 7
+    assert np.allclose(recording.actions[:, 0], 0.05 * np.arange(1, 8))
+    assert (recording.actions[:, 3] == 1).all()  # entry "0" belongs to no frame
+    frames = np.stack([context.resize_picture(f, world) for f in read_frames(clip)])
+    assert torch.equal(recording.tokens, world.tokenizer.encode_frames(frames))
 
 
-@pytest.mark.parametrize(
-    "word, part",
-    [("x=c:300", "no clip c of 461 frames"), ("x=e:0", "no clip e"), ("x=c", "expected NAME=CLIP:FRAME")],
-)
-def test_what_cannot_be_cut_is_said(tokens, tmp_path, capsys, word, part):
-    assert cut_start_places.main([str(tokens), str(tmp_path / "out"), word]) == 2
-    assert part in capsys.readouterr().err
+def test_a_faster_clip_is_thinned_out_and_its_actions_pooled(world, tmp_path):
+    clip = make_clip(tmp_path, [entry(9), *[entry(0.05 * k) for k in range(1, 10)]], 10, fps=32)
+    recording = context.load_clip(clip, world)
+    assert len(recording) == 5  # frames 0, 2, 4, 6, 8; the turns between them add up
+    assert np.allclose(recording.actions[:, 0], [0.15, 0.35, 0.55, 0.75])
+
+
+def test_metadata_beside_the_clip_is_found_first(world, tmp_path):
+    clip = make_clip(tmp_path, [entry(), *[entry(0.5)] * 5], 6)
+    (tmp_path / "metadata" / "c.json").rename(clip.with_suffix(".json"))
+    assert np.allclose(context.load_clip(clip, world).actions[:, 0], 0.5)
+    clip.with_suffix(".json").unlink()
+    assert context.find_metadata(clip) is None
+    assert len(context.load_clip(clip, world)) == 1
+
+
+@pytest.mark.parametrize("size", [(16, 32), (200, 300), (5, 7)])
+def test_a_picture_of_any_size_is_one_frame(world, tmp_path, size):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    save_image(tmp_path / "start.png", picture)
+    recording = context.load_recording(tmp_path / "start.png", world)
+    assert recording.tokens.shape == (1, 4, 8) and recording.actions.shape == (0, 5)
+    rollout = Rollout(world.model, dtype=world.dtype)
+    context.prime(rollout, [recording])
+    rollout.step(torch.zeros(1, 5))
+    assert rollout.pictures().shape == (1, 16, 32, 3)
+
+
+def test_parts_of_a_recording_keep_frames_and_actions_aligned(world, tiny):
+    recording = context.load_recording(tiny.tokens, world)
+    first, last = recording.first(10), recording.last(30)
+    assert len(first) == 10 and len(first.actions) == 9 and len(last) == 30 and len(last.actions) == 29
+    assert torch.equal(recording.first(0).tokens, recording.tokens) and len(recording.first(99)) == 40
+    assert torch.equal(last.tokens[0], recording.tokens[10]) and torch.equal(last.pose, recording.pose[10:])
+    assert torch.equal(last.actions[0], recording.actions[10])

@@ -1,0 +1,172 @@
+"""The command line flags of every script that rolls the world out, and the config made from them."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.token_files import DataError
+from rollout.context import start_places
+from rollout.sampling import PLAY, SamplingConfig
+from rollout.world_model import SHIPPED_WORLD
+from runtime.config import non_negative_int, positive_float, positive_int
+from vq_vae.tokenizer import SHIPPED_TOKENIZER
+
+CONTEXT_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The world model, the starts, and how tokens are sampled."""
+
+    checkpoint: Path
+    vqvae_ckpt: Path
+    starts: tuple[Path, ...]  # token files, pictures or clips; empty if no flag names any
+    context_frames: int  # 0: all
+    sampling: SamplingConfig
+    seed: int
+    device: str
+    precision: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `config_of` reads."""
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        default=SHIPPED_WORLD,
+        help="world model (default: the one that ships)",
+    )
+    add(
+        "--vqvae_ckpt",
+        type=Path,
+        default=SHIPPED_TOKENIZER,
+        help="tokenizer of the world model (default: the one that ships)",
+    )
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--start",
+        nargs="+",
+        metavar="START",
+        help=f"a start place that ships ({', '.join(start_places())} or all), a picture, a token file, or a "
+        "clip with its actions in NAME.json beside it or in ../metadata (default: start places that ship)",
+    )
+    start.add_argument("--context_npz", nargs="+", metavar="NPZ", help="token files to start from")
+    add(
+        "--context_frames",
+        "--warmup",
+        type=non_negative_int,
+        default=CONTEXT_FRAMES,
+        help="first frames of each start, which prime the world model; 0: all (default: %(default)s); "
+        "both flags mean the same",
+    )
+    add_sampling_arguments(parser)
+    add("--seed", type=non_negative_int, default=0, help="same seed, same rollout (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of autocast (default: %(default)s)",
+    )
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `sampling_config_of` reads."""
+    add = parser.add_argument
+    add("--greedy", action="store_true", help="take the most likely token everywhere instead of sampling")
+    add(
+        "--temperature",
+        type=positive_float,
+        default=PLAY.temperature,
+        help="sampling temperature of disoccluded cells (default: %(default)s)",
+    )
+    add(
+        "--topk",
+        type=non_negative_int,
+        default=0,
+        help="sample from the k most likely tokens, 0: from all (default: %(default)s)",
+    )
+    add(
+        "--topp",
+        type=float,
+        default=PLAY.top_p,
+        help="sample from the most likely tokens that together have this probability (default: %(default)s)",
+    )
+    add(
+        "--trust",
+        type=float,
+        default=PLAY.trust,
+        help="added to the gate of the warped prior in visible cells (default: %(default)s)",
+    )
+    add(
+        "--continuation",
+        type=float,
+        default=PLAY.continuation,
+        help="added to the gate of the warped prior in disoccluded cells (default: %(default)s)",
+    )
+    add(
+        "--redraw",
+        type=float,
+        default=PLAY.redraw,
+        help="sample cells anew whose source scale (source cells per cell, by length) is below this "
+        "(default: %(default)s)",
+    )
+    add(
+        "--passes",
+        type=positive_int,
+        default=PLAY.passes,
+        help="passes of masked parallel decoding, 1: sample all cells at once (default: %(default)s)",
+    )
+
+
+def sampling_config_of(args: argparse.Namespace) -> SamplingConfig:
+    """The sampling flags as a config. Raises SettingError if a number is out of range."""
+    return SamplingConfig(
+        greedy=args.greedy,
+        temperature=args.temperature,
+        top_k=args.topk,
+        top_p=args.topp,
+        passes=args.passes,
+        trust=args.trust,
+        continuation=args.continuation,
+        redraw=args.redraw,
+    )
+
+
+def config_of(args: argparse.Namespace) -> RolloutConfig:
+    """The flags of `add_arguments` as a config.
+
+    Raises DataError for an unknown start place, SettingError for a number out of range.
+    """
+    return RolloutConfig(
+        checkpoint=args.checkpoint,
+        vqvae_ckpt=args.vqvae_ckpt,
+        starts=start_files(args.start or args.context_npz or ()),
+        context_frames=args.context_frames,
+        sampling=sampling_config_of(args),
+        seed=args.seed,
+        device=args.device,
+        precision=args.precision,
+    )
+
+
+def start_files(words: Sequence[str]) -> tuple[Path, ...]:
+    """The files that --start or --context_npz names: names of start places, "all", or paths.
+
+    Raises DataError for a word that is neither a start place nor a file name with an ending.
+    """
+    known, files = start_places(), []
+    for word in words:
+        if word == "all":
+            files += known.values()
+        elif word in known:
+            files.append(known[word])
+        elif not Path(word).suffix:
+            raise DataError(
+                f"--start {word}: no such start place; give a file, or one of {', '.join(known)}, all"
+            )
+        else:
+            files.append(Path(word))
+    return tuple(files)

@@ -1,0 +1,44 @@
+"""rollout/arguments.py: the starts that the flags name, and the sampling config."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+
+from dataset.token_files import DataError
+from rollout.arguments import RolloutConfig, add_arguments, config_of
+from rollout.context import start_places
+from rollout.sampling import PLAY
+from runtime.config import SettingError
+
+
+def config(*flags: str) -> RolloutConfig:
+    parser = ArgumentParser()
+    add_arguments(parser)
+    return config_of(parser.parse_args(flags))
+
+
+def test_starts_are_start_places_or_files():
+    known = start_places()
+    assert config().starts == () and config("--start", "all").starts == tuple(known.values())
+    name = next(iter(known))
+    assert config("--start", name, "a/photo.png", name).starts == (
+        known[name],
+        Path("a/photo.png"),
+        known[name],
+    )
+    assert config("--context_npz", "a.npz", "b.npz").starts == (Path("a.npz"), Path("b.npz"))
+    with pytest.raises(DataError, match=f"nowhere: no such start place; .*{name}"):
+        config("--start", "nowhere")
+    with pytest.raises(SystemExit):
+        config("--start", "a.png", "--context_npz", "b.npz")
+
+
+def test_sampling_flags():
+    assert config().sampling == PLAY
+    flags = "--greedy --temperature 0.5 --topk 7 --topp 0.8 --trust 1 --continuation 2 --redraw 0 --passes 3"
+    sampling = config(*flags.split()).sampling
+    assert (sampling.greedy, sampling.temperature, sampling.top_k, sampling.top_p) == (True, 0.5, 7, 0.8)
+    assert (sampling.trust, sampling.continuation, sampling.redraw, sampling.passes) == (1, 2, 0, 3)
+    with pytest.raises(SettingError, match="top_p 2.0"):
+        config("--topp", "2")
