@@ -13,7 +13,7 @@ together and shown in a grid. Writes the video (.mp4, .webm or .gif) and, beside
 --script @FILE reads a script from a file: one script per line, # begins a comment. --save_actions writes one.
 --script - reads such lines from stdin and generates the frames of each line as soon as it arrives. --out -
 writes each generated frame to stdout as soon as it is ready: HEIGHT x WIDTH x 3 bytes, RGB, several starts in
-a grid without names. All messages then go to stderr. A program in a loop writes an action and reads its frame.
+a grid without names. All messages then go to stderr. A program can write an action and read its frame.
 """
 
 import argparse

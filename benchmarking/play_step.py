@@ -20,7 +20,8 @@ from tqdm import tqdm
 from benchmarking.measure import BenchmarkConfig, Metrics, dtype_name, peak_resident, print_table, synchronize
 from dataset.actions import ACTION_DIM, MOVE_Z, YAW
 from dataset.windows import TokenClips
-from rollout.context import CONTEXT_FRAMES, World
+from rollout.arguments import CONTEXT_FRAMES
+from rollout.context import World
 from rollout.rollout import Rollout
 from rollout.sampling import PLAY
 from runtime.errors import UserError

@@ -74,7 +74,7 @@ def check_sum(path: Path) -> None:
     if sums.get(path.name, found) != found:
         raise CheckpointError(
             f"{path}: its sha256 begins with {found[:12]}, {SUMS.name} says {sums[path.name][:12]}: it is "
-            "damaged or incomplete: fetch it again; if it is your own: python tools/strip_checkpoint.py --sums"
+            "damaged or incomplete: fetch it again; if it is yours: python tools/strip_checkpoint.py --sums"
         )
 
 

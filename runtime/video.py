@@ -74,7 +74,7 @@ def read_frames(
 
 
 def count_frames(path: str | Path) -> int:
-    """The number of frames that can be decoded; a header may claim more. Raises VideoError as `read_frames`."""
+    """The number of frames that can be decoded; a header may claim more. Raises as `read_frames`."""
     with _opened(path) as capture:
         number = 0
         while capture.grab():
