@@ -19,14 +19,14 @@ import pytest
 import torch
 
 import preprocess
-from dataset import clip_check
+from dataset.picture_check import GOOD_MATCH
 from dataset.recordings import depth_path
 from dataset.surroundings import BOX, SCALE, Surroundings, write_surroundings
 from dataset.token_files import EXTRAS, SAMPLES, Manifest, read_token_file, split_of, unpack_indices
 from metrics import measure_turns
 from runtime import checkpoint
 from runtime.video import read_frames, resize, write_video
-from vq_vae.tokenizer import load_tokenizer
+from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def tokenizer(tmp_path_factory) -> Path:
     with torch.no_grad():
         model.quantizer.codebook.copy_(model.encoder(levels.expand(-1, 3, 16, 32))[:, :, 2, 4])
     path = tmp_path_factory.mktemp("tokenizer") / "grey.pt"
-    checkpoint.save(path, tokenizer.tokenizer_content(model))
+    checkpoint.save(path, tokenizer_content(model))
     return path
 
 
@@ -520,14 +520,15 @@ def test_a_folder_without_one_kind_of_clips_is_refused(tmp_path, tokenizer, caps
 DIES_AT_THE_THIRD_FILE = """
 import os, signal, sys
 import preprocess
-write, calls = preprocess.write_token_file, []
+from vq_vae import clip_encoder
+write, calls = clip_encoder.write_token_file, []
 def dying(path, *arrays):
     calls.append(path)
     if len(calls) == 3:
         path.with_name(path.name + ".tmp").write_bytes(b"half of it")
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, *arrays)
-preprocess.write_token_file = dying
+clip_encoder.write_token_file = dying
 preprocess.main(sys.argv[1:])
 """
 
@@ -723,9 +724,9 @@ def test_other_settings_in_the_same_folder_are_refused(five, tokenizer, capsys, 
 
 def test_another_tokenizer_in_the_same_folder_is_refused(five, tmp_path, tokenizer, capsys):
     clips, whole = five
-    model = load_tokenizer(tokenizer)
+    model = load_tokenizer(tokenizer).vqvae
     model.quantizer.codebook.add_(1)
-    checkpoint.save(tmp_path / "other.pt", tokenizer.tokenizer_content(model))
+    checkpoint.save(tmp_path / "other.pt", tokenizer_content(model))
     encode(clips, whole, tmp_path / "other.pt", status=2)
     assert f"tokenizer = {Manifest.load(whole).tokenizer}" in capsys.readouterr().err
 
@@ -810,7 +811,7 @@ def test_turns_in_the_actions_are_turns_in_the_pictures(tmp_path, tokenizer):
         fov, pitch = manifest.vertical_fov_degrees, content["pose"][: len(grey) - 1, 4]
         turns = measure_turns(grey[:-1], grey[1:], pitch, fov)
         measured = np.diff(turns[:, 0])
-        sure = np.minimum(turns[1:, 2], turns[:-1, 2]) > clip_check.GOOD_MATCH
+        sure = np.minimum(turns[1:, 2], turns[:-1, 2]) > GOOD_MATCH
         recorded = np.diff(content["actions"][:299, 0] * manifest.camera_degrees_per_unit)
         for t in np.flatnonzero(sure)[1:-1]:
             around = recorded[max(t - 1, 0) : t + 2]

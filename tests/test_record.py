@@ -27,6 +27,7 @@ import record
 from dataset import actions
 from dataset.actions import DEGREES_PER_UNIT
 from dataset.clip_check import check_clips
+from dataset.clip_report import report_text
 from dataset.recordings import (
     clip_paths,
     depth_path,
@@ -43,8 +44,8 @@ from dataset.surroundings import (
     LOW,
     REACH,
     SOLID,
-    decode_inverse_distance,
-    encode_inverse_distance,
+    decode_inverse_ray_distance,
+    encode_inverse_ray_distance,
 )
 from luanti import game
 from luanti.game import (
@@ -76,11 +77,11 @@ from luanti.recorder import (
     TIMES,
     WEATHERS,
     Mouse,
-    Watch,
-    entries,
-    place_of,
+    CutDetector,
+    action_entries,
+    start_place,
     plan_clips,
-    surroundings_of,
+    stack_surroundings,
 )
 from runtime.video import count_frames, read_frames, video_fps
 
@@ -121,10 +122,10 @@ def test_biomes_come_in_turn_and_all_times_and_weathers_occur():
 
 
 def test_each_attempt_at_a_clip_has_a_place_of_its_own():
-    places = [place_of(p, attempt) for p in plan(5) for attempt in range(6)]
+    places = [start_place(p, attempt) for p in plan(5) for attempt in range(6)]
     assert len({name for name, _, _ in places}) == len({seed for _, seed, _ in places}) == 30
     assert all(0 <= seed < 2**31 for _, seed, _ in places)
-    assert places == [place_of(p, attempt) for p in plan(5) for attempt in range(6)]
+    assert places == [start_place(p, attempt) for p in plan(5) for attempt in range(6)]
 
 
 def test_workers_are_given_whole_worlds():
@@ -162,7 +163,7 @@ def walk_of(keys: list[set[str]], turn: float = 0.0) -> list[Frame]:
 
 def test_entry_k_is_what_led_to_frame_k():
     frames = walk_of([set(), {"forward"}, {"back", "left"}, {"right", "jump"}, set(), set()], turn=6.0)
-    found = entries(frames, 5)
+    found = action_entries(frames, 5)
     assert list(found) == ["0", "1", "2", "3", "4"]
     assert [(e["ws"], e["ad"], e["scs"]) for e in found.values()] == [
         (0, 0, 0), (1, 0, 0), (2, 1, 0), (0, 2, 1), (0, 0, 0),
@@ -175,15 +176,15 @@ def test_entry_k_is_what_led_to_frame_k():
 
 def test_places_are_those_of_the_eye_which_the_following_frame_tells():
     frames = walk_of([set()] * 4)
-    for k, entry in entries(frames, 3).items():
+    for k, entry in action_entries(frames, 3).items():
         assert entry["pos"] == pytest.approx([1.0, 20.0, 0.25 * int(k)])
-    broken_off = entries(frames[:3], 3)["2"]
+    broken_off = action_entries(frames[:3], 3)["2"]
     assert broken_off["pos"] == pytest.approx([9.0, 9.0, 0.5])  # no frame follows: that of the feet
 
 
 def test_entries_are_read_back_as_the_actions_that_were_taken():
     keys = [set(), {"forward"}, {"forward", "right"}, {"left", "jump"}, {"back"}, set()]
-    found = entries(walk_of(keys, turn=-7.5), 5)
+    found = action_entries(walk_of(keys, turn=-7.5), 5)
     read = gamefactory_actions(json.loads(json.dumps(found)), Path("clip.json"))
     expected = [[-0.5, 0.25, *actions.from_keys(held)] for held in keys[1:5]]
     np.testing.assert_allclose(read, expected, atol=1e-5)
@@ -192,7 +193,7 @@ def test_entries_are_read_back_as_the_actions_that_were_taken():
 
 
 def test_sneaking_is_told_apart_and_a_jump_counts_for_more():
-    found = entries(walk_of([set(), {"sneak"}, {"sneak", "jump"}, {"sneak", "forward"}, set()]), 4)
+    found = action_entries(walk_of([set(), {"sneak"}, {"sneak", "jump"}, {"sneak", "forward"}, set()]), 4)
     assert [e["scs"] for e in found.values()] == [0, 2, 1, 2]
 
 
@@ -224,16 +225,16 @@ def test_nodes_of_the_log_are_mirrored_into_minecrafts_axes():
 
 
 def test_surroundings_are_stacked_and_frames_without_nodes_refused():
-    codes = encode_inverse_distance(np.full((2, 3), 0.5))
+    codes = encode_inverse_ray_distance(np.full((2, 3), 0.5))
     frames = [
-        frame(inverse_distance=codes + k, nodes=np.full(BOX, FREE, np.uint8), origin=(k, 2, 3))
+        frame(inverse_ray_distance=codes + k, nodes=np.full(BOX, FREE, np.uint8), origin=(k, 2, 3))
         for k in (0, 1)
     ]
-    found = surroundings_of(frames)
+    found = stack_surroundings(frames)
     assert found.log_inverse.shape == (2, 2, 3) and (found.log_inverse[1] == codes + 1).all()
     assert found.nodes.shape == (2, *BOX) and found.origin.tolist() == [[0, 2, 3], [1, 2, 3]]
     with pytest.raises(GameError, match="nodes"):
-        surroundings_of([frames[0], frame(inverse_distance=codes)])
+        stack_surroundings([frames[0], frame(inverse_ray_distance=codes)])
 
 
 def test_blocks_grow_with_the_window():
@@ -244,8 +245,8 @@ def test_blocks_grow_with_the_window():
 
 
 def verdict(frames: Iterator[Frame]) -> tuple[str, int]:
-    """Why a Watch ends a clip and at which frame; ("", number of frames) if it does not."""
-    watch, count = Watch(), 0
+    """Why a CutDetector ends a clip and at which frame; ("", number of frames) if it does not."""
+    watch, count = CutDetector(), 0
     for seen in frames:
         if why := watch(seen):
             return why, count
@@ -719,7 +720,7 @@ def test_metadata_say_what_was_recorded(recorded):
 @needs_game
 def test_pictures_actions_and_poses_belong_together(recorded):
     report = check_clips(recorded.out, progress=False, limit_frames=LENGTH, expected_fov=70.0)
-    assert report.problems == [], report.text()
+    assert report.problems == [], report_text(report)
     assert report.clips == 2 and not report.bad_files
     assert report.pictures.yaw is not None
     lags = report.pictures.yaw.correlation
@@ -752,7 +753,7 @@ def test_the_ground_lies_where_depth_and_nodes_say(recorded):
         video = clip_paths(recorded.out, name)[1]
         _, pose = gamefactory_track(content_of(recorded.out, name)["actions"], Path(name))
         found = read_depth_file(video, len(pose))
-        inverse = decode_inverse_distance(found.log_inverse)
+        inverse = decode_inverse_ray_distance(found.log_inverse)
         assert set(np.unique(found.nodes)) <= {FREE, LIQUID, SOLID, LOW}
         for nodes, origin, (x, y, z, yaw, pitch), row in zip(
             found.nodes, found.origin, pose, inverse[:, -1], strict=True

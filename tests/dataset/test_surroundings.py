@@ -8,9 +8,9 @@ from dataset.recordings import (
     ClipWriter,
     clip_paths,
     depth_path,
-    is_whole,
+    is_complete,
     read_depth_file,
-    remove_parts,
+    remove_unfinished,
 )
 from dataset.surroundings import (
     BOX,
@@ -21,8 +21,8 @@ from dataset.surroundings import (
     Surroundings,
     SurroundingsError,
     centre_of_block,
-    decode_inverse_distance,
-    encode_inverse_distance,
+    decode_inverse_ray_distance,
+    encode_inverse_ray_distance,
     inverse_axial_depth,
     read_surroundings,
     write_surroundings,
@@ -46,9 +46,9 @@ def surroundings(frames: int = K) -> Surroundings:
 
 def test_distances_survive_the_code_within_half_a_step():
     distance = np.geomspace(NEAREST, 190, 1000)
-    codes = encode_inverse_distance(1 / distance)
+    codes = encode_inverse_ray_distance(1 / distance)
     assert codes.dtype == np.uint8 and (np.diff(codes.astype(int)) <= 0).all()
-    back = decode_inverse_distance(codes)
+    back = decode_inverse_ray_distance(codes)
     assert back.dtype == np.float32
     np.testing.assert_allclose(back * distance, 1, atol=0.015)
 
@@ -56,15 +56,15 @@ def test_distances_survive_the_code_within_half_a_step():
 def test_codes_are_those_of_the_stated_formula():
     codes = np.arange(1, 256)
     stated = np.exp(codes / 255 * (np.log(8) - np.log(1 / 200)) + np.log(1 / 200))
-    np.testing.assert_allclose(decode_inverse_distance(codes.astype(np.uint8)), stated, rtol=1e-5)
-    assert (encode_inverse_distance(stated) == codes).all()
+    np.testing.assert_allclose(decode_inverse_ray_distance(codes.astype(np.uint8)), stated, rtol=1e-5)
+    assert (encode_inverse_ray_distance(stated) == codes).all()
 
 
 def test_the_sky_is_infinitely_far_and_what_is_too_near_counts_as_nearest():
     far = np.array([0.0, 1 / 2000, 1 / FARTHEST])
-    assert (encode_inverse_distance(far) == SKY).all()
-    assert decode_inverse_distance(np.array([SKY], np.uint8)) == 0
-    assert (encode_inverse_distance(np.array([8.0, 9.0, 1e6])) == 255).all()
+    assert (encode_inverse_ray_distance(far) == SKY).all()
+    assert decode_inverse_ray_distance(np.array([SKY], np.uint8)) == 0
+    assert (encode_inverse_ray_distance(np.array([8.0, 9.0, 1e6])) == 255).all()
 
 
 # ------------------------------------------------------------ the depth buffer
@@ -162,7 +162,7 @@ def test_depth_is_in_place_before_the_metadata_that_make_a_clip_count(tmp_path, 
             clip.write(np.zeros((16, 24, 3), np.uint8))
         clip.finish({"actions": {str(k): {} for k in range(K)}}, surroundings())
     assert placed == [".mp4", ".npz", ".json"]
-    assert is_whole(tmp_path, "clip")
+    assert is_complete(tmp_path, "clip")
     video = clip_paths(tmp_path, "clip")[1]
     assert read_depth_file(video, K).nodes is not None
     with pytest.raises(ClipError, match=r"broken depth: .*clip\.npz: 3 frames, its clip has 9"):
@@ -174,5 +174,5 @@ def test_a_clip_without_depth_has_none_and_parts_are_removed(tmp_path):
     assert depth_path(tmp_path / "a.mp4") == tmp_path / "depth" / "a.npz"
     part = tmp_path / "depth" / ".a.part.npz"
     write_surroundings(part, surroundings())
-    remove_parts(tmp_path)
+    remove_unfinished(tmp_path)
     assert not part.exists()

@@ -33,7 +33,7 @@ def content_of(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     frames, offset = LENGTHS[name], 1000 * list(LENGTHS).index(name)
     tokens = offset + np.arange(frames * 6).reshape(frames, 2, 3)
     actions = np.linspace(-1, 1, (frames - 1) * 5).reshape(frames - 1, 5)
-    return tokens, actions, np.full((frames, 5), offset + 0.5)
+    return tokens, actions, offset + np.arange(frames * 5).reshape(frames, 5) / 2
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_depth_on_another_scale_is_refused_by_who_reads_it(folder):
         if fits:
             TokenClips(folder, "all", extras=["depth"])
         else:
-            with pytest.raises(DataError, match=r"manifest\.json: depth on the scale .*100.*expected"):
+            with pytest.raises(DataError, match=r"manifest\.json: depth_scale is .*100.*expected"):
                 TokenClips(folder, "all", extras=["depth"])
 
 
@@ -303,15 +303,19 @@ def test_a_file_of_another_grid_than_the_manifest_says(folder):
 def test_batch_is_slices_of_the_clips(folder):
     clips = TokenClips(folder, "all")
     windows = np.array([(0, 3), (2, 0), (1, 2), (0, 7)])
-    tokens, actions = clips.batch(windows, 4)
+    tokens, actions, pose = clips.batch(windows, frames=5)
     assert tokens.shape == (4, 5, 2, 3) and tokens.dtype == torch.int64
     assert actions.shape == (4, 4, 5) and actions.dtype == torch.float32
+    assert pose.shape == (4, 5, 5) and pose.dtype == torch.float32
     for i, (clip, start) in enumerate(windows):
-        true_tokens, true_actions, _ = content_of(clips.entries[clip].name)
+        true_tokens, true_actions, true_pose = content_of(clips.entries[clip].name)
         assert np.array_equal(tokens[i].numpy(), true_tokens[start : start + 5])
         assert np.allclose(actions[i].numpy(), true_actions[start : start + 4]), (
             "action t leads from t to t+1"
         )
+        true_pose = true_pose[start : start + 5]
+        assert np.allclose(pose[i, :, :3], true_pose[:, :3] - true_pose[0, :3]), "relative to the first frame"
+        assert np.allclose(pose[i, :, 3:], true_pose[:, 3:]), "angles are absolute"
 
 
 def test_a_batch_is_a_copy(folder):
@@ -323,24 +327,24 @@ def test_a_batch_is_a_copy(folder):
 # ---------------------------------------------------------------- windows
 
 CLIP_LENGTHS = [50, 7, 31, 5, 6]
-WINDOW = 5
+WINDOW = 6  # frames: 5 transitions
 
 
 def test_windows_lie_within_a_clip():
     for epoch in range(20):
         for clip, start in epoch_windows(CLIP_LENGTHS, WINDOW, seed=0, epoch=epoch):
-            assert 0 <= start and start + WINDOW + 1 <= CLIP_LENGTHS[clip]
+            assert 0 <= start and start + WINDOW <= CLIP_LENGTHS[clip]
 
 
 def test_windows_of_an_epoch_do_not_overlap():
     for epoch in range(20):
         taken = set()
         for clip, start in epoch_windows(CLIP_LENGTHS, WINDOW, seed=0, epoch=epoch):
-            transitions = {(clip, t) for t in range(start, start + WINDOW)}
+            transitions = {(clip, t) for t in range(start, start + WINDOW - 1)}
             assert not transitions & taken
             taken |= transitions
-        assert len(taken) > 0.7 * sum(n - 1 for n in CLIP_LENGTHS if n > WINDOW), (
-            "and use nearly all there is"
+        assert len(taken) > 0.7 * sum(n - 1 for n in CLIP_LENGTHS if n >= WINDOW), (
+            "most transitions are used"
         )
 
 
@@ -357,8 +361,8 @@ def test_every_transition_is_seen_in_some_epoch():
     seen = set()
     for epoch in range(60):
         for clip, start in epoch_windows(CLIP_LENGTHS, WINDOW, seed=0, epoch=epoch):
-            seen |= {(clip, t) for t in range(start, start + WINDOW)}
-    assert seen == {(c, t) for c, n in enumerate(CLIP_LENGTHS) if n > WINDOW for t in range(n - 1)}
+            seen |= {(clip, t) for t in range(start, start + WINDOW - 1)}
+    assert seen == {(c, t) for c, n in enumerate(CLIP_LENGTHS) if n >= WINDOW for t in range(n - 1)}
 
 
 def test_clips_shorter_than_a_window_give_none():

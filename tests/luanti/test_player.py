@@ -21,7 +21,7 @@ from luanti.player import (
     WET_FRAMES,
     Command,
     Player,
-    Senses,
+    Observation,
     style_of,
 )
 from luanti.recorder import Mouse
@@ -50,8 +50,8 @@ class Body:
         self.mouse = Mouse(0.0, 0.0)
 
     @property
-    def senses(self) -> Senses:
-        return Senses(self.yaw, self.pitch, (self.x, 0.0, self.z), self.water(self.x, self.z))
+    def observation(self) -> Observation:
+        return Observation(self.yaw, self.pitch, (self.x, 0.0, self.z), self.water(self.x, self.z))
 
     def follow(self, command: Command) -> None:
         right, down = self.mouse.pixels(self, command.yaw, command.pitch)
@@ -71,7 +71,7 @@ class Body:
 class Moment:
     """One frame of play: what the player saw, did, and what kind of behaviour that was."""
 
-    senses: Senses
+    observation: Observation
     command: Command
     kind: str
     behaviour: int  # number of the behaviour in this play
@@ -83,11 +83,11 @@ def play(
     """What a player does with a body, by default on open ground."""
     body, player, moments, count, last = body or Body(), Player(seed, STYLES[style]), [], 0, None
     for _ in range(frames):
-        senses = body.senses
-        command = player(senses)
-        count += player.behaviour is not last
-        last = player.behaviour
-        moments.append(Moment(senses, command, player.kind, count))
+        observation = body.observation
+        command = player(observation)
+        count += player.commands is not last
+        last = player.commands
+        moments.append(Moment(observation, command, player.behaviour, count))
         body.follow(command)
     return moments
 
@@ -193,7 +193,7 @@ def test_turns_of_every_speed_occur_and_none_is_too_fast(plays):
 
 
 def test_pitch_stays_in_bounds_and_mostly_near_the_horizon(plays):
-    pitch = np.array([moment.senses.pitch for moments in plays for moment in moments])
+    pitch = np.array([moment.observation.pitch for moments in plays for moment in moments])
     assert np.abs(pitch).max() <= MAX_PITCH + DEGREES_PER_PIXEL
     assert np.abs(pitch).max() > 40  # but up and down are seen, too
     assert -5 < pitch.mean() < 9
@@ -206,14 +206,14 @@ def test_pitch_is_bounded_even_where_the_game_starts_beyond(plays):
     body.pitch = body.mouse.pitch = 85.0
     player = Player(1)
     for _ in range(FRAMES):
-        body.follow(player(body.senses))
+        body.follow(player(body.observation))
     assert abs(body.pitch) <= MAX_PITCH + DEGREES_PER_PIXEL
 
 
 def test_every_action_occurs_alone_and_in_combination(plays):
     seen = Counter()
     for moments in plays:
-        for _, command in ((m.senses, m.command) for m in moments):
+        for _, command in ((m.observation, m.command) for m in moments):
             yaw = "" if not command.yaw else "turn right" if command.yaw > 0 else "turn left"
             pitch = "" if not command.pitch else "look down" if command.pitch > 0 else "look up"
             seen[frozenset({*command.keys, yaw, pitch} - {""})] += 1
@@ -257,9 +257,9 @@ def test_look_away_comes_back_to_the_view_it_left(plays):
     assert len(found) > 20
     farthest = []
     for moments in found:
-        yaws = [moment.senses.yaw for moment in moments]
+        yaws = [moment.observation.yaw for moment in moments]
         assert yaws[-1] == pytest.approx(yaws[0], abs=1.5 * DEGREES_PER_PIXEL)
-        assert {moment.senses.pos for moment in moments} == {moments[0].senses.pos}
+        assert {moment.observation.pos for moment in moments} == {moments[0].observation.pos}
         farthest.append(max(abs(yaw - yaws[0]) for yaw in yaws))
     assert min(farthest) > 20 and max(farthest) > 150
 
@@ -269,13 +269,13 @@ def test_walk_away_comes_back_to_the_place_and_view_it_left(plays):
     assert len(found) > 20
     turned_round = 0
     for moments in found:
-        places = [(moment.senses.pos[0], moment.senses.pos[2]) for moment in moments]
+        places = [(moment.observation.pos[0], moment.observation.pos[2]) for moment in moments]
         farthest = max(math.dist(places[0], place) for place in places)
         assert farthest > 10 * STEP
         assert math.dist(places[0], places[-1]) < 2 * STEP
-        turn = wrap(moments[-1].senses.yaw - moments[0].senses.yaw)
+        turn = wrap(moments[-1].observation.yaw - moments[0].observation.yaw)
         assert abs(turn) < 1.5 * DEGREES_PER_PIXEL
-        turned_round += max(abs(m.senses.yaw - moments[0].senses.yaw) for m in moments) > 170
+        turned_round += max(abs(m.observation.yaw - moments[0].observation.yaw) for m in moments) > 170
     assert 0 < turned_round < len(found)
 
 
@@ -285,11 +285,11 @@ def test_walk_away_comes_back_to_the_place_and_view_it_left(plays):
 class Straight(Player):
     """A player that wants nothing but to walk straight on."""
 
-    def _draw_kind(self) -> str:
+    def _sample_behaviour(self) -> str:
         return "walk"
 
     def _walk(self):
-        yield from self._hold({"forward"}, 8)
+        yield from self._press({"forward"}, 8)
 
 
 def test_a_blocked_player_jumps_first_and_then_turns_away():
@@ -297,7 +297,7 @@ def test_a_blocked_player_jumps_first_and_then_turns_away():
     for seed in range(30):
         body, player, taken = Body(free=nowhere), Straight(seed), []
         for _ in range(100):
-            taken.append(player(body.senses))
+            taken.append(player(body.observation))
             body.follow(taken[-1])
         assert taken[: BLOCKED_FRAMES + 1] == [forward] * (BLOCKED_FRAMES + 1)
         assert taken[BLOCKED_FRAMES + 1 : 2 * BLOCKED_FRAMES + 1] == [jump] * BLOCKED_FRAMES
@@ -310,7 +310,7 @@ def test_a_jump_that_helps_ends_the_escape():
     """A step that only a jumping player gets up: it jumps, walks on, and needs no turn away."""
     taken, player, z = [], Straight(1), 0.0
     for _ in range(60):
-        taken.append(player(Senses(0.0, 0.0, (0.0, 0.0, z))))
+        taken.append(player(Observation(0.0, 0.0, (0.0, 0.0, z))))
         if not 2 <= z < 3 or "jump" in taken[-1].keys:
             z += STEP
     assert z > 6
@@ -323,12 +323,12 @@ def test_walking_to_and_fro_is_not_taken_for_a_wall():
 
     class ToAndFro(Straight):
         def _walk(self):
-            yield from self._hold({"forward"}, 7)
-            yield from self._hold({"back"}, 7)
+            yield from self._press({"forward"}, 7)
+            yield from self._press({"back"}, 7)
 
     body, player = Body(), ToAndFro(1)
     for _ in range(100):
-        command = player(body.senses)
+        command = player(body.observation)
         assert "jump" not in command.keys and not command.yaw
         body.follow(command)
 
@@ -342,7 +342,7 @@ def test_a_player_in_a_pen_touches_its_walls_and_never_stands_at_them_for_good()
         vain = 0
         for before, after in zip(moments, moments[1:], strict=False):
             walking = bool(before.command.keys & HORIZONTAL)
-            vain = vain + 1 if walking and before.senses.pos == after.senses.pos else 0
+            vain = vain + 1 if walking and before.observation.pos == after.observation.pos else 0
             longest = max(longest, vain)
     assert BLOCKED_FRAMES <= longest < 80
 
@@ -358,7 +358,7 @@ class Terrain(Body):
         self.ground, self.lake, self.y = ground, water, ground(0, 0)
 
     @property
-    def senses(self) -> Senses:
+    def observation(self) -> Observation:
         origin = round(self.x) - REACH, self.y - REACH, round(self.z) - REACH
         nodes = np.full(BOX, FREE, np.uint8)
         for i, j, k in np.ndindex(*BOX):
@@ -366,7 +366,7 @@ class Terrain(Body):
             if y < self.ground(x, z):
                 nodes[i, j, k] = LIQUID if self.lake(x, z) else SOLID
         wet = self.water(self.x, self.z)
-        return Senses(self.yaw, self.pitch, (self.x, float(self.y), self.z), wet, nodes=nodes, origin=origin)
+        return Observation(self.yaw, self.pitch, (self.x, float(self.y), self.z), wet, nodes=nodes, origin=origin)
 
     def follow(self, command: Command) -> None:
         x, z = self.x, self.z
@@ -382,17 +382,17 @@ def kind_play(kind: str, seed: int, body: Body, frames: int) -> list[Moment]:
     """The first behaviour of one kind."""
 
     class Only(Player):
-        def _draw_kind(self) -> str:
+        def _sample_behaviour(self) -> str:
             return kind
 
     player, moments, first = Only(seed), [], None
     for _ in range(frames):
-        senses = body.senses
-        command = player(senses)
-        first = first or player.behaviour
-        if player.behaviour is not first:
+        observation = body.observation
+        command = player(observation)
+        first = first or player.commands
+        if player.commands is not first:
             break
-        moments.append(Moment(senses, command, player.kind, 0))
+        moments.append(Moment(observation, command, player.behaviour, 0))
         body.follow(command)
     return moments
 
@@ -416,13 +416,13 @@ def test_a_player_seeks_no_wall_no_deep_fall_and_no_water(kind, height, water):
     for seed in range(40):
         body = Terrain(lambda x, z: height if x > 1 else 0, water)
         body.yaw = body.mouse.yaw = 9.0 * seed
-        east += kind_play(kind, seed, body, 12)[-1].senses.yaw % 360 > 180
+        east += kind_play(kind, seed, body, 12)[-1].observation.yaw % 360 > 180
     assert 8 < east < 32
 
 
 def test_a_long_walk_jumps_over_what_is_one_high_and_nowhere_else():
     moments = kind_play("straight", 3, Terrain(lambda x, z: int(abs(z) >= 4)), 60)
-    jumps = [m.senses.pos[2] for m in moments if "jump" in m.command.keys]
+    jumps = [m.observation.pos[2] for m in moments if "jump" in m.command.keys]
     assert jumps and all(2 < abs(z) < 4 for z in jumps)
     assert all("forward" in m.command.keys for m in moments)
 
@@ -432,20 +432,20 @@ def test_a_player_that_approaches_walks_up_to_what_stands_in_its_way_and_then_al
 
     class Seeing(Body):
         @property
-        def senses(self) -> Senses:
+        def observation(self) -> Observation:
             inverse = np.full((36, 64), 1 / 50, np.float32)
             inverse[:, 44:54] = 1 / 5  # something to the right of the view's middle
-            return Senses(self.yaw, self.pitch, (self.x, 0.0, self.z), inverse_distance=inverse)
+            return Observation(self.yaw, self.pitch, (self.x, 0.0, self.z), inverse_ray_distance=inverse)
 
     after = Counter()
     for seed in range(30):
         body = Seeing(free=lambda x, z: math.hypot(x, z) < 5)
         moments = kind_play("approach", seed, body, 200)
-        turned = [m.senses.yaw for m in moments if m.command.keys][0]
+        turned = [m.observation.yaw for m in moments if m.command.keys][0]
         assert 20 < turned < 45, seed
-        reached = max(math.hypot(m.senses.pos[0], m.senses.pos[2]) for m in moments)
+        reached = max(math.hypot(m.observation.pos[0], m.observation.pos[2]) for m in moments)
         assert reached > 4.5
-        vain = [a.senses.pos == b.senses.pos and bool(a.command.keys) for a, b in pairwise(moments)]
+        vain = [a.observation.pos == b.observation.pos and bool(a.command.keys) for a, b in pairwise(moments)]
         assert 2 <= sum(vain[: 3 + vain.index(True) + 7])
         after.update({key for m in moments for key in m.command.keys})
     assert set(after) == HORIZONTAL
@@ -465,21 +465,21 @@ def test_a_player_in_water_heads_for_the_shore():
         moments = play(seed, FRAMES, Body(water=lake))
         stretch = 0
         for moment in moments:
-            stretch = stretch + 1 if moment.senses.wet else 0
+            stretch = stretch + 1 if moment.observation.wet else 0
             assert stretch < 125, seed
             swims += stretch == WET_FRAMES
-        assert max(moment.senses.pos[2] for moment in moments) < 13
+        assert max(moment.observation.pos[2] for moment in moments) < 13
     assert swims > 5
 
 
 def test_a_swimmer_paddles_with_forward_and_jump_and_turns_to_the_land():
     body, player = Body(water=lake), Player(3)
     for _ in range(40):
-        player(Senses(0.0, 0.0, (0.0, 0.0, 0.0)))  # ashore at 0, 0
+        player(Observation(0.0, 0.0, (0.0, 0.0, 0.0)))  # ashore at 0, 0
     body.z = 10.0
     taken, yaws = [], []
     for _ in range(70):
-        taken.append(player(body.senses))
+        taken.append(player(body.observation))
         body.follow(taken[-1])
         yaws.append(abs(wrap(body.yaw)))
     swim = taken[WET_FRAMES : WET_FRAMES + 30]
@@ -492,14 +492,14 @@ def test_once_ashore_it_plays_on_as_on_land():
     body, player = Body(water=lambda x, z: z > 0), Player(5)
     body.z = 3.0
     for _ in range(400):
-        body.follow(player(body.senses))
+        body.follow(player(body.observation))
     body.water = nowhere
     kinds = Counter()
     for k in range(2500):
-        body.follow(player(body.senses))
+        body.follow(player(body.observation))
         if k > 150:
             assert not player.leaving_water
-            kinds[player.kind] += 1
+            kinds[player.behaviour] += 1
     assert set(kinds) == set(EVEN.shares)
 
 
@@ -513,11 +513,11 @@ def test_a_bank_too_high_to_climb_does_not_end_the_search_for_another():
     for seed in range(10):
         body, player = Body(free=free, water=lake), Player(seed)
         for _ in range(40):
-            player(Senses(0.0, 0.0, (0.0, 0.0, 0.0)))
+            player(Observation(0.0, 0.0, (0.0, 0.0, 0.0)))
         body.z = 6.0
         begun, was = 0, False
         for _ in range(1500):
-            body.follow(player(body.senses))
+            body.follow(player(body.observation))
             begun += player.leaving_water and not was
             was = player.leaving_water
             if not lake(body.x, body.z):
