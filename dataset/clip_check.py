@@ -159,12 +159,12 @@ def _check_nodes(clip: Clip, origin: np.ndarray, pose: np.ndarray) -> None:
         raise ClipError(
             "broken depth",
             f"{clip.video}: its nodes lie {np.median(offset):.1f} m from its poses (median), expected at "
-            f"most {NODES_OFFSET}; depth file and metadata are of different recordings, record the clip again",
+            f"most {NODES_OFFSET}; depth and metadata are of different recordings, record the clip again",
         )
 
 
 def measure_balance(vectors: list[np.ndarray], pitch: np.ndarray) -> ActionBalance:
-    """Shares of frames by action, from the action vectors [N, 5] of each clip and all pitches [M] (degrees)."""
+    """Shares of frames by action, from the action vectors [N, 5] of each clip and pitches [M] (degrees)."""
     every = np.concatenate(vectors)
     yaw, move_x = every[:, actions.YAW], every[:, actions.MOVE_X]
     classes = np.bincount(actions.action_class(every), minlength=len(actions.CLASS_NAMES)) / len(every)

@@ -251,8 +251,8 @@ def _judge_alignment(result: PictureCheck, has_deltas: bool) -> None:
         if abs(at[best]) < LEAST_CORRELATION:
             result.problems.append(
                 f"pictures and actions do not belong together: {name}_delta does not correlate with the "
-                f"pictures at any lag (expected near 1 at lag 0, found {at[0]:.2f}, at best {at[best]:.2f}); check "
-                "that each video belongs to its metadata, and the order of its entries"
+                f"pictures at any lag (expected near 1 at lag 0, found {at[0]:.2f}, at best {at[best]:.2f}); "
+                "check that each video belongs to its metadata, and the order of its entries"
             )
         elif best and abs(at[best]) > abs(at[0]) + LAG_MARGIN:
             frames = f"{abs(best)} frame{'s' if abs(best) > 1 else ''} {'late' if best > 0 else 'early'}"

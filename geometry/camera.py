@@ -133,7 +133,7 @@ def warp_inverse_ray_distance(
     vertical_fov_degrees: float,
     rounds: int = 2,
 ) -> Tensor:
-    """The inverse ray distances [B, H, W] (1/m) of the picture at `pose_from`, as seen from `pose_to`.
+    """Inverse ray distances [B, H, W] (1/m) of the picture at `pose_from`, resampled to that at `pose_to`.
 
     The source pixel that a target pixel shows depends on the distance to be computed. So both are computed
     alternately, `rounds` times (fixed-point iteration), starting from `initial` [B, H, W]. Outside the

@@ -182,7 +182,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 class Controls:
-    """Sends keys and mouse movements to the game's window with X's test extension, like real input devices."""
+    """Sends keys and mouse movements to the game's window with X's test extension."""
 
     def __init__(self, display_name: str):
         self.display = display.Display(display_name)

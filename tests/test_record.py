@@ -757,7 +757,7 @@ def test_poses_follow_from_the_actions(recorded):
 
 @needs_game
 def test_depth_and_nodes_agree_on_the_ground(recorded):
-    """Where the nodes say that the ground is level, the depth of the lowest row must be that of the ground."""
+    """Where the ground is level by the nodes, the depth of the lowest row must be that of the ground."""
     ratios = []
     for name in CLIPS:
         video = clip_paths(recorded.out, name)[1]

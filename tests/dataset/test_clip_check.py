@@ -168,7 +168,9 @@ def test_metadata_of_another_video_is_a_problem(tmp_path):
 
 
 def test_an_unexpected_field_of_view_is_a_problem():
-    report = check_pictures(find_clips(SAMPLES, "auto", SAMPLES)[1], LIMIT, expected_fov=80.0, progress=False)
+    report = check_pictures(
+        find_clips(SAMPLES, "auto", SAMPLES)[1][:FEW], LIMIT, expected_fov=80.0, progress=False
+    )
     assert len(report.problems) == 1 and "expected 80; record with that" in report.problems[0]
 
 

@@ -432,7 +432,7 @@ def test_straight_walks_jump_only_at_steps_of_one_block():
 
 
 def test_approach_walks_to_an_obstacle_and_then_along_it_or_back():
-    """The depth has an obstacle right of the centre; the player turns there, reaches a wall, and leaves it."""
+    """An obstacle is right of the centre; the player turns there, reaches a wall, and leaves it."""
 
     class Seeing(Body):
         @property
