@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Records action-labelled play from Luanti, a free voxel game, in GF-Minecraft's layout.
+"""Records play with actions from Luanti, an open-source voxel game, in GF-Minecraft's layout.
 
     python record.py --out data/luanti --clips 308 --seed 1    a scripted player, in the background
     python record.py --out data/mine --human                    you play, in a window
-    python record.py --check data/luanti                       is a data set sound? (GF-Minecraft, too)
+    python record.py --check data/luanti                       checks a data set, also GF-Minecraft
 
-Needs the game, a display server for recording unseen, and a C compiler:
+Needs the game, a virtual display (Xvfb), and a C compiler:
     apt-get install minetest xvfb gcc libc6-dev                 (newer systems: luanti luanti-game-minetest)
 
-The game runs in lockstep: one drawn frame is 1/16 s of game time however slow the machine, the input for
-frame k+1 is sent while frame k is held, and each picture bears its number, which must be that of its line in
-the game's log. Beside the pictures it keeps the depth buffer and the nodes around the player (depth/*.npz,
-surroundings.py). Run it again to continue: whole clips are kept. Every --clips_per_world clips share one
-generated world; preprocess.py puts whole worlds into the held-out split. Nothing is written outside --out.
+The game runs in lockstep: one drawn frame is 1/16 s of game time however slow the machine is, and the input
+for frame k+1 is sent while the game waits at frame k. Each picture contains its frame number, which must
+match the line in the game's log. Depth and the nodes around the player are recorded too (depth/*.npz, see
+dataset/surroundings.py). Run it again to continue: finished clips are kept. Every --clips_per_world clips
+share one generated world; preprocess.py assigns whole worlds to a split. Nothing is written outside --out.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,7 +33,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.clip_check import check_clips
-from dataset.recordings import is_whole, remove_parts
+from dataset.clip_report import report_text
+from dataset.recordings import is_complete, remove_unfinished
 from dataset.surroundings import BLOCK
 from luanti.game import (
     BITS,
@@ -45,37 +47,79 @@ from luanti.game import (
     find_game,
     game_version,
 )
-from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, Options, plan_clips, record_world
-from runtime.config import non_negative_int, positive_float, positive_int
-from runtime.errors import UserError, run_script
+from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, RecorderOptions, plan_clips, record_world
+from runtime.config import SettingError, non_negative_int, positive_float, positive_int
+from runtime.errors import run_script
 from runtime.video import VideoError
 
-HUMAN_WIDTH = 1024  # pixels, at least, of the window that a person plays in
-# What must agree between the runs that fill one folder.
-SAME = ("seed", "frames", "clips_per_world", "size", "vertical_fov", "biomes", "time", "weather", "human")
+HUMAN_WIDTH = 1024  # pixels, least width of the window that a person plays in
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """The parsed command line of a recording."""
+
+    out: Path
+    clips: int
+    frames: int  # per clip
+    clips_per_world: int
+    seed: int
+    jobs: int
+    size: tuple[int, int]  # width, height
+    vertical_fov: float  # degrees
+    biomes: list[str]
+    times: list[str]
+    weathers: list[str]
+    human: bool
+
+    @property
+    def picture(self) -> Picture:
+        """The pictures; the window is scaled up if it is too small for the barcode or for a person."""
+        width, height = self.size
+        least = HUMAN_WIDTH if self.human else BITS * STRIP
+        return Picture(width, height, self.vertical_fov, scale=-(-least // width))
+
+    def folder_settings(self) -> dict:
+        """The settings by flag that must be the same in all runs with one `out` folder."""
+        return {
+            "seed": self.seed,
+            "frames": self.frames,
+            "clips_per_world": self.clips_per_world,
+            "size": list(self.size),
+            "vertical_fov": self.vertical_fov,
+            "biomes": self.biomes,
+            "time": self.times,
+            "weather": self.weathers,
+            "human": self.human,
+        }
+
+
+# ------------------------------------------------------------ command line
 
 
 def size(text: str) -> tuple[int, int]:
-    """argparse type: WIDTHxHEIGHT, both multiples of 4: depth is read once in each block of 4x4 pixels."""
+    """argparse type: WIDTHxHEIGHT, both multiples of BLOCK, since each block of pixels gets one depth
+    value.
+    """
     width, _, height = text.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) > 0 and int(height) > 0):
         raise argparse.ArgumentTypeError(f"{text}: expected WIDTHxHEIGHT, such as 256x144")
     if int(width) % BLOCK or int(height) % BLOCK:
         raise argparse.ArgumentTypeError(
-            f"{text}: both sides must be multiples of {BLOCK}: {BLOCK}x{BLOCK} pixels share one depth"
+            f"{text}: width and height must be multiples of {BLOCK}: {BLOCK}x{BLOCK} pixels share one depth"
         )
     return int(width), int(height)
 
 
 def some_of(known: tuple[str, ...]) -> Callable[[str], list[str]]:
-    """argparse type: names out of `known`, joined by commas, or "any" for all of them."""
+    """argparse type: names from `known`, separated by commas, or "any" for all of them."""
 
     def names(text: str) -> list[str]:
-        chosen = list(known) if text == "any" else text.split(",")
-        for name in chosen:
+        given = list(known) if text == "any" else text.split(",")
+        for name in given:
             if name not in known:
                 raise argparse.ArgumentTypeError(f"{name}: expected some of {', '.join(known)}, or any")
-        return chosen
+        return given
 
     return names
 
@@ -85,126 +129,204 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="folder for the clips; run again to continue")
-    what.add_argument("--check", type=Path, metavar="DIR", help="check the clips in DIR and record nothing")
-    parser.add_argument("--clips", type=positive_int, default=308)
-    parser.add_argument("--frames", type=positive_int, default=1200, help="frames of a clip, 16 a second")
-    parser.add_argument("--clips_per_world", type=positive_int, default=7)
-    parser.add_argument("--seed", type=non_negative_int, default=1, help="of worlds, places and player")
-    parser.add_argument(
-        "--jobs", type=positive_int, default=max(1, min(os.cpu_count() or 1, 8)), help="games at once"
-    )
-    parser.add_argument("--size", type=size, default=(256, 144), help="of the pictures, WIDTHxHEIGHT")
-    parser.add_argument("--vertical_fov", type=positive_float, default=70.0, help="degrees")
-    parser.add_argument(
-        "--biomes", type=some_of(BIOMES), default=list(BIOMES), help="joined by commas, or any"
-    )
-    parser.add_argument(
-        "--time", type=some_of(tuple(TIMES)), default=["noon"], help=f"of {', '.join(TIMES)}, or any"
-    )
-    parser.add_argument(
-        "--weather", type=some_of(WEATHERS), default=["clear"], help=f"of {', '.join(WEATHERS)}, or any"
-    )
-    parser.add_argument("--human", action="store_true", help="play yourself, in a window; close it to end")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--out", type=Path, help="folder for the clips; run again to continue")
+    mode.add_argument("--check", type=Path, metavar="DIR", help="check the clips in DIR and record nothing")
+    add = parser.add_argument
+    add("--clips", type=positive_int, default=308, help="number of clips (default 308)")
+    add("--frames", type=positive_int, default=1200, help="frames per clip, 16 per second (default 1200)")
+    add("--clips_per_world", type=positive_int, default=7, help="clips that share a world (default 7)")
+    add("--seed", type=non_negative_int, default=1, help="of worlds, start places and player (default 1)")
+    jobs = max(1, min(os.cpu_count() or 1, 8))
+    add("--jobs", type=positive_int, default=jobs, help=f"games at once (default here {jobs})")
+    add("--size", type=size, default=(256, 144), help="of the pictures, WIDTHxHEIGHT (default 256x144)")
+    add("--vertical_fov", type=positive_float, default=70.0, help="vertical field of view in degrees (70)")
+    add("--biomes", type=some_of(BIOMES), default=list(BIOMES), help="separated by commas, or any (default)")
+    times, weathers = tuple(TIMES), WEATHERS
+    add("--time", type=some_of(times), default=["noon"], help=f"{', '.join(times)}, or any (default noon)")
+    weather_help = f"{', '.join(weathers)}, or any (default clear)"
+    add("--weather", type=some_of(weathers), default=["clear"], help=weather_help)
+    add("--human", action="store_true", help="play yourself, in a window; close it to end")
     return parser
 
 
-def picture_of(args: argparse.Namespace) -> Picture:
-    """The pictures, drawn larger where the window would be too small for the barcode or for a person."""
-    width, height = args.size
-    least = HUMAN_WIDTH if args.human else BITS * STRIP
-    return Picture(width, height, args.vertical_fov, scale=-(-least // width))
+def parse(arguments: list[str] | None) -> Path | RecordConfig:
+    """Reads the command line: the folder to check, or the recording. Ends the process if it is not valid."""
+    args = build_parser().parse_args(arguments)
+    if args.check:
+        return args.check
+    return RecordConfig(
+        out=args.out,
+        clips=args.clips,
+        frames=args.frames,
+        clips_per_world=args.clips_per_world,
+        seed=args.seed,
+        jobs=args.jobs,
+        size=args.size,
+        vertical_fov=args.vertical_fov,
+        biomes=args.biomes,
+        times=args.time,
+        weathers=args.weather,
+        human=args.human,
+    )
 
 
-def settings_of(args: argparse.Namespace) -> dict:
-    """What is kept in the folder, so that a later run with other settings is refused."""
-    found = {name: list(value) if isinstance(value := getattr(args, name), tuple) else value for name in SAME}
-    return {**found, "depth": True}
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0; 1 if the check has problems or a clip failed; 2 on an error; 130 on
+    Ctrl-C.
+    """
+    config = parse(arguments)
+    if isinstance(config, Path):
+        return run_script(lambda: check(config))
+    return run_script(lambda: run(config), "stopped; finished clips are kept; run it again to continue")
 
 
-def check_same(args: argparse.Namespace) -> None:
-    """Writes the run's settings into the folder, or raises UserError if it holds clips of others."""
-    path = args.out / ".recording.json"
-    mine = settings_of(args)
-    if path.is_file() and any(args.out.glob("metadata/*.json")):
-        theirs = json.loads(path.read_text())
-        if not theirs.get("depth"):
-            raise UserError(
+# ------------------------------------------------------------ the run
+
+
+def check(folder: Path) -> int:
+    """Checks the clips in `folder` and prints the report; returns 1 if there are problems."""
+    report = check_clips(folder)
+    print(report_text(report))
+    return 1 if report.problems else 0
+
+
+def run(config: RecordConfig) -> int:
+    """Records the missing clips and returns the exit status. Raises UserError."""
+    if config.human and not os.environ.get("DISPLAY"):
+        raise SettingError("--human needs a display, and DISPLAY is not set; run it in a desktop session")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM has the effect of Ctrl-C
+    folder = config.out.resolve() / ".recorder"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SettingError(
+            f"{config.out}: another record.py is writing there; wait or use another --out"
+        ) from None
+    try:
+        check_same_settings(config)
+        for profile in folder.glob("profile-*"):  # of a run that was killed
+            shutil.rmtree(profile, ignore_errors=True)
+        remove_unfinished(config.out)
+        version = game_version(find_game())
+        build_shim(folder / "lockstep.so")
+        return record(config, folder, labels={"game": version})
+    except GameError as error:
+        raise GameError(f"{error}; finished clips are kept; run it again to continue") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_same_settings(config: RecordConfig) -> None:
+    """Writes the run's settings to the folder. Raises SettingError if its clips have other settings."""
+    path = config.out / ".recording.json"
+    settings = config.folder_settings()
+    if path.is_file() and any(config.out.glob("metadata/*.json")):
+        recorded = json.loads(path.read_text())
+        if not recorded.get("depth"):
+            raise SettingError(
                 f"{path}: an earlier version recorded these clips, without depth; use another --out"
             )
-        for name in SAME:
-            if theirs.get(name) != mine[name]:
-                raise UserError(
-                    f"{path}: this folder was recorded with --{name} {theirs.get(name)}, not {mine[name]}; "
+        for name, value in settings.items():
+            if recorded.get(name) != value:
+                raise SettingError(
+                    f"{path}: this folder was recorded with --{name} {recorded.get(name)}, not {value}; "
                     "use the same or another --out"
                 )
-    path.write_text(json.dumps(mine, indent=1) + "\n")
+    path.write_text(json.dumps({**settings, "depth": True}, indent=1) + "\n")
+
+
+def record(config: RecordConfig, folder: Path, labels: dict[str, str]) -> int:
+    """Records the missing clips; `labels` are added to their metadata. Returns the exit status."""
+    plans = plan_clips(
+        config.seed, config.clips, config.clips_per_world, config.biomes, config.times, config.weathers
+    )
+    missing = [plan for plan in plans if not is_complete(config.out, plan.name)]
+    print(f"{len(plans)} clips, {len(plans) - len(missing)} of them recorded already")
+    if not missing:
+        return 0
+    worlds = by_world(missing)
+    options = RecorderOptions(config.out.resolve(), config.frames, config.picture, config.human, labels)
+    progress = Progress(len(missing), config.frames)
+    try:
+        run_workers(worlds, 1 if config.human else min(config.jobs, len(worlds)), options, folder, progress)
+    finally:
+        progress.close()
+    return 1 if progress.failed else 0
+
+
+def by_world(plans: list[ClipPlan]) -> list[list[ClipPlan]]:
+    """Groups the clips that share a world."""
+    return [list(group) for _, group in groupby(plans, key=lambda plan: plan.world_seed)]
 
 
 # ------------------------------------------------------------ workers
 
 
-def work(job: int, options: Options, folder: Path, pipe: Connection) -> None:
-    """One worker: asks for worlds until it is sent none."""
+def work(job: int, options: RecorderOptions, folder: Path, pipe: Connection) -> None:
+    """A worker process: requests worlds to record from `pipe` until it receives None."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and sends SIGTERM
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the game is closed, the profile removed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and sends SIGTERM
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds: closes the game, removes the profile
     try:
         while True:
             pipe.send(("ready", None))
             plans = pipe.recv()
             if plans is None:
                 return
-            record_world(plans, options, folder, job, lambda *news: pipe.send(news))
-    except (GameError, VideoError, OSError) as error:  # OSError: the disk is full, say
+            record_world(plans, options, folder, job, lambda *event: pipe.send(event))
+    except (GameError, VideoError, OSError) as error:  # OSError: a full disk, for example
         pipe.send(("error", str(error)))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Progress:
-    """What the workers have told, and the bar that shows it."""
+    """Collects the workers' events and shows a progress bar."""
 
     def __init__(self, clips: int, frames: int):
-        self.clips = clips  # that are missing
-        self.ended: dict[str, str] = {}  # clip -> how it ended
+        self.clips = clips  # to record
+        self.ended: dict[str, str] = {}  # clip -> "complete" or why it ended early
         self.failed: dict[str, str] = {}  # clip -> why it could not be recorded
-        self.lost = 0  # frames thrown away
+        self.lost = 0  # discarded frames
         self.began = time.monotonic()
         self.bar = tqdm(total=clips * frames, unit=" frames", smoothing=0.1, dynamic_ncols=True)
 
-    def hear(self, what: str, value: object) -> None:
-        """Takes one of the reports that `record_world` makes."""
-        if what == "frames":
+    def handle(self, event: str, value: object) -> None:
+        """Handles one event of `record_world`. Raises GameError for "error"."""
+        if event == "frames":
             self.bar.update(value)
             self.bar.set_postfix_str(
                 f"{len(self.ended)}/{self.clips} clips, {self.speed / FPS:.1f}x real time"
             )
-        elif what == "lost":
+        elif event == "lost":
             self.bar.update(-value)
             self.lost += value
-        elif what == "clip":
+        elif event == "clip":
             self.ended[value[0]] = value[1]
-        elif what == "failed":
+        elif event == "failed":
             self.failed[value[0]] = value[1]
-        elif what == "note":
+        elif event == "note":
             tqdm.write(value)
-        elif what == "error":
+        elif event == "error":
             raise GameError(value)
 
     @property
     def speed(self) -> float:
-        """Frames a second since the beginning, the time for starts and settling counted in."""
+        """Recorded frames per second since the beginning, including the time to start the game and load
+        terrain.
+        """
         return self.bar.n / (time.monotonic() - self.began)
 
     def close(self) -> None:
-        """Ends the bar and prints the sum."""
+        """Ends the bar and prints a summary."""
         self.bar.close()
-        whole = sum(how == "complete" for how in self.ended.values())
+        complete = sum(how == "complete" for how in self.ended.values())
         print(
-            f"{len(self.ended)} clips in {time.monotonic() - self.began:.0f} s, {whole} whole and "
-            f"{len(self.ended) - whole} cut; {self.bar.n} frames kept and {self.lost} thrown away: "
+            f"{len(self.ended)} clips in {time.monotonic() - self.began:.0f} s, {complete} complete and "
+            f"{len(self.ended) - complete} ended early; {self.bar.n} frames kept and {self.lost} discarded: "
             f"{self.speed:.1f} frames/s, {self.speed / FPS:.1f}x real time"
         )
         for name, why in self.failed.items():
@@ -212,9 +334,9 @@ class Progress:
 
 
 def run_workers(
-    worlds: list[list[ClipPlan]], jobs: int, options: Options, folder: Path, progress: Progress
+    worlds: list[list[ClipPlan]], jobs: int, options: RecorderOptions, folder: Path, progress: Progress
 ) -> None:
-    """Hands the worlds out to `jobs` workers, one after the other, until all are recorded."""
+    """Distributes the worlds to `jobs` worker processes until all are recorded."""
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, multiprocessing.Process] = {}
     for job in range(jobs):
@@ -229,85 +351,25 @@ def run_workers(
         while running:
             for pipe in wait(running):
                 try:
-                    what, value = pipe.recv()
-                except (EOFError, ConnectionError):  # it has ended
+                    event, value = pipe.recv()
+                except (EOFError, ConnectionError):  # the worker has ended
                     running.remove(pipe)
                     workers[pipe].join()
                     if status := workers[pipe].exitcode:
-                        progress.hear("failed", (workers[pipe].name, f"it ended with status {status}"))
+                        progress.handle("failed", (workers[pipe].name, f"it ended with status {status}"))
                     continue
-                if what == "quit":
+                if event == "quit":
                     worlds.clear()
-                if what == "ready":
+                if event == "ready":
                     pipe.send(worlds.pop(0) if worlds else None)
                 else:
-                    progress.hear(what, value)
+                    progress.handle(event, value)
     finally:
         for worker in workers.values():
             worker.terminate()
         for worker in workers.values():
             worker.join(20)
             worker.kill()
-
-
-def by_world(plans: list[ClipPlan]) -> list[list[ClipPlan]]:
-    """The clips in groups that share a world."""
-    return [list(group) for _, group in groupby(plans, key=lambda plan: plan.world_seed)]
-
-
-def record(args: argparse.Namespace, options: Options, folder: Path) -> int:
-    """Records what is missing -> the script's exit status."""
-    plans = plan_clips(args.seed, args.clips, args.clips_per_world, args.biomes, args.time, args.weather)
-    missing = [plan for plan in plans if not is_whole(args.out, plan.name)]
-    print(f"{len(plans)} clips, {len(plans) - len(missing)} of them recorded already")
-    if not missing:
-        return 0
-    worlds = by_world(missing)
-    progress = Progress(len(missing), args.frames)
-    try:
-        run_workers(worlds, 1 if args.human else min(args.jobs, len(worlds)), options, folder, progress)
-    finally:
-        progress.close()
-    return 1 if progress.failed else 0
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    args = build_parser().parse_args(arguments)
-    return run_script(lambda: run(args), "stopped; whole clips are kept; run it again to continue")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Checks or records, as the flags say; returns the exit status. Raises UserError."""
-    if args.check:
-        report = check_clips(args.check)
-        print(report.text())
-        return 1 if report.problems else 0
-    if args.human and not os.environ.get("DISPLAY"):
-        raise UserError("--human needs a display, and DISPLAY is not set; run it in a desktop session")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
-    folder = args.out.resolve() / ".recorder"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{args.out}: another record.py is writing there") from None
-    try:
-        check_same(args)
-        for profile in folder.glob("profile-*"):  # of a run that was killed
-            shutil.rmtree(profile, ignore_errors=True)
-        remove_parts(args.out)
-        version = game_version(find_game())
-        build_shim(folder / "lockstep.so")
-        options = Options(
-            args.out.resolve(), args.frames, picture_of(args), args.human, labels={"game": version}
-        )
-        return record(args, options, folder)
-    except GameError as error:
-        raise GameError(f"{error}; whole clips are kept; run it again to continue") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

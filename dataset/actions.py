@@ -1,4 +1,4 @@
-"""The action vector [yaw, pitch, move_x, move_z, jump]: names, units, and its makers and readers.
+"""The action vector [yaw, pitch, move_x, move_z, jump]: names, units, and conversion from and to recordings.
 
 yaw +1 = 15 degrees to the right in one source frame, pitch +1 = 15 degrees down, both clipped to [-1, 1];
 move_x +1 right, -1 left; move_z +1 forward, -1 back; jump 0 or 1.
@@ -15,8 +15,8 @@ ACTION_DIM = len(ACTION_NAMES)
 YAW, PITCH, MOVE_X, MOVE_Z, JUMP = range(ACTION_DIM)
 DEGREES_PER_UNIT = 15.0
 CLASS_NAMES = ("still", "turn", "look", "walk", "strafe", "jump", "walk+turn")
-CAMERA_MOVES = 0.01  # units (0.15 degrees a frame): less is a camera at rest
-KEY_PRESSED = 0.1  # a key axis beyond it counts as pressed; pooled keys are shares of a window
+CAMERA_MOVES = 0.01  # units (0.15 degrees per frame): a smaller turn counts as none
+KEY_PRESSED = 0.1  # a larger absolute value counts as pressed; pooled keys are means over several frames
 
 _GAMEFACTORY_MOVE_Z = {0: 0.0, 1: 1.0, 2: -1.0}  # ws: 1 forward, 2 back
 _GAMEFACTORY_MOVE_X = {0: 0.0, 1: -1.0, 2: 1.0}  # ad: 1 left, 2 right
@@ -24,7 +24,7 @@ _GAMEFACTORY_JUMP = {0: 0.0, 1: 1.0, 2: 0.0, 3: 0.0}  # scs: 1 jump, 2 sneak, 3 
 
 
 class ActionError(UserError):
-    """A recorded action that cannot be read: a missing key, an unknown code, a number that is not finite."""
+    """A recorded action that cannot be read: a field is missing, a code unknown, or a number not finite."""
 
 
 def encode(
@@ -51,7 +51,7 @@ def camera_degrees(action: np.ndarray, degrees_per_unit: float = DEGREES_PER_UNI
 def from_gamefactory(entry: Mapping) -> np.ndarray:
     """One entry of a GF-Minecraft `actions` dict -> action vector, float32 [5].
 
-    Keyboard-only recordings (data_269) have no deltas: the camera then stands still.
+    Keyboard-only recordings (data_269) have no deltas: the camera then does not turn.
     Raises ActionError for unknown codes and for deltas that are not finite.
     """
     yaw, pitch = entry.get("yaw_delta", 0.0), entry.get("pitch_delta", 0.0)
@@ -92,7 +92,7 @@ def from_minerl(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     if camera.ndim != 2 or camera.shape[1] != 2:
         raise ActionError(f"action$camera: expected [N, 2], found {list(camera.shape)}")
     if not np.isfinite(camera).all():
-        raise ActionError("action$camera holds numbers that are not finite")
+        raise ActionError("action$camera has numbers that are not finite")
 
     def key(name: str) -> np.ndarray:
         pressed = np.asarray(columns.get(f"action${name}", np.zeros(len(camera))), np.float32)
@@ -108,16 +108,16 @@ def from_minerl(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def wrap(degrees: float | np.ndarray) -> float | np.ndarray:
-    """Angles, a float or an array, brought into -180..180 (180 itself becomes -180)."""
+    """Angles, a float or an array, wrapped to [-180, 180)."""
     return (degrees + 180.0) % 360.0 - 180.0
 
 
 def action_class(vectors: np.ndarray) -> np.ndarray:
-    """Action vectors [N, 5] -> their classes [N] int64, places in CLASS_NAMES; the first that fits counts:
+    """Action vectors [N, 5] -> their classes [N] int64, indices into CLASS_NAMES.
 
-    walk+turn: any key and a camera move; turn: yaw, with pitch or without; look: pitch alone; jump; strafe:
-    to a side, with forward or back or without; walk: forward or back alone; still. The camera moves beyond
-    CAMERA_MOVES, a key is pressed beyond KEY_PRESSED.
+    The first class that applies counts: walk+turn (any key and a camera turn), turn (yaw, with or without
+    pitch), look (pitch alone), jump, strafe (left or right, with or without forward or back), walk (forward
+    or back alone), still. The thresholds are CAMERA_MOVES and KEY_PRESSED.
     """
     camera = np.abs(vectors[:, [YAW, PITCH]]) > CAMERA_MOVES
     keys = np.abs(vectors[:, [MOVE_X, MOVE_Z, JUMP]]) > KEY_PRESSED
@@ -134,12 +134,12 @@ def action_class(vectors: np.ndarray) -> np.ndarray:
 
 
 def pool(actions: np.ndarray, max_keys: bool = False, steps: float | None = None) -> np.ndarray:
-    """The actions between two kept frames [n, 5] -> one [5].
+    """Pools the n actions between two kept frames [n, 5] into one [5].
 
-    The camera is averaged (so +1 is then 15 degrees in each source step). Keys are averaged, or with
-    `max_keys` the strongest press of the window counts. Where kept frames lie 1.25 steps apart a window has
-    one action or two: `steps` is then their mean number, so that +1 is the same turn, 15 * steps degrees, in
-    every window.
+    The camera is averaged (so +1 means 15 degrees in each source step). Keys are averaged; with `max_keys`
+    the value of largest magnitude is used. `steps` is the mean number of source steps between kept frames.
+    Where it is not an integer, n differs between pairs of frames; with it, +1 means the same turn, 15 *
+    steps degrees, for all of them.
     """
     pooled = actions.mean(0)
     if steps is not None:
@@ -151,10 +151,10 @@ def pool(actions: np.ndarray, max_keys: bool = False, steps: float | None = None
 
 
 def from_keys(pressed: Iterable[str]) -> tuple[float, float, float]:
-    """Names of held controls (forward, back, left, right, jump) -> (move_x, move_z, jump)."""
-    held = set(pressed)
+    """Names of pressed keys (forward, back, left, right, jump) -> (move_x, move_z, jump)."""
+    pressed = set(pressed)
     return (
-        float("right" in held) - float("left" in held),
-        float("forward" in held) - float("back" in held),
-        float("jump" in held),
+        float("right" in pressed) - float("left" in pressed),
+        float("forward" in pressed) - float("back" in pressed),
+        float("jump" in pressed),
     )

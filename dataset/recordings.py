@@ -1,8 +1,9 @@
-"""Recorded clips: what they are, how they are found, and which of their frames and actions count.
+"""Recorded clips: finding them, reading their actions and poses, choosing frames at a target rate, writing
+clips.
 
 A GF-Minecraft clip is metadata/NAME.json + video/NAME.mp4, or NAME.json beside NAME.mp4; a MineRL trajectory
-is a folder with recording.mp4, metadata.json and rendered.npz. Clips of a faster rate than wanted are thinned
-out and the actions between two kept frames are pooled.
+is a folder with recording.mp4, metadata.json and rendered.npz. Of clips with a higher frame rate than wanted
+only some frames are kept, and the actions between two kept frames are pooled into one.
 """
 
 import json
@@ -23,15 +24,15 @@ from dataset.token_files import DataError, Manifest
 from runtime.errors import UserError
 from runtime.video import VideoError, VideoWriter, count_frames, video_fps
 
-GAMEFACTORY_FPS = 16.0  # where a video's header does not say
-RATE_TOLERANCE = 0.02  # rates closer than this count as the same
-MISSING_FRAMES = 2  # a MineRL video may lack so many of its declared frames before it counts as truncated
-PART = ".part"  # in the name of a file that is not whole yet
+GAMEFACTORY_FPS = 16.0  # used where a video's header has no frame rate
+RATE_TOLERANCE = 0.02  # relative difference below which two frame rates count as equal
+MISSING_FRAMES = 2  # a MineRL video that lacks more of its declared frames counts as truncated
+PART = ".part"  # in the name of an unfinished file
 MINERL_FILES = ("recording.mp4", "metadata.json", "rendered.npz")
 
 
 class ClipError(UserError):
-    """Why a clip cannot be used: `kind` in a few words, for counting, and `detail`, which names the file."""
+    """A clip cannot be used. `kind` is the reason in a few words, for counting; `detail` names the file."""
 
     def __init__(self, kind: str, detail: str):
         super().__init__(f"{kind}: {detail}")
@@ -40,8 +41,9 @@ class ClipError(UserError):
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording on disk. `name` is unique in the data set, `key` (its own name) decides the split, unless
-    the recording names its world (Plan.world)."""
+    """A recording on disk. `name` is unique in the data set. `key`, the name of its file or folder,
+    determines the split, unless the metadata names the world (Plan.world).
+    """
 
     name: str
     key: str
@@ -51,13 +53,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which frames of a clip become tokens, and what lies between them."""
+    """The frames of a clip that become tokens, and the actions between them."""
 
-    frames: list[int]  # numbers of the K kept video frames, rising
+    frames: list[int]  # indices of the K kept video frames, increasing
     actions: np.ndarray  # [K-1, 5] float32, actions[t] leads from kept frame t to t+1
     pose: np.ndarray  # [K, 5] float32: x, y, z, yaw, pitch; NaN where the source has none
-    needed: int  # the video must have at least so many frames
-    world: str = ""  # "world_SEED" where the recording names it: decides the split in place of Clip.key
+    needed: int  # least number of frames that the video must have
+    world: str = ""  # "world_SEED" where the metadata names it: determines the split instead of Clip.key
 
 
 # ------------------------------------------------------------ finding clips
@@ -66,8 +68,9 @@ class Plan:
 def find_clips(parent: Path, source: str, out_dir: Path) -> tuple[str, list[Clip]]:
     """All clips below `parent`, sorted by name, and their source ("gamefactory" or "minerl").
 
-    A clip is named after its path below `parent`, without `metadata` and `video`, joined by "__". Incomplete
-    clips are listed too, to be reported. Raises DataError if there is none, or both kinds under "auto".
+    `source` is one of these or "auto". A clip is named after its path below `parent`, without `metadata` and
+    `video`, joined by "__". Incomplete clips are listed too, so that they can be reported. `out_dir` is not
+    searched. Raises DataError if there is no clip, or if "auto" finds clips of both sources.
     """
     if not parent.is_dir():
         raise DataError(f"{parent}: no such folder; give the folder of the clips as --parent_dir")
@@ -88,21 +91,21 @@ def find_clips(parent: Path, source: str, out_dir: Path) -> tuple[str, list[Clip
                 base = (folder.parent / "metadata", folder.parent / "video") if nested else (folder, folder)
                 pairs["gamefactory"].add((base[0] / f"{file.stem}.json", base[1] / f"{file.stem}.mp4"))
     if source == "auto":
-        whole = [s for s, found in pairs.items() if any(m.is_file() and v.is_file() for m, v in found)]
-        if len(whole) > 1:
-            raise DataError(f"{parent}: holds clips of both {' and '.join(whole)}; choose one with --source")
-        source = whole[0] if whole else "minerl" if pairs["minerl"] else "gamefactory"
+        complete = [s for s, files in pairs.items() if any(m.is_file() and v.is_file() for m, v in files)]
+        if len(complete) > 1:
+            raise DataError(f"{parent}: has clips of both {' and '.join(complete)}; choose one with --source")
+        source = complete[0] if complete else "minerl" if pairs["minerl"] else "gamefactory"
     if not pairs[source]:
         raise DataError(
-            f"{parent}: no {source} clip in it; expected metadata/NAME.json with video/NAME.mp4, NAME.json "
+            f"{parent}: has no {source} clip; expected metadata/NAME.json with video/NAME.mp4, NAME.json "
             f"beside NAME.mp4, or MineRL folders with {', '.join(MINERL_FILES)}"
         )
     clips = [_clip(parent, source, metadata, video) for metadata, video in sorted(pairs[source])]
     for name, count in Counter(clip.name for clip in clips).items():
-        if count > 1:  # NAME.json and metadata/NAME.json in one folder: tell them apart by the folder
+        if count > 1:  # NAME.json and metadata/NAME.json in one folder: include the folder in the name
             clips = [replace(c, name=_path_name(parent, c.metadata)) if c.name == name else c for c in clips]
     if len({clip.name for clip in clips}) < len(clips):
-        raise DataError(f"{parent}: two clips would get the same name; rename one of {clips}")
+        raise DataError(f"{parent}: two clips have the same name; rename one of {clips}")
     return source, sorted(clips, key=lambda clip: clip.name)
 
 
@@ -124,10 +127,10 @@ def _clip(parent: Path, source: str, metadata: Path, video: Path) -> Clip:
 
 
 def steps_per_frame(source_fps: float, target_fps: float) -> float:
-    """Source steps from one kept frame to the next, at least 1; need not be whole.
+    """Source steps from one kept frame to the next, at least 1, not necessarily an integer.
 
-    Rates within 2 % of a whole number count as that number (29.97 is 30). Raises ClipError if the source is
-    slower.
+    Rates within 2 % of an integer count as that integer (29.97 is 30). Raises ClipError if the source is
+    slower than the target.
     """
     if abs(round(source_fps) - source_fps) <= RATE_TOLERANCE * source_fps:
         source_fps = round(source_fps)
@@ -141,23 +144,25 @@ def steps_per_frame(source_fps: float, target_fps: float) -> float:
 
 
 def kept_steps(count: int, first: int, steps: float) -> list[int]:
-    """The steps among 0..count-1 that are kept: `first`, then the nearest to every `steps`-th after it."""
+    """The kept steps among 0..count-1: the nearest to `first` + k * `steps` for k = 0, 1, 2, ..."""
     last = int((count - 1 - first) / steps + 1)
-    chosen = [first + math.floor(k * steps + 0.5) for k in range(max(last, 0) + 1)]
-    return [step for step in chosen if step < count]
+    candidates = [first + math.floor(k * steps + 0.5) for k in range(max(last, 0) + 1)]
+    return [step for step in candidates if step < count]
 
 
-def thin_out(
+def resample(
     every: np.ndarray, pose: np.ndarray, source_fps: float, settings: Manifest
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
     """All actions [N, 5] and poses [N+1, 5] of a clip -> K kept steps, pooled actions [K-1, 5], poses [K, 5].
 
-    Camera turns come in units of the manifest's `camera_degrees_per_unit`. Raises ClipError if fewer than two
-    frames are left or if the clip is slower than the target.
+    Camera turns are in units of the manifest's `camera_degrees_per_unit`. Raises ClipError if fewer than two
+    frames remain or if the clip is slower than the target.
     """
-    stride = steps_per_frame(source_fps, settings.fps)
-    first = math.ceil(settings.trim_seconds * source_fps)
-    kept = kept_steps(len(pose), first, stride)
+    kept = kept_steps(
+        len(pose),
+        first=math.ceil(settings.trim_seconds * source_fps),
+        steps=steps_per_frame(source_fps, settings.fps),
+    )
     if len(kept) < 2:
         raise ClipError(
             "too short", f"{len(pose)} frames at {source_fps:g} FPS leave {len(kept)}, at least 2 needed"
@@ -169,10 +174,10 @@ def thin_out(
 def pool_between(
     every: np.ndarray, kept: list[int], degrees_per_unit: float, max_keys: bool = False
 ) -> np.ndarray:
-    """All actions [N, 5] of a clip -> one between each two of the K kept steps, float32 [K-1, 5].
+    """All actions [N, 5] of a clip -> one between two consecutive of the K kept steps, float32 [K-1, 5].
 
-    A camera action of 1 then means a turn by `degrees_per_unit` from one kept step to the next; keys as in
-    actions.pool.
+    A camera action of 1 then means a turn by `degrees_per_unit` from one kept step to the next. Keys are
+    pooled as in actions.pool.
     """
     steps = degrees_per_unit / actions.DEGREES_PER_UNIT
     pooled = [actions.pool(every[a:b], max_keys=max_keys, steps=steps) for a, b in pairwise(kept)]
@@ -180,7 +185,7 @@ def pool_between(
 
 
 def read_json(path: Path) -> dict:
-    """The object in a metadata file. Raises ClipError if it is missing, empty, broken or something else."""
+    """The object in a metadata file. Raises ClipError if the file is missing or not a JSON object."""
     if not path.is_file():
         raise ClipError("no metadata", f"{path} is missing")
     try:
@@ -193,29 +198,29 @@ def read_json(path: Path) -> dict:
 
 
 def read_gamefactory_entries(path: Path, content: dict | None = None) -> dict:
-    """The entries of a GF-Minecraft metadata file, by their numbers as text. Raises ClipError.
+    """The entries of a GF-Minecraft metadata file; keys are frame numbers as text. Raises ClipError.
 
-    `content` is what `read_json` made of the file, where it has been read already.
+    `content` is the result of `read_json`, where the file has been read already.
     """
     entries = (read_json(path) if content is None else content).get("actions")
     if not isinstance(entries, dict) or not entries:
-        raise ClipError("broken metadata", f"{path}: no actions in it")
+        raise ClipError("broken metadata", f"{path}: it has no actions")
     return entries
 
 
 def world_key(content: dict) -> str:
-    """ "world_SEED" of a metadata file that names its `world_seed`, else "".
+    """ "world_SEED" of a metadata file that has a `world_seed`, else "".
 
-    Clips of one world show the same places, so they must not be in both splits.
+    Clips of one world show the same terrain, so they must not be in both splits.
     """
     seed = content.get("world_seed")
     return "" if seed in (None, "") else f"world_{seed}"
 
 
 def split_key(video: Path) -> str:
-    """What decides the split of a video: the world that its metadata names, else its name.
+    """The name that determines the split of a video: the world in its metadata, else the file name.
 
-    Every MineRL video has the same name; there its folder tells it apart.
+    All MineRL videos have the same file name; for them it is the folder name.
     """
     if video.name == MINERL_FILES[0]:
         return video.parent.name
@@ -227,10 +232,10 @@ def split_key(video: Path) -> str:
 
 
 def gamefactory_actions(entries: dict, path: Path) -> np.ndarray:
-    """Action vectors float32 [N, 5] of entries 1..N, up to the first number that has none.
+    """Action vectors float32 [N, 5] of entries 1..N, up to the first missing number.
 
-    Entry k led from frame k-1 to frame k: row t leads from frame t to t+1. Raises ActionError, which names
-    `path`, where the entries come from.
+    Entry k led from frame k-1 to frame k, so row t leads from frame t to t+1. Raises ActionError, which names
+    `path`, the metadata file.
     """
     vectors = []
     while isinstance(entry := entries.get(str(len(vectors) + 1)), dict):
@@ -242,19 +247,21 @@ def gamefactory_actions(entries: dict, path: Path) -> np.ndarray:
 
 
 def plan_gamefactory(clip: Clip, settings: Manifest, keep_failed: bool = False) -> Plan:
-    """The plan of a GF-Minecraft clip, which knows no failure. Raises ClipError, or VideoError if the video
-    cannot be opened."""
+    """The plan of a GF-Minecraft clip. `keep_failed` has no effect: these clips record no success.
+
+    Raises ClipError, or VideoError if the video cannot be opened.
+    """
     content = read_json(clip.metadata)
     every, pose = gamefactory_track(read_gamefactory_entries(clip.metadata, content), clip.metadata)
     count = len(pose)
-    kept, pooled, pose = thin_out(every, pose, video_fps(clip.video) or GAMEFACTORY_FPS, settings)
+    kept, pooled, pose = resample(every, pose, video_fps(clip.video) or GAMEFACTORY_FPS, settings)
     return Plan(kept, pooled, pose, needed=count, world=world_key(content))
 
 
 def gamefactory_track(entries: dict, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Entries -> all action vectors [N, 5] and poses [N+1, 5] float32; row t leads from frame t to t+1.
+    """Entries -> action vectors [N, 5] and poses [N+1, 5] float32; action t leads from frame t to t+1.
 
-    Poses are NaN where there are none. Raises ClipError, which names `path`, if an entry is missing or bad.
+    Missing poses are NaN. Raises ClipError, which names `path`, if an entry is missing or bad.
     """
     try:
         every = gamefactory_actions(entries, path)
@@ -267,7 +274,8 @@ def gamefactory_track(entries: dict, path: Path) -> tuple[np.ndarray, np.ndarray
     for k in range(1, count):
         pose[k] = read_pose(entries[str(k)])
     if count > 1 and isinstance(entries.get("0"), dict):
-        # Entry 0 belongs to no frame, but some recorders put frame 0's pose there: taken if entry 1 follows.
+        # Entry 0 belongs to no frame, but some recorders write frame 0's pose there. It is used only if entry
+        # 1's turn leads from it to entry 1's pose.
         start = read_pose(entries["0"])
         turned = start[3:] + actions.camera_degrees(every[0]) - pose[1, 3:]
         if (abs(actions.wrap(turned)) < 0.05).all():
@@ -276,7 +284,7 @@ def gamefactory_track(entries: dict, path: Path) -> tuple[np.ndarray, np.ndarray
 
 
 def read_pose(entry: dict) -> np.ndarray:
-    """[x, y, z, yaw, pitch] float32 of a GF-Minecraft entry, NaN where it has none."""
+    """[x, y, z, yaw, pitch] float32 of a GF-Minecraft entry; NaN if it has no pose."""
     try:
         return np.array([*entry["pos"], entry["yaw"], entry["pitch"]], np.float32).reshape(5)
     except (KeyError, TypeError, ValueError):
@@ -286,19 +294,21 @@ def read_pose(entry: dict) -> np.ndarray:
 def plan_minerl(clip: Clip, settings: Manifest, keep_failed: bool = False) -> Plan:
     """The plan of a MineRL trajectory (data v3 and v4). Raises ClipError or VideoError.
 
-    N actions and N+1 observations; the video may start earlier, so it is aligned at its end. A trajectory
-    without success counts only with `keep_failed`.
+    It has N actions and N+1 observations. The video may start earlier, so it is aligned at its end. A
+    trajectory without success is used only with `keep_failed`.
     """
     metadata = read_json(clip.metadata)
     # v3 writes "True" as a string, v4 a bool
     if not keep_failed and str(metadata.get("success", True)).lower() != "true":
-        raise ClipError("not successful", f"{clip.metadata}: success is false; --keep_failed takes it")
+        raise ClipError("not successful", f"{clip.metadata}: success is false; --keep_failed uses it")
     every = read_minerl_actions(clip.metadata.with_name("rendered.npz"))
     source_fps = minerl_fps(clip.metadata, metadata)
     try:
         declared = int(metadata.get("true_video_frame_count", 0))
     except (TypeError, ValueError, OverflowError):
-        raise ClipError("broken metadata", f"{clip.metadata}: true_video_frame_count is no number") from None
+        raise ClipError(
+            "broken metadata", f"{clip.metadata}: true_video_frame_count is not a number"
+        ) from None
     decoded = count_frames(clip.video)
     if decoded < declared - MISSING_FRAMES:
         raise ClipError("truncated video", f"{clip.video}: {decoded} of {declared} frames can be decoded")
@@ -306,7 +316,7 @@ def plan_minerl(clip: Clip, settings: Manifest, keep_failed: bool = False) -> Pl
     skip = max(0, declared - observations)
     frame_of_step = skip + np.rint(np.linspace(0, decoded - skip - 1, observations)).astype(int)
     pose = np.full((observations, 5), np.nan, np.float32)
-    kept, pooled, pose = thin_out(every, pose, source_fps, settings)
+    kept, pooled, pose = resample(every, pose, source_fps, settings)
     frames = frame_of_step[kept]
     if frames[0] < 0 or (np.diff(frames) < 1).any():
         raise ClipError(
@@ -317,7 +327,7 @@ def plan_minerl(clip: Clip, settings: Manifest, keep_failed: bool = False) -> Pl
 
 
 def minerl_fps(path: Path, metadata: dict) -> float:
-    """Steps a second of a trajectory, from its own durations: not always 20. Raises ClipError."""
+    """Steps per second of a trajectory, from its own durations: not always 20. Raises ClipError."""
     try:
         source_fps = float(metadata["duration_steps"]) * 1000.0 / float(metadata["duration_ms"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -325,12 +335,12 @@ def minerl_fps(path: Path, metadata: dict) -> float:
             "broken metadata", f"{path}: expected duration_steps and duration_ms, numbers above 0 ({error!r})"
         ) from None
     if not 0 < source_fps < 1000:
-        raise ClipError("broken metadata", f"{path}: its durations mean {source_fps:g} steps a second")
+        raise ClipError("broken metadata", f"{path}: its durations give {source_fps:g} steps per second")
     return source_fps
 
 
 def read_minerl_actions(path: Path) -> np.ndarray:
-    """`rendered.npz` -> action vectors of all steps, float32 [N, 5]. Raises ClipError."""
+    """Reads `rendered.npz` -> action vectors of all steps, float32 [N, 5]. Raises ClipError."""
     try:
         with np.load(path) as arrays:
             return actions.from_minerl(arrays)
@@ -346,10 +356,10 @@ PLANS = {"gamefactory": plan_gamefactory, "minerl": plan_minerl}
 
 
 def camera_unit(clips: list[Clip], settings: Manifest) -> float:
-    """Degrees that a camera action of 1 means: 15 for each source step from one kept frame to the next.
+    """Degrees of a camera action of 1: 15 for each source step from one kept frame to the next.
 
-    Taken from the first clip whose rate can be read. Clips of other rates are converted to this unit, so a
-    data set never mixes units.
+    Computed from the first clip whose frame rate can be read. Clips of other rates are converted to this
+    unit, so a data set never mixes units.
     """
     for clip in clips:
         try:
@@ -359,7 +369,7 @@ def camera_unit(clips: list[Clip], settings: Manifest) -> float:
                 source_fps = video_fps(clip.video) or GAMEFACTORY_FPS
             return actions.DEGREES_PER_UNIT * steps_per_frame(source_fps, settings.fps)
         except (ClipError, VideoError):
-            continue  # the clip's own turn will report it
+            continue  # reported when the clip is encoded
     return actions.DEGREES_PER_UNIT
 
 
@@ -367,11 +377,11 @@ def camera_unit(clips: list[Clip], settings: Manifest) -> float:
 
 
 class ClipWriter:
-    """Writes a clip in GF-Minecraft's layout, whole or not at all: metadata/NAME.json and video/NAME.mp4, and
-    depth/NAME.npz where there is depth (surroundings.py).
+    """Writes a clip in GF-Minecraft's layout, complete or not at all: metadata/NAME.json and
+    video/NAME.mp4, and depth/NAME.npz if there is depth (surroundings.py).
 
-    Use it as a context manager: `write` every frame, then `finish`. All files are written beside their place
-    and renamed, the metadata last. `options` are the video encoder's (VideoWriter).
+    Use it as a context manager: `write` every frame, then `finish`. All files are written under temporary
+    names and then renamed, the metadata last. `options` are those of the video encoder (VideoWriter).
     """
 
     def __init__(self, out: Path, name: str, fps: float, **options: str):
@@ -383,7 +393,7 @@ class ClipWriter:
 
     @property
     def frames(self) -> int:
-        """How many frames are written."""
+        """Number of frames written."""
         return self.writer.frames
 
     def write(self, frame: np.ndarray) -> None:
@@ -391,7 +401,7 @@ class ClipWriter:
         self.writer.write(frame)
 
     def finish(self, content: dict, surroundings: Surroundings | None = None) -> None:
-        """Makes the clip whole. `content` is its metadata with `actions`, entry k what led to frame k."""
+        """Writes the metadata `content`, whose `actions` entry k led to frame k, and completes the clip."""
         self.writer.close()
         os.replace(self.part, self.video)
         if surroundings is not None:
@@ -413,19 +423,26 @@ class ClipWriter:
 
 
 def clip_paths(out: Path, name: str) -> tuple[Path, Path]:
-    """Metadata and video of a clip that ClipWriter has written or will write."""
+    """Paths of metadata and video of a clip that ClipWriter writes to `out`."""
     return out / "metadata" / f"{name}.json", out / "video" / f"{name}.mp4"
 
 
 def depth_path(video: Path) -> Path:
-    """Where the depth file of a clip with this video lies, if it has one: depth/NAME.npz."""
+    """Path of the depth file of a clip with this video, which need not exist: depth/NAME.npz."""
     folder = video.parent.parent if video.parent.name == "video" else video.parent
     return folder / "depth" / f"{video.stem}.npz"
 
 
+def has_depth(clip: Clip) -> bool:
+    """Whether the clip was recorded with depth."""
+    return depth_path(clip.video).is_file()
+
+
 def read_depth_file(video: Path, frames: int | None = None) -> Surroundings | None:
-    """The depth file of the clip with this video, None if it has none. Raises ClipError if it is broken, or
-    not of `frames` frames where that is given."""
+    """Reads the depth file of the clip with this video; None if there is none.
+
+    Raises ClipError if it is broken, or if `frames` is given and it has another number of frames.
+    """
     path = depth_path(video)
     if not path.is_file():
         return None
@@ -435,13 +452,13 @@ def read_depth_file(video: Path, frames: int | None = None) -> Surroundings | No
         raise ClipError("broken depth", str(error)) from None
 
 
-def is_whole(out: Path, name: str) -> bool:
-    """Whether a ClipWriter has finished this clip."""
+def is_complete(out: Path, name: str) -> bool:
+    """Whether ClipWriter has completed this clip."""
     return all(path.is_file() for path in clip_paths(out, name))
 
 
-def remove_parts(out: Path) -> None:
-    """Removes what a ClipWriter that was killed has left in `out`."""
+def remove_unfinished(out: Path) -> None:
+    """Removes the unfinished files in `out` of recorders that were killed."""
     for pattern in (f"video/.*{PART}.mp4", f"depth/.*{PART}.npz", f"metadata/.*{PART}.json"):
         for part in out.glob(pattern):
             part.unlink()

@@ -1,11 +1,11 @@
-"""Token files, the manifest that names them, and batches of windows drawn from them.
+"""Token files and the manifest that lists them.
 
 A token file is an .npz with `tokens` [K, H, W] uint16, `actions` [K-1, 5] float32 and `pose` [K, 5] float32
-([x, y, z, yaw, pitch], metres and degrees; NaN where the source has none). `actions[t]` leads from frame t to
-frame t+1. Optional: `depth` [K, 2H, 2W] uint8, inverse ray distances in the code whose scale the manifest
-states (`depth_scale`), and the nodes around the player, `nodes` [K, 7, 7, 7] uint8 and `origin` [K, 3] int32;
-surroundings.py describes them. `manifest.json` lies beside the token files and says what a reader needs to
-refuse a mismatch.
+([x, y, z, yaw, pitch], metres and degrees; NaN where the source has none). `actions[t]` leads from frame t
+to frame t+1. Optional arrays, described in surroundings.py: `depth` [K, 2H, 2W] uint8, inverse ray
+distances in a code whose scale is in the manifest (`depth_scale`), and the nodes around the player, `nodes`
+[K, 7, 7, 7] uint8 and `origin` [K, 3] int32. `manifest.json`, in the same folder, records the settings that
+the files were made with, so that readers can refuse files that do not fit.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from dataset.surroundings import BOX
 from runtime.errors import UserError
 
 MANIFEST = "manifest.json"
-SAMPLES = Path(__file__).resolve().parents[1] / "samples"  # clips that come with the repo
-SAMPLE_TOKENS = SAMPLES / "tokens"  # the same, encoded by the tokenizer that ships
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"  # clips in the repository
+SAMPLE_TOKENS = SAMPLES / "tokens"  # the same clips, encoded by the shipped tokenizer
 FORMAT = 1
-EXTRAS = ("depth", "nodes", "origin")  # arrays that a token file may have
+EXTRAS = ("depth", "nodes", "origin")  # optional arrays of a token file
 
 
 class DataError(UserError):
-    """A manifest or token file that is missing, broken, or does not fit the others."""
+    """A manifest, token file or folder of clips is missing, broken, or does not fit the others."""
 
 
 @dataclass
@@ -41,13 +41,15 @@ class ClipEntry:
     file: str  # relative to the manifest
     frames: int
     split: str  # "train" or "val"
-    video: str  # relative to the manifest, so that evaluation can open the true pictures
-    kept: list[int]  # [first, last, step] of the kept video frames, or every index where they are not regular
+    video: str  # relative to the manifest; evaluation reads the recorded pictures from it
+    kept: list[
+        int
+    ]  # kept video frames: [first, last, step], or all indices if the step varies (pack_indices)
 
 
 @dataclass
 class Manifest:
-    """What `manifest.json` holds. Sizes are [rows, columns]."""
+    """The content of `manifest.json`. Sizes are [rows, columns]."""
 
     fps: float
     picture_size: list[int]
@@ -55,24 +57,24 @@ class Manifest:
     codebook_size: int
     tokenizer: str
     vertical_fov_degrees: float
-    camera_degrees_per_unit: float = DEGREES_PER_UNIT  # turn between two kept frames when the action is 1
+    camera_degrees_per_unit: float = DEGREES_PER_UNIT  # turn between two kept frames for an action of 1
     resize: str = "area"
     source: str = "gamefactory"
     pool_keys: str = "mean"  # keys between two kept frames: "mean" or "max"
-    trim_seconds: float = 0.0  # left out at the start of each clip
-    precision: str = "fp32"  # of the tokenizer while it encoded
+    trim_seconds: float = 0.0  # skipped at the start of each clip
+    precision: str = "fp32"  # of the tokenizer during encoding
     val_fraction: float = 0.1
-    depth_scale: dict | None = None  # surroundings.SCALE where some token files have depth
+    depth_scale: dict | None = None  # surroundings.SCALE if some token files have depth
     action_names: list[str] = field(default_factory=lambda: list(ACTION_NAMES))
     format: int = FORMAT
     clips: list[ClipEntry] = field(default_factory=list)
     skipped: list[dict] = field(default_factory=list)  # [{"name": ..., "reason": ...}]
 
     def save(self, directory: str | Path, name: str = MANIFEST) -> None:
-        """Writes `manifest.json` atomically, clips in the order of their names."""
+        """Writes the manifest atomically, clips sorted by name."""
         self.clips.sort(key=lambda clip: clip.name)
         path = Path(directory) / name
-        # Several shards may join their manifests at once, on several machines: each needs its own temporary.
+        # Shards on several machines may write at the same time: each needs its own temporary file.
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
         os.replace(temporary, path)
@@ -103,13 +105,15 @@ class Manifest:
 
 
 def split_of(name: str, val_fraction: float) -> str:
-    """The split of a whole clip, "train" or "val", by a hash of its name: the same on every machine."""
+    """The split of a clip, "train" or "val", by a hash of its name or world: the same on every machine."""
     position = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
     return "val" if position < val_fraction else "train"
 
 
 def pack_indices(indices: list[int]) -> list[int]:
-    """Frame numbers -> [first, last, step] where they are regular (at least 3 of them), else as they are."""
+    """Frame indices -> [first, last, step] if there are more than 3 and their step is constant, else
+    unchanged.
+    """
     steps = set(np.diff(indices).tolist())
     if len(indices) > 3 and len(steps) == 1:
         return [int(indices[0]), int(indices[-1]), int(steps.pop())]
@@ -117,16 +121,16 @@ def pack_indices(indices: list[int]) -> list[int]:
 
 
 def unpack_indices(kept: list[int], frames: int) -> list[int]:
-    """The inverse of `pack_indices`; `frames` is the number of kept frames."""
+    """The inverse of `pack_indices`; `frames` is the number of frame indices."""
     if len(kept) == 3 and frames != 3:
         return list(range(kept[0], kept[1] + 1, kept[2]))
     return list(kept)
 
 
 def read_token_file(path: str | Path, extras: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """Reads one token file, and those of its optional arrays (EXTRAS) that are in `extras` and in the file.
+    """Reads one token file, with the optional arrays (EXTRAS) that are both in `extras` and in the file.
 
-    Raises DataError if it is missing, broken, or its lengths, shapes or types do not agree.
+    Raises DataError if it is missing or broken, or if lengths, shapes or types do not agree.
     """
     path = Path(path)
     try:
@@ -135,7 +139,7 @@ def read_token_file(path: str | Path, extras: Collection[str] = ()) -> dict[str,
             content = {name: arrays[name] for name in names}
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no such token file; run preprocess.py again, it makes what is missing"
+            f"{path}: no such token file; run preprocess.py again, it encodes missing clips"
         ) from None
     except Exception as error:  # a damaged zip can fail in any way
         raise DataError(
@@ -160,17 +164,19 @@ def read_token_file(path: str | Path, extras: Collection[str] = ()) -> dict[str,
     }
     for name in EXTRAS:
         if name in content and (found := (content[name].dtype.name, shapes[name])) != expected[name]:
-            kind, shape = expected[name]
+            dtype, shape = expected[name]
             raise DataError(
-                f"{path}: expected {name} {kind} {list(shape)}, found {found[0]} {list(found[1])}; delete it "
-                "and run preprocess.py again"
+                f"{path}: expected {name} {dtype} {list(shape)}, found {found[0]} {list(found[1])}; delete "
+                "it and run preprocess.py again"
             )
     return content
 
 
 def with_first_pose(pose: np.ndarray, actions: np.ndarray, degrees_per_unit: float) -> np.ndarray:
-    """pose [K, 5] with the first frame's, where only that one is unknown (GF-Minecraft counts from frame 1):
-    turned back from the second's by the action between them, and in its place."""
+    """Fills in the first of the poses [K, 5] if only that one is unknown (GF-Minecraft's begin at frame 1).
+
+    Yaw and pitch are those of the second frame minus the action between the two; the position is copied.
+    """
     if len(pose) < 2 or np.isfinite(pose[0]).all() or not np.isfinite(pose[1]).all():
         return pose
     first = pose[1].copy()
@@ -181,7 +187,7 @@ def with_first_pose(pose: np.ndarray, actions: np.ndarray, degrees_per_unit: flo
 def write_token_file(
     path: str | Path, tokens: np.ndarray, actions: np.ndarray, pose: np.ndarray, **extras: np.ndarray
 ) -> None:
-    """Writes one token file atomically, so that a half-written file never counts. `extras`: see EXTRAS."""
+    """Writes one token file atomically. `extras`: see EXTRAS."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:

@@ -1,4 +1,7 @@
-"""The token files of a split in memory, and windows of consecutive frames drawn from them."""
+"""The token files of a split in memory, and windows of consecutive frames sampled from them.
+
+A window is a pair (clip, start): `frames` consecutive frames of one clip from frame `start` on.
+"""
 
 from collections.abc import Collection, Sequence
 from copy import copy
@@ -16,10 +19,10 @@ from geometry.camera import relative_to_first
 
 
 class TokenClips:
-    """All clips of a split, inflated once into RAM: 1,152 bytes a frame at 32x18.
+    """All clips of a split, decompressed into RAM: 1,152 bytes per frame at 32x18.
 
-    Slicing a window is then a copy of a few kB; opening the .npz for each sample would inflate the clip each
-    time.
+    Reading a window is then a copy of a few kB; opening the .npz for each sample would decompress the whole
+    clip each time.
     """
 
     def __init__(
@@ -30,22 +33,23 @@ class TokenClips:
         progress: bool = False,
         extras: Collection[str] = (),
     ):
-        """Loads the clips of `split` ("train", "val" or "all") that `directory`'s manifest names.
+        """Loads the clips of `split` ("train", "val" or "all") in the manifest of `directory`.
 
         `extras` names optional arrays to load as well (token_files.EXTRAS): at 32x18 `depth` takes 2,304
-        bytes a frame, `nodes` 343. Raises DataError if there are no clips, if a file is broken, if they were
-        made by a tokenizer whose fingerprint is not `tokenizer`, or if their depth has another scale.
+        bytes per frame, `nodes` 343. Raises DataError if there are no clips, if a file is broken, if the
+        tokens were made by a tokenizer whose fingerprint is not `tokenizer`, or if their depth has another
+        scale.
         """
         self.directory = Path(directory)
         self.manifest = Manifest.load(directory)
         if tokenizer is not None and self.manifest.tokenizer != tokenizer:
             raise DataError(
                 f"{self.directory / MANIFEST}: tokens made by tokenizer {self.manifest.tokenizer}, "
-                f"the tokenizer in use is {tokenizer}; encode the clips again with it or give the other one"
+                f"the tokenizer in use is {tokenizer}; encode the clips again with it or use the other one"
             )
         if "depth" in extras and self.manifest.depth_scale not in (None, SCALE):
             raise DataError(
-                f"{self.directory / MANIFEST}: depth on the scale {self.manifest.depth_scale}, expected "
+                f"{self.directory / MANIFEST}: depth_scale is {self.manifest.depth_scale}, expected "
                 f"{SCALE}; preprocess again"
             )
         self.entries = [c for c in self.manifest.clips if split == "all" or c.split == split]
@@ -55,7 +59,9 @@ class TokenClips:
         self.tokens: list[np.ndarray] = []  # [K, H, W] uint16 each
         self.actions: list[np.ndarray] = []  # [K-1, 5] float32 each
         self.pose: list[np.ndarray] = []  # [K, 5] float32 each
-        self.extras: dict[str, list[np.ndarray | None]] = {name: [] for name in extras}  # None: clip has none
+        self.extras: dict[str, list[np.ndarray | None]] = {
+            name: [] for name in extras
+        }  # None: not in the file
         for entry in tqdm(self.entries, desc=f"load {split}", unit="clip", disable=not progress):
             content = read_token_file(self.directory / entry.file, extras)
             if len(content["tokens"]) != entry.frames:
@@ -77,7 +83,7 @@ class TokenClips:
 
     @property
     def frames(self) -> int:
-        """Frames in all clips together."""
+        """Number of frames in all clips together."""
         return sum(len(t) for t in self.tokens)
 
     def subset(self, indices: Sequence[int]) -> "TokenClips":
@@ -89,7 +95,9 @@ class TokenClips:
         return clips
 
     def window(self, clip: int, start: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
-        """`frames` frames from `start` on: tokens [frames, H, W], actions between them [frames-1, 5]."""
+        """Tokens [frames, H, W] from frame `start` of a clip on, and the actions between them [frames-1,
+        5].
+        """
         end = start + frames
         return self.tokens[clip][start:end], self.actions[clip][start : end - 1]
 
@@ -107,22 +115,22 @@ class TokenClips:
 
 
 def class_shares(windows: np.ndarray, classes: list[np.ndarray], frames: int, count: int) -> np.ndarray:
-    """The share of each of `count` action classes in the windows' transitions: [count].
+    """The share of each of `count` action classes among the windows' transitions: [count].
 
-    `classes`: of each clip, the class of each transition.
+    `classes` has, for each clip, the class of each transition.
     """
-    found = [classes[clip][start : start + frames - 1] for clip, start in windows]
-    return np.bincount(np.concatenate(found), minlength=count) / (len(found) * (frames - 1))
+    in_windows = [classes[clip][start : start + frames - 1] for clip, start in windows]
+    return np.bincount(np.concatenate(in_windows), minlength=count) / (len(in_windows) * (frames - 1))
 
 
 def sample_by_class(
     windows: np.ndarray, classes: list[np.ndarray], frames: int, power: float, seed: int, epoch: int
 ) -> np.ndarray:
-    """As many windows as given, sampled from them with replacement, those of rare actions more often.
+    """Samples as many windows as given, with replacement; windows with rare actions are more likely.
 
-    A transition of a class with the share s has the weight s^-power: 0 samples evenly, 1 evens the classes
-    out as far as windows are of one class. A window's weight is the sum over its transitions. A function of
-    (seed, epoch) alone.
+    A transition of a class with share s has weight s^-power, a window the sum over its transitions. power 0
+    returns the windows unchanged; power 1 gives all classes equal shares if each window has a single class.
+    The result depends on (seed, epoch) alone.
     """
     if power == 0 or not len(windows):
         return windows
@@ -136,9 +144,9 @@ def sample_by_class(
 def epoch_windows(lengths: list[int], frames: int, seed: int, epoch: int) -> np.ndarray:
     """The windows of one pass over the data, shuffled: [N, 2] of (clip, start).
 
-    Each clip of K frames is cut into windows from a random first frame on. Neighbouring windows share one
-    frame, so that each transition is in one window at most. A function of (seed, epoch) alone: a resumed run
-    sees the same windows as an unbroken one. Clips shorter than a window give none.
+    Each clip is cut into windows from a random first frame on. Consecutive windows share one frame, so that
+    each transition is in at most one window. The result depends on (seed, epoch) alone, so a resumed run
+    uses the same windows as an uninterrupted one. Clips shorter than a window give none.
     """
     rng = np.random.default_rng([seed, epoch])
     transitions = frames - 1

@@ -1,4 +1,5 @@
-"""Pinhole geometry: where a picture taken at one pose is seen from another. Differentiable, batched.
+"""Pinhole geometry: mapping the pixels of a picture at one pose to a picture at another. Differentiable,
+batched.
 
 Ray distance: metres from the eye along the ray, the same while the camera turns. Axial depth: metres along
 the optical axis. This project stores inverse ray distances, in 1/m.
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EYE_HEIGHT = 1.62  # metres from the ground to the eye of a standing Minecraft player; Luanti's is 1.47
-FAR_RAY_DISTANCE = 20.0  # metres, of what is above the horizon or farther; found by trial on recorded walks
-NEAREST = 1e-4  # least z of a ray of unit length that counts as in front of the camera
+FAR_RAY_DISTANCE = 20.0  # metres, for rays above the horizon and ground farther away; tuned on recorded walks
+NEAREST = 1e-4  # least z of a point that counts as in front of the camera
 
 
 def focal_length(height: int, vertical_fov_degrees: float) -> float:
@@ -37,8 +38,9 @@ def focal_length(height: int, vertical_fov_degrees: float) -> float:
 def rotation(yaw: Tensor, pitch: Tensor) -> Tensor:
     """Degrees [...] -> camera-to-world matrices R = R_yaw R_pitch [..., 3, 3]; pitch is absolute, no roll.
 
-    R_yaw turns about the world's vertical, R_pitch about the camera's x axis. From camera a to camera b a ray
-    goes by R_b^T R_a, the rotation in the homography K R_b^T R_a K^-1 of two pictures from one place.
+    R_yaw turns about the world's vertical axis, R_pitch about the camera's x axis. R_b^T R_a maps a ray in
+    the axes of camera a to those of camera b; it is the rotation in the homography K R_b^T R_a K^-1 between
+    two pictures from one position.
     """
     yaw, pitch = torch.broadcast_tensors(torch.deg2rad(yaw), torch.deg2rad(pitch))
     cy, sy, cp, sp = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin()
@@ -54,10 +56,7 @@ def rays(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Directions through the pixels' centres, in camera axes, of unit length: [H, W, 3].
-
-    Unit length, so a distance along a ray does not change while the camera only turns.
-    """
+    """Directions through the pixels' centres, in camera axes, of unit length: [H, W, 3]."""
     focal = focal_length(height, vertical_fov_degrees)
     x = (torch.arange(width, device=device, dtype=dtype) + 0.5 - width / 2) / focal
     y = (torch.arange(height, device=device, dtype=dtype) + 0.5 - height / 2) / focal
@@ -68,9 +67,9 @@ def rays(
 def project(points: Tensor, height: int, width: int, vertical_fov_degrees: float) -> tuple[Tensor, Tensor]:
     """Points or directions in camera axes [..., 3] -> their positions in the picture [..., 2] and [...] bool.
 
-    Positions are grid_sample's (align_corners=False): -1 and +1 are the picture's edges. The mask is True for
-    what is in front of the camera and inside the picture; positions behind the camera are finite but
-    meaningless.
+    Positions are those of grid_sample (align_corners=False): -1 and +1 are the picture's edges. The mask is
+    True for points in front of the camera and inside the picture. Positions of points behind the camera are
+    finite but meaningless.
     """
     focal = focal_length(height, vertical_fov_degrees)
     z = points[..., 2].clamp(min=NEAREST)
@@ -81,7 +80,7 @@ def project(points: Tensor, height: int, width: int, vertical_fov_degrees: float
 
 
 def position(pose: Tensor) -> Tensor:
-    """Pose [..., 5] -> where the eye is in this module's world axes [..., 3], metres."""
+    """Pose [..., 5] -> position of the eye in this module's world axes [..., 3], metres."""
     return pose[..., :3] * pose.new_tensor([-1.0, -1.0, 1.0])
 
 
@@ -93,14 +92,14 @@ def reproject(
     width: int,
     vertical_fov_degrees: float,
 ) -> tuple[Tensor, Tensor]:
-    """Where each pixel of the picture at `pose_to` [B, 5] lies in the picture at `pose_from` [B, 5].
+    """The position in the picture at `pose_from` [B, 5] of each pixel of the picture at `pose_to` [B, 5].
 
     `inverse_ray_distance` (1/m, broadcast to [B, H, W]) is that of the picture at `pose_to`; 0 is infinitely
-    far away, where only the rotation matters. Returns the sampling grid
-    [B, H, W, 2] for `warp` and the mask [B, H, W] of pixels visible from `pose_from`.
+    far, where only the rotation matters. Returns the sampling grid [B, H, W, 2] for `warp` and the mask
+    [B, H, W] of pixels visible from `pose_from`.
 
-    The point at distance t along a ray d lies at c_to + t R_to d in the world. Divided by t, which does not
-    change its place in the picture, it is R_from^T (R_to d + (c_to - c_from) / t) to `pose_from`.
+    The point at distance t along a ray d is at c_to + t R_to d in the world. In the axes of `pose_from`,
+    divided by t, which does not change its projection, it is R_from^T (R_to d + (c_to - c_from) / t).
     """
     directions, moved, tilt = _relative_rays(pose_from, pose_to, height, width, vertical_fov_degrees)
     inverse = torch.as_tensor(inverse_ray_distance, device=pose_to.device, dtype=pose_to.dtype)
@@ -111,9 +110,12 @@ def reproject(
 def _relative_rays(
     pose_from: Tensor, pose_to: Tensor, height: int, width: int, vertical_fov_degrees: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """In level axes that look where `pose_from` looks: the rays of the picture at `pose_to` [B, H, W, 3], how
-    far `pose_to` lies from `pose_from` [B, 3] in metres, and the tilt of `pose_from` [B, 3, 3] (row vectors
-    times it are in camera axes)."""
+    """Geometry of two views in level axes with the yaw of `pose_from`.
+
+    Returns the rays of the picture at `pose_to` [B, H, W, 3], the displacement from `pose_from` to
+    `pose_to` [B, 3] in metres, and the pitch rotation of `pose_from` [B, 1, 3, 3]: a row vector times it is
+    in camera axes.
+    """
     turn = pose_to[:, 3] - pose_from[:, 3]
     to_level = rotation(turn, pose_to[:, 4])  # [B, 3, 3]
     zero = torch.zeros_like(turn)
@@ -131,24 +133,25 @@ def warp_inverse_ray_distance(
     vertical_fov_degrees: float,
     rounds: int = 2,
 ) -> Tensor:
-    """The inverse ray distances [B, H, W] (1/m) of the picture at `pose_from`, as seen from `pose_to`.
+    """Inverse ray distances [B, H, W] (1/m) of the picture at `pose_from`, resampled to that at `pose_to`.
 
-    Which source pixel a view pixel shows depends on the very distance that is sought, so both are computed in
-    turn, `rounds` times (fixed-point iteration), starting at `initial` [B, H, W]. Outside the source its
-    border is repeated. Gradients reach `inverse` through the last reading only.
+    The source pixel that a target pixel shows depends on the distance to be computed. So both are computed
+    alternately, `rounds` times (fixed-point iteration), starting from `initial` [B, H, W]. Outside the
+    source its border is repeated. Gradients reach `inverse` through the last iteration only.
     """
     height, width = inverse.shape[-2:]
     directions, moved, tilt = _relative_rays(pose_from, pose_to, height, width, vertical_fov_degrees)
     moved = moved[:, None, None]
-    found = initial
+    result = initial
     for _ in range(rounds):
-        level = directions + found.detach()[..., None] * moved
+        level = directions + result.detach()[..., None] * moved
         grid, _ = project(level @ tilt, height, width, vertical_fov_degrees)
         there = warp(inverse[:, None], grid)[:, 0]
-        # The point lies 1/there along the source ray; the new eye sees it from there, less the displacement.
+        # The point is at 1/there along the source ray; subtracting the displacement gives it relative to the
+        # target eye (all divided by its distance from the source).
         point = F.normalize(level, dim=-1) - there[..., None] * moved
-        found = there / point.norm(dim=-1).clamp(min=NEAREST)
-    return found
+        result = there / point.norm(dim=-1).clamp(min=NEAREST)
+    return result
 
 
 def ground_plane(
@@ -161,8 +164,8 @@ def ground_plane(
 ) -> Tensor:
     """Inverse ray distances [B, H, W] in 1/m of a flat ground `eye_height` metres below the eye at `pose_to`.
 
-    A ray of unit length that falls by s metres per metre meets the ground at the distance eye_height / s, so
-    the inverse is s / eye_height; 1 / far for what is farther or above the horizon.
+    A unit ray that descends by s metres per metre meets the ground at distance eye_height / s, so the inverse
+    is s / eye_height. Rays that meet it beyond `far`, or never, get 1 / far.
     """
     pitch = pose_to[:, 4]
     down = rotation(torch.zeros_like(pitch), pitch)[:, 1]  # [B, 3]: the world's y of a camera ray
@@ -173,8 +176,10 @@ def ground_plane(
 def disoccluded_mask(
     pose_from: Tensor, pose_to: Tensor, height: int, width: int, vertical_fov_degrees: float
 ) -> Tensor:
-    """[B, H, W] bool: cells of the view at `pose_to` [B, 5] that the view at `pose_from` does not show, over
-    a flat ground. False where a pose is unknown."""
+    """[B, H, W] bool: pixels of the view at `pose_to` [B, 5] that are not visible from `pose_from` [B, 5].
+
+    A flat ground is assumed. False where a pose is unknown (NaN).
+    """
     pose_from, pose_to = relative_to_first(torch.stack([pose_from, pose_to], 1)).unbind(1)
     ground = ground_plane(pose_to, height, width, vertical_fov_degrees)
     _, visible = reproject(pose_from, pose_to, ground, height, width, vertical_fov_degrees)
@@ -190,17 +195,17 @@ def identity_grid(height: int, width: int, device: torch.device | str | None = N
 
 
 def warp(pictures: Tensor, grid: Tensor) -> Tensor:
-    """Samples pictures [B, C, H, W] at the positions of a grid [B, H', W', 2] -> [B, C, H', W'].
+    """Samples pictures [B, C, H, W] bilinearly at the positions of a grid [B, H', W', 2] -> [B, C, H', W'].
 
-    Bilinear; a position outside takes the nearest border pixel (zeros there would be decoded as black).
+    Positions outside get the nearest border pixel (zeros would be decoded as black).
     """
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def relative_to(pose: Tensor, origin: Tensor) -> Tensor:
-    """Poses [..., 5] with x, y, z relative to those of `origin` [..., 5].
+    """Poses [..., 5] with x, y, z relative to those of `origin` [..., 5]; angles stay absolute.
 
-    In float32 projections would lose centimetres far from the world's origin.
+    Far from the world's origin, float32 projections of absolute positions lose centimetres.
     """
     return torch.cat([pose[..., :3] - origin[..., :3], pose[..., 3:]], -1)
 

@@ -1,4 +1,4 @@
-"""One running game: started in a throw-away profile, held at every frame, closed without a trace."""
+"""One running game, stepped frame by frame. It runs in a temporary profile, which is removed at the end."""
 
 import contextlib
 import ctypes
@@ -29,26 +29,26 @@ from runtime.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
 FPS = 16
-BITS, STRIP = 14, 16  # the barcode's bits, and the side of one of its cells in pixels (clientmods/ochre_log)
+BITS, STRIP = 14, 16  # bits of the barcode, side in pixels of the square of one bit (clientmods/ochre_log)
 DEGREES_PER_PIXEL = 0.2354  # of the mouse, at the sensitivity in minetest.conf
 NEAR, FAR = 0.1, 2000.0  # metres, the clipping planes of the game's depth buffer
 EYE_HEIGHT = 1.47  # metres above the feet, in Minetest Game
 TITLES = ("Minetest", "Luanti")  # in the title of the game's window
 KEYSYMS = {"forward": "w", "back": "s", "left": "a", "right": "d", "jump": "space", "sneak": "Shift_L"}
-PATIENCE = 60.0  # seconds without a new frame, or without an answer of the game, that mean it hangs
-PACE = 8  # times real time, at most, while the game loads: its other threads should keep up
+TIMEOUT = 60.0  # seconds without a new frame or an answer, after which the game counts as hanging
+LOADING_SPEED = 8  # times real time at most while the game loads, so that its other threads keep up
 INSTALL = "apt-get install minetest xvfb gcc libc6-dev (newer systems: luanti luanti-game-minetest)"
 
 
 class GameError(UserError):
-    """The game, or something that it needs, is missing, has stopped, or does not answer."""
+    """The game or a program that it needs is missing, has stopped, or does not answer."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The pictures to record: size in pixels, vertical field of view in degrees, and how the game draws them.
+    """The pictures to record: size in pixels, vertical field of view in degrees, scale of the game's window.
 
-    The window shows `scale` x the size and a strip for the barcode above and below.
+    The window has `scale` times the size, and a strip for the barcode above and below.
     """
 
     width: int = 256
@@ -63,15 +63,15 @@ class Picture:
 
     @property
     def block(self) -> int:
-        """Pixels of the window on each side of what gets one ray distance."""
+        """Side in window pixels of a block that shares one ray distance."""
         return BLOCK * self.scale
 
     @property
     def fov_setting(self) -> float:
-        """The game's `fov` at which the kept rows have the wanted field of view, in degrees.
+        """The game's setting `fov` in degrees for which the rows between the strips have `vertical_fov`.
 
-        The game takes `fov` as the window's vertical angle and, below an aspect of 16:10, widens it by
-        sqrt(1.6 / aspect) (Luanti's src/client/camera.cpp).
+        The game uses `fov` as the window's vertical angle and, below an aspect ratio of 16:10, multiplies
+        it by sqrt(1.6 / aspect) (Luanti's src/client/camera.cpp).
         """
         width, height = self.window
         focal = focal_length(self.height * self.scale, self.vertical_fov)
@@ -81,31 +81,29 @@ class Picture:
 
 @dataclass(frozen=True)
 class Frame:
-    """A drawn frame and where it was seen from, in Minecraft's convention.
+    """A drawn frame with its pose in Minecraft's convention.
 
     Degrees: +yaw right (not wrapped), +pitch down. Metres: pos [x, y, z] of the feet, y up, forward is
     (-sin yaw, 0, cos yaw).
     """
 
-    picture: np.ndarray  # [H, W, 3] uint8 RGB, as large as the window without its strips
-    seconds: float  # of game time since the frame before
+    picture: np.ndarray  # [H, W, 3] uint8 RGB, the window without its strips
+    seconds: float  # of game time since the previous frame
     yaw: float
     pitch: float
     pos: tuple[float, float, float]
-    eye_before: tuple[float, float, float]  # the eye in the frame before: on a step it lags behind the feet
-    keys: frozenset[str]  # held on the way to this frame
-    eye_node: str  # what the eye is in
+    eye_before: tuple[float, float, float]  # eye in the previous frame; on a step it lags behind the feet
+    keys: frozenset[str]  # pressed between the previous frame and this one
+    eye_node: str  # name of the node that the eye is in
     feet_node: str
-    daylight: int  # 0..15, at the eye at noon
-    # What surroundings.py describes: inverse ray distances [H/4, W/4] float32 in 1/m; the nodes around
-    # the player [7, 7, 7] uint8, and where they are.
-    inverse_distance: np.ndarray | None = None
-    nodes: np.ndarray | None = None
+    daylight: int  # 0..15, the light at the eye at noon
+    inverse_ray_distance: np.ndarray | None = None  # [H/4, W/4] float32 in 1/m
+    nodes: np.ndarray | None = None  # [7, 7, 7] uint8, see surroundings.py
     origin: tuple[int, int, int] = (0, 0, 0)
 
 
 def find_game() -> Path:
-    """The game's program. Raises GameError that names the packages."""
+    """Path of the game's program. Raises GameError, which names the packages to install."""
     for name in ("minetest", "luanti"):
         found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/games:/usr/local/games")
         if found:
@@ -115,15 +113,17 @@ def find_game() -> Path:
 
 def game_version(program: Path) -> str:
     """First line of `--version`, such as "Minetest 5.6.1 (Linux)"."""
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    return said.splitlines()[0] if said else "unknown"
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return output.splitlines()[0] if output else "unknown"
 
 
 def build_shim(target: Path) -> Path:
-    """Compiles lockstep.c to `target` with the system's compiler. Raises GameError that names the package."""
+    """Compiles lockstep.c to `target` with the system's compiler. Raises GameError, which names the
+    package.
+    """
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise GameError(f"no C compiler, which the recorder needs once, for 200 lines: {INSTALL}")
+        raise GameError(f"no C compiler found; the recorder needs one for luanti/lockstep.c: {INSTALL}")
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(target), str(FOLDER / "lockstep.c"), "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -133,7 +133,7 @@ def build_shim(target: Path) -> Path:
 
 
 def die_with_parent() -> None:
-    """The calling process gets SIGTERM when its parent ends, however it ends (Linux's PR_SET_PDEATHSIG)."""
+    """Makes the calling process receive SIGTERM when its parent ends for any reason (PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
 
 
@@ -143,7 +143,7 @@ class VirtualDisplay:
     def __init__(self, width: int, height: int):
         program = shutil.which("Xvfb")
         if program is None:
-            raise GameError(f"no Xvfb, the display for recording unseen: {INSTALL}")
+            raise GameError(f"no Xvfb found; the recorder needs it as a virtual display: {INSTALL}")
         reading, writing = os.pipe()
         command = [
             program,
@@ -172,7 +172,7 @@ class VirtualDisplay:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Ends a process, by force if it does not end within some seconds."""
+    """Ends a process; kills it if it does not end within 5 seconds."""
     process.terminate()
     try:
         process.wait(5)
@@ -182,7 +182,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 class Controls:
-    """Keys and mouse of the game's window, by X's test extension: real input, as from a person's hands."""
+    """Sends keys and mouse movements to the game's window with X's test extension."""
 
     def __init__(self, display_name: str):
         self.display = display.Display(display_name)
@@ -192,7 +192,7 @@ class Controls:
         self.down: set[str] = set()
 
     def focus(self) -> bool:
-        """Gives the game's window the keyboard; False while there is none."""
+        """Gives the game's window the keyboard focus; returns False while there is no window."""
         root = self.display.screen().root
         for window in root.query_tree().children:
             with contextlib.suppress(XError):
@@ -207,12 +207,11 @@ class Controls:
         return False
 
     def apply(self, keys: Collection[str], right: int = 0, down: int = 0) -> None:
-        """Holds exactly `keys` and moves the mouse by so many pixels. Raises GameError if the display has
-        gone."""
+        """Presses exactly `keys` and moves the mouse by pixels. Raises GameError if the display has ended."""
         try:
             self._apply(set(keys), right, down)
         except ConnectionClosedError as error:
-            raise GameError(f"the game's display has gone: {error}") from None
+            raise GameError(f"the game's display has ended: {error}") from None
 
     def _apply(self, wanted: set[str], right: int, down: int) -> None:
         for key in self.down - wanted:
@@ -225,16 +224,16 @@ class Controls:
         self.display.sync()
 
     def close(self) -> None:
-        """Leaves the display."""
-        with contextlib.suppress(Exception):  # the server may have gone first
+        """Disconnects from the display."""
+        with contextlib.suppress(Exception):  # the server may have ended first
             self.display.close()
 
 
 class Game:
-    """The game in a new world, held at its current frame. Use it as a context manager.
+    """The game in a new world, paused at its current frame. Use it as a context manager.
 
-    `profile` is a folder that is emptied at the start and removed at the end; `cache` outlives it, for the
-    game's own media. Without `display_name` the game gets a virtual display. Raises GameError.
+    `profile` is a folder that is emptied at the start and removed at the end. `cache` keeps the game's own
+    media between games. Without `display_name` the game gets a virtual display. Raises GameError.
     """
 
     def __init__(
@@ -249,24 +248,26 @@ class Game:
         self.profile, self.picture = profile, picture
         self.home = profile / ".minetest"
         self.world = self.home / "worlds" / "world"
-        self.answers: dict[str, dict] = defaultdict(dict)  # [what][id]: what the server's mod said
+        self.answers: dict[str, dict] = defaultdict(dict)  # [event][id]: answers of the server mod
         self.line: dict = {}  # the client mod's last line
-        self.nodes: np.ndarray | None = None  # the last that a line told, and the first node of them
+        self.nodes: np.ndarray | None = None  # from the last line that had nodes
         self.origin = (0, 0, 0)
-        self.depth: np.ndarray | None = None  # the depth buffer at the blocks' centres, [H/4, W/4, 4]
+        self.depth: np.ndarray | None = None  # depth buffer around the blocks' centres, [H/4, W/4, 4]
         size = picture.height // BLOCK, picture.width // BLOCK
-        self.cosine = rays(*size, picture.vertical_fov).numpy()[..., 2]  # of each block's ray to the axis
+        self.cosine = rays(*size, picture.vertical_fov).numpy()[
+            ..., 2
+        ]  # between each block's ray and the axis
         self.yaw = 0.0  # degrees, not wrapped
         self.started = time.monotonic()
         self.controls: Controls | None = None
         self.process: subprocess.Popen | None = None
         self.virtual = None if display_name else VirtualDisplay(*(4 * side for side in picture.window))
         try:
-            self.seen = display_name is not None
+            self.visible = display_name is not None
             name = display_name or self.virtual.name
             self._install(world_seed)
             self._start(find_game(), name, cache, shim)
-            self.controls = None if self.seen else Controls(name)
+            self.controls = None if self.visible else Controls(name)
             self._wait_until_joined()
         except BaseException:
             self.close()
@@ -302,7 +303,7 @@ class Game:
     def _start(self, program: Path, display_name: str, cache: Path, shim: Path) -> None:
         width, height = self.picture.window
         self.socket, theirs = socket.socketpair()
-        self.socket.settimeout(PATIENCE)
+        self.socket.settimeout(TIMEOUT)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, width * height * 4 + 1)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, width * height * 4 + 1)
         home = os.environ.get("HOME", "")
@@ -313,17 +314,17 @@ class Game:
             "XAUTHORITY": os.environ.get("XAUTHORITY", str(Path(home) / ".Xauthority")),
             "DISPLAY": display_name,
             "LD_PRELOAD": str(shim),
-            "LP_NUM_THREADS": "1",  # llvmpipe: the second core belongs to the second game
+            "LP_NUM_THREADS": "1",  # of llvmpipe; other cores are used by other games
             "LOCKSTEP_FD": str(theirs.fileno()),
-            # The game draws its port from the time: two that start in one second would draw the same.
+            # The game derives its port from the time: two games started in one second would use the same.
             "LOCKSTEP_DATE": str(random.SystemRandom().randrange(10**9, 2 * 10**9)),
             "LOCKSTEP_WIDTH": str(width),
             "LOCKSTEP_HEIGHT": str(height),
             "LOCKSTEP_STRIP": str(STRIP),
             "LOCKSTEP_BLOCK": str(self.picture.block),
             "LOCKSTEP_FPS": str(FPS),
-            "LOCKSTEP_SPEED": "1" if self.seen else str(PACE),
-            "LOCKSTEP_SHOW_EVERY": "1" if self.seen else "8",
+            "LOCKSTEP_SPEED": "1" if self.visible else str(LOADING_SPEED),
+            "LOCKSTEP_SHOW_EVERY": "1" if self.visible else "8",
         }
         self.log_path = self.profile / "game.log"
         self.log_path.touch()
@@ -331,22 +332,22 @@ class Game:
         self.rest = ""
         command = [program, "--config", self.home / "minetest.conf", "--world", self.world]
         command += ["--logfile", self.log_path, "--go"]
-        with (self.profile / "game.out").open("wb") as said:
+        with (self.profile / "game.out").open("wb") as output:
             self.process = subprocess.Popen(
-                command, env=environment, pass_fds=[theirs.fileno()], stdout=said, stderr=said,
+                command, env=environment, pass_fds=[theirs.fileno()], stdout=output, stderr=output,
                 stdin=subprocess.DEVNULL, cwd=self.profile,
             )  # fmt: skip
         theirs.close()
         self._await_frame()
 
     def _wait_until_joined(self) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         focused = self.controls is None
         while not (focused and self.line and self.answers["joined"]):
             self.pass_frame()
             focused = focused or self.controls.focus()
             if time.monotonic() > deadline:
-                raise GameError(f"the game did not begin within {PATIENCE:.0f} s{self._last_words()}")
+                raise GameError(f"the game did not begin within {TIMEOUT:.0f} s{self._last_output()}")
 
     def close(self) -> None:
         """Ends the game and its display and removes the profile."""
@@ -360,7 +361,7 @@ class Game:
             self.virtual.close()
         shutil.rmtree(self.profile, ignore_errors=True)
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         """The end of what the game printed, for an error message."""
         lines = []
         for path in (self.profile / "game.out", self.log_path):
@@ -386,18 +387,18 @@ class Game:
                     raise self._ended()
                 buffer = buffer[got:]
         except TimeoutError:
-            raise GameError(f"no new frame for {PATIENCE:.0f} s{self._last_words()}") from None
+            raise GameError(f"no new frame for {TIMEOUT:.0f} s{self._last_output()}") from None
         except ConnectionError:
             raise self._ended() from None
 
     def _ended(self) -> GameError:
-        """The error to raise once the game has left; from then on it is not `alive`."""
+        """Waits for the game's process to end and returns the error to raise."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
-        return GameError(f"the game has ended{self._last_words()}")
+        return GameError(f"the game has ended{self._last_output()}")
 
     def _await_frame(self) -> np.ndarray | None:
-        """Waits for the game's next frame -> the window's picture [H, W, 4] BGRA, if it was asked for."""
+        """Waits for the game's next frame -> the window's picture [H, W, 4] BGRA, if it was requested."""
         kind = bytearray(1)
         self._receive(memoryview(kind))
         pixels = None
@@ -409,23 +410,23 @@ class Game:
             self._receive(memoryview(depth).cast("B"))
             self.depth = depth[::-1]
         self._read_log()
-        return pixels[::-1] if pixels is not None else None  # OpenGL counts rows from below
+        return pixels[::-1] if pixels is not None else None  # OpenGL counts rows from the bottom
 
     def _read_log(self) -> None:
         lines = (self.rest + self.log.read()).split("\n")
         self.rest = lines.pop()
         for line in lines:
-            _, found, said = line.partition(": OCHRE ")
-            if not found:
+            _, marker, message = line.partition(": OCHRE ")
+            if not marker:
                 continue
-            what, _, content = said.partition(" ")
+            event, _, content = message.partition(" ")
             content = json.loads(content) or {}
-            if what == "frame":
+            if event == "frame":
                 self.line = content
                 if "nodes" in content:
                     self.nodes, self.origin = read_nodes(content["nodes"], content["middle"])
             else:
-                self.answers[what][content.get("id", "")] = content
+                self.answers[event][content.get("id", "")] = content
 
     def _release(self, order: bytes) -> None:
         try:
@@ -434,9 +435,12 @@ class Game:
             raise self._ended() from None
 
     def pass_frame(self) -> bool:
-        """Goes on by one frame without looking at it, at PACE times real time at most -> False if paused."""
+        """Advances by one frame without reading the picture, at most LOADING_SPEED times real time.
+
+        Returns False if the game is paused.
+        """
         before = self.line.get("n")
-        wait = self.started + 1 / (FPS * PACE) - time.monotonic()
+        wait = self.started + 1 / (FPS * LOADING_SPEED) - time.monotonic()
         if wait > 0:
             time.sleep(wait)
         self.started = time.monotonic()
@@ -450,13 +454,13 @@ class Game:
         return self.process.poll() is None
 
     def release(self) -> None:
-        """Lets the game go on to its next frame, which `frame` then reads."""
+        """Lets the game draw its next frame, which `frame` then reads."""
         self._release(b"p")
 
     def frame(self) -> Frame | None:
         """Waits for the frame after `release`; None while the game is paused by its menu.
 
-        Raises GameError if the barcode in the picture is not the number in the log: then they are no pair.
+        Raises GameError if the barcode in the picture is not the frame number in the log.
         """
         before = self.line["n"]
         pixels = self._await_frame()
@@ -467,8 +471,8 @@ class Game:
             raise GameError(f"frame {before} is followed by frame {line['n']}")
         number = read_barcode(pixels)
         if number != line["n"] % 2**BITS:
-            raise GameError(f"the picture is of frame {number}, the log of frame {line['n']}: not a pair")
-        # The camera looks along its yaw less 90, counted to the left.
+            raise GameError(f"the picture is of frame {number}, the log line of frame {line['n']}")
+        # The game's camera yaw is positive to the left and 90 degrees off.
         self.yaw += wrap(90.0 - line["yaw"] - self.yaw)
         return Frame(
             pixels[STRIP:-STRIP, :, 2::-1],
@@ -477,21 +481,21 @@ class Game:
             pitch=-line["pitch"],
             pos=minecraft(line["pos"]),
             eye_before=minecraft(line["view"]),
-            keys=frozenset(key for key, held in line["keys"].items() if held),
+            keys=frozenset(key for key, pressed in line["keys"].items() if pressed),
             eye_node=line["node"],
             feet_node=line["feet"],
             daylight=line["light"],
-            inverse_distance=self._inverse_distance(),
+            inverse_ray_distance=self._inverse_ray_distance(),
             nodes=self.nodes,
             origin=self.origin,
         )
 
-    def _inverse_distance(self) -> np.ndarray:
-        """Inverse ray distances at the blocks' centres, [H/4, W/4] float32 in 1/m."""
+    def _inverse_ray_distance(self) -> np.ndarray:
+        """Inverse ray distances at the blocks' centres [H/4, W/4] float32, in 1/m."""
         axial = centre_of_block(inverse_axial_depth(self.depth, NEAR, FAR))
         return (axial * self.cosine).astype(np.float32)
 
-    # -------------------------------------------------------- places
+    # -------------------------------------------------------- start places
 
     def _ask(self, file: str, request: dict) -> None:
         temporary = self.world / f"{file}.tmp"
@@ -499,21 +503,23 @@ class Game:
         os.replace(temporary, self.world / file)
 
     def prepare(self, name: str, seed: int, biome: str = "") -> None:
-        """Asks for a place in `biome` (any if empty), found with `seed`, and for the land around it."""
+        """Asks the server mod to find a start place in `biome` (any if empty) and load the terrain around
+        it.
+        """
         self._ask("prepare.json", {"id": name, "seed": seed, "biome": biome})
 
     def go(self, name: str, time_of_day: float, weather: str, yaw: float) -> str:
-        """Moves the player to the place prepared as `name`, looking along `yaw` -> the biome there.
+        """Moves the player to the start place prepared as `name`, looking along `yaw` -> the biome there.
 
-        `time_of_day` is 0..1, 0.5 noon; `weather` clear, overcast or rain. Raises GameError.
+        `time_of_day` is 0..1, 0.5 noon; `weather` is clear, overcast or rain. Raises GameError.
         """
-        self.yaw = wrap(self.yaw)  # each place counts its turns anew
+        self.yaw = wrap(self.yaw)
         self._ask("go.json", {"id": name, "time": time_of_day, "weather": weather, "yaw": -yaw})
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while name not in self.answers["placed"]:
             self.pass_frame()
             if time.monotonic() > deadline:
-                raise GameError(f"the game found no place within {PATIENCE:.0f} s{self._last_words()}")
+                raise GameError(f"no start place was found within {TIMEOUT:.0f} s{self._last_output()}")
         return self.answers["placed"][name]["biome"]
 
 
@@ -524,15 +530,15 @@ def minecraft(pos: list[float]) -> tuple[float, float, float]:
 
 
 def read_nodes(digits: str, middle: list[int]) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """The box of nodes in a line of the client mod and its middle, in the game's axes -> `nodes` and
-    `origin` in Minecraft's axes, as surroundings.py describes them."""
+    """The nodes in a line of the client mod and their middle, in the game's axes -> `nodes` and `origin` in
+    Minecraft's axes (surroundings.py)."""
     nodes = (np.frombuffer(digits.encode("ascii"), np.uint8) - ord("0")).reshape(BOX)
     x, y, z = map(int, middle)  # the game writes 3.0 for 3
     return nodes, (-x - REACH, y - REACH, z - REACH)
 
 
 def read_barcode(pixels: np.ndarray) -> int | None:
-    """The frame number drawn in the window's picture [H, W, 4], or None where the two strips disagree."""
+    """The frame number in the barcodes of the window's picture [H, W, 4]; None if the two strips disagree."""
     columns = np.arange(BITS) * STRIP + STRIP // 2
     above = pixels[STRIP // 2, columns, 1] > 127
     below = pixels[-STRIP // 2, columns, 1] > 127

@@ -1,15 +1,16 @@
-/* Runs a game in lockstep with a recorder: preload this into the game (LD_PRELOAD).
+/* Runs a game in lockstep with a recorder. The game loads this library with LD_PRELOAD.
  *
- * 1. A virtual clock, from the date LOCKSTEP_DATE (Unix seconds) on. Every frame that the game draws lasts exactly
- *    one frame of the recording, however long the machine took over it. Where the main thread sleeps, its clock
- *    jumps by as much; other threads sleep really, but LOCKSTEP_SPEED times shorter, since the game's clock runs
- *    about so many times faster than ours.
- * 2. A gate at the buffer swap. The frame is reported on the socket LOCKSTEP_FD (one byte, and if it was asked for
- *    the picture as width x height BGRA and its depth), then the game waits there for one byte: HOLD_PICTURE or
- *    HOLD_BLANK, what to report at the next frame. Input sent meanwhile acts on that next frame. A closed socket ends
- *    the game.
+ * 1. A virtual clock that starts at the date LOCKSTEP_DATE (Unix seconds). It advances by exactly one frame of the
+ *    recording for each drawn frame, however long the machine takes. When the main thread sleeps, the clock advances
+ *    by that time and the thread does not wait. Other threads sleep in real time, but LOCKSTEP_SPEED times shorter,
+ *    since the game's clock runs about that many times faster than real time.
+ * 2. A stop at each buffer swap. The game sends one byte on the socket LOCKSTEP_FD and, if requested, the picture
+ *    (width x height BGRA) and its depth. It then waits for one byte that requests what to send at the next frame:
+ *    SEND_PICTURE or SEND_NOTHING. Input sent in the meantime takes effect in that frame. The game ends when the
+ *    socket is closed.
  *    Depth: the depth buffer without LOCKSTEP_STRIP rows above and below, in blocks of LOCKSTEP_BLOCK x LOCKSTEP_BLOCK
- *    pixels; of each block the four pixels around its centre, as floats of 0..1. Rows from below, as the picture's.
+ *    pixels. For each block the four pixels around its centre are sent, as floats in 0..1. The lowest row comes
+ *    first, as in the picture.
  *
  * Build: cc -O2 -shared -fPIC -o lockstep.so lockstep.c -ldl
  */
@@ -31,15 +32,15 @@
 #define GL_UNSIGNED_BYTE 0x1401
 #define GL_DEPTH_COMPONENT 0x1902
 #define GL_FLOAT 0x1406
-enum { HOLD_BLANK = 'b', HOLD_PICTURE = 'p' };
+enum { SEND_NOTHING = 'b', SEND_PICTURE = 'p' };
 
-static int gate = -1, width, height, strip, block, show_every;
+static int recorder = -1, width, height, strip, block, show_every;
 static long long frame_ns;
 static double speed;
 static unsigned char *picture;
 static float *depth, *centres;
 static struct timespec start[2]; /* of CLOCK_REALTIME and of the monotonic clocks */
-static long long elapsed;        /* virtual nanoseconds since then */
+static long long elapsed;        /* virtual nanoseconds since `start` */
 
 static int number(const char *name, int otherwise)
 {
@@ -51,7 +52,7 @@ static void real_time(clockid_t clock, struct timespec *t) { syscall(SYS_clock_g
 
 __attribute__((constructor)) static void set_up(void)
 {
-    if (gate >= 0)
+    if (recorder >= 0)
         return;
     start[0].tv_sec = number("LOCKSTEP_DATE", 1000000000);
     real_time(CLOCK_MONOTONIC, &start[1]);
@@ -65,8 +66,8 @@ __attribute__((constructor)) static void set_up(void)
     picture = malloc((size_t)width * height * 4);
     depth = malloc((size_t)width * height * sizeof *depth);
     centres = malloc((size_t)width * height * sizeof *centres);
-    gate = number("LOCKSTEP_FD", -1);
-    unsetenv("LD_PRELOAD"); /* what the game starts is not part of it */
+    recorder = number("LOCKSTEP_FD", -1);
+    unsetenv("LD_PRELOAD"); /* programs that the game starts run in real time */
 }
 
 /* ---- the clock ---- */
@@ -89,7 +90,7 @@ static long long virtual_now(clockid_t clock)
 
 int clock_gettime(clockid_t clock, struct timespec *t)
 {
-    if (!is_virtual(clock) || gate < 0)
+    if (!is_virtual(clock) || recorder < 0)
         return syscall(SYS_clock_gettime, clock, t);
     *t = timespec_of(virtual_now(clock));
     return 0;
@@ -120,7 +121,7 @@ static int sleep_for(long long n)
         n = 0;
     if (syscall(SYS_gettid) == getpid()) {
         __atomic_add_fetch(&elapsed, n, __ATOMIC_RELAXED);
-        n = 0; /* a moment for the other threads all the same */
+        n = 0; /* still yields to the other threads */
     }
     struct timespec t = timespec_of((long long)(n / speed));
     syscall(SYS_nanosleep, &t, NULL);
@@ -144,7 +145,7 @@ int clock_nanosleep(clockid_t clock, int flags, const struct timespec *wanted, s
     return sleep_for(ns(wanted) - (flags & TIMER_ABSTIME ? virtual_now(clock) : 0));
 }
 
-/* Waits until a virtual time -> the real time at which to give up. */
+/* Converts a deadline on the virtual clock to real time. */
 static struct timespec real_deadline(clockid_t clock, const struct timespec *deadline)
 {
     struct timespec now;
@@ -176,12 +177,12 @@ int pthread_cond_clockwait(pthread_cond_t *condition, pthread_mutex_t *mutex, cl
     return real(condition, mutex, clock, &until);
 }
 
-/* ---- the gate ---- */
+/* ---- the stop at each frame ---- */
 
-static void report(const void *bytes, size_t count)
+static void send_all(const void *bytes, size_t count)
 {
     while (count) {
-        ssize_t sent = send(gate, bytes, count, MSG_NOSIGNAL);
+        ssize_t sent = send(recorder, bytes, count, MSG_NOSIGNAL);
         if (sent < 0 && errno == EINTR)
             continue;
         if (sent <= 0)
@@ -193,7 +194,7 @@ static void report(const void *bytes, size_t count)
 
 typedef void ReadPixels(int, int, int, int, unsigned, unsigned, void *);
 
-static void report_depth(ReadPixels *read_pixels)
+static void send_depth(ReadPixels *read_pixels)
 {
     int rows = height - 2 * strip;
     float *centre = centres;
@@ -206,30 +207,30 @@ static void report_depth(ReadPixels *read_pixels)
             *centre++ = at[-1];
             *centre++ = at[0];
         }
-    report(centres, (size_t)(centre - centres) * sizeof *centres);
+    send_all(centres, (size_t)(centre - centres) * sizeof *centres);
 }
 
-/* Returns whether the frame should be shown in the window, too. */
-static int hold_frame(void)
+/* Sends the frame and waits for the recorder. Returns whether to show the frame in the window. */
+static int stop_at_frame(void)
 {
     static ReadPixels *read_pixels;
-    static char order = HOLD_BLANK;
+    static char order = SEND_NOTHING;
     static int frames;
-    if (gate < 0)
+    if (recorder < 0)
         return 1;
-    report(&order, 1);
-    if (order == HOLD_PICTURE) {
+    send_all(&order, 1);
+    if (order == SEND_PICTURE) {
         if (!read_pixels)
             read_pixels = dlsym(RTLD_DEFAULT, "glReadPixels");
         read_pixels(0, 0, width, height, GL_BGRA, GL_UNSIGNED_BYTE, picture);
-        report(picture, (size_t)width * height * 4);
-        report_depth(read_pixels);
+        send_all(picture, (size_t)width * height * 4);
+        send_depth(read_pixels);
     }
     ssize_t got;
-    while ((got = recv(gate, &order, 1, 0)) < 0 && errno == EINTR)
+    while ((got = recv(recorder, &order, 1, 0)) < 0 && errno == EINTR)
         ;
     if (got <= 0)
-        _exit(0); /* the recorder has gone */
+        _exit(0); /* the recorder has ended */
     __atomic_add_fetch(&elapsed, frame_ns, __ATOMIC_RELAXED);
     return ++frames % show_every == 0;
 }
@@ -239,15 +240,15 @@ void glXSwapBuffers(void *display, unsigned long drawable)
     static void (*real)(void *, unsigned long);
     if (!real)
         real = dlsym(RTLD_NEXT, "glXSwapBuffers");
-    if (hold_frame())
+    if (stop_at_frame())
         real(display, drawable);
 }
 
-void SDL_GL_SwapWindow(void *window) /* newer games draw through SDL */
+void SDL_GL_SwapWindow(void *window) /* newer versions of the game use SDL */
 {
     static void (*real)(void *);
     if (!real)
         real = dlsym(RTLD_NEXT, "SDL_GL_SwapWindow");
-    if (hold_frame())
+    if (stop_at_frame())
         real(window);
 }

@@ -1,4 +1,6 @@
-"""Records clips in a running game: goes to a place, plays, cuts where play went wrong, writes the clip."""
+"""Records clips in a running game: moves to a start place, plays, ends the clip where play fails, writes
+it.
+"""
 
 import math
 import os
@@ -13,62 +15,62 @@ import numpy as np
 
 from dataset import actions
 from dataset.recordings import ClipWriter
-from dataset.surroundings import Surroundings, encode_inverse_distance
+from dataset.surroundings import Surroundings, encode_inverse_ray_distance
 from luanti.game import DEGREES_PER_PIXEL, EYE_HEIGHT, FPS, Frame, Game, GameError, Picture
-from luanti.player import HORIZONTAL, MAX_TURN, Player, Senses, style_of
+from luanti.player import HORIZONTAL, MAX_TURN, Observation, Player, style_of
 from runtime.video import resize
 
-TIMES = {"dawn": 0.23, "morning": 0.32, "noon": 0.5, "evening": 0.74, "night": 0.0}  # parts of a day
+TIMES = {"dawn": 0.23, "morning": 0.32, "noon": 0.5, "evening": 0.74, "night": 0.0}  # fraction of a day
 WEATHERS = ("clear", "overcast", "rain")
 BIOMES = (
     "icesheet", "tundra", "tundra_highland", "taiga", "snowy_grassland", "grassland", "grassland_dunes",
     "coniferous_forest", "coniferous_forest_dunes", "deciduous_forest", "deciduous_forest_shore", "desert",
     "sandstone_desert", "cold_desert", "savanna", "savanna_shore", "rainforest", "rainforest_swamp",
 )  # fmt: skip
-ATTEMPTS = 6  # places tried for one clip
-STARTS = 3  # tries to start the game
-SHORTEST = 0.25  # of the wanted length: a clip cut earlier is thrown away and recorded elsewhere
-MOST_MEMORY = 1800.0  # MB, above which the game is started anew
-SETTLED = 0.4  # mean change between frames, in 1/255, below which the land around has loaded
-SETTLE_FRAMES = (64, 400)  # at least, at most
-QUIET_FRAMES = 24  # in a row without a change
-ADRIFT_FRAMES = 192  # with the feet in water on half of them: it will not come ashore again
-STUCK_FRAMES = 112  # with keys held on most of them and hardly a metre made: stuck
-DARK_FRAMES = 16  # below DARK at noon's light: in a cave
+ATTEMPTS = 6  # start places tried for one clip
+STARTS = 3  # attempts to start the game
+SHORTEST = 0.25  # of the wanted length; a shorter clip is discarded and recorded at another start place
+MOST_MEMORY = 1800.0  # MB, above which the game is restarted
+SETTLED = 0.4  # mean pixel change between frames, of 255, below which the terrain has loaded
+SETTLE_FRAMES = (64, 400)  # least and most frames to wait for that
+QUIET_FRAMES = 24  # consecutive frames without a change
+ADRIFT_FRAMES = 192  # a clip ends if the feet are in water on half of so many frames
+STUCK_FRAMES = 112  # a clip ends if the player walks on most of so many frames and moves less than a metre
+DARK_FRAMES = 16  # a clip ends after so many frames with daylight below DARK: the player is in a cave
 DARK = 6
 
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """What one clip shall be, from the run's seed alone."""
+    """The parameters of one clip; they depend on the run's seed alone."""
 
     name: str
     world_seed: int
-    seed: str  # of place and player
+    seed: str  # of start place and player
     biome: str  # "" for any
     time: str
     weather: str
 
 
 @dataclass(frozen=True)
-class Options:
-    """What all clips of a run share."""
+class RecorderOptions:
+    """The settings that all clips of a run share."""
 
     out: Path
     frames: int
     picture: Picture
     human: bool = False
-    labels: dict = field(default_factory=dict)  # further metadata of each clip
+    labels: dict = field(default_factory=dict)  # additional metadata of each clip
 
 
 class ClipRejected(RuntimeError):
-    """A clip that is not worth keeping, and why."""
+    """A clip is too short to keep. The message says why it ended."""
 
 
 def plan_clips(
     seed: int, clips: int, clips_per_world: int, biomes: list[str], times: list[str], weathers: list[str]
 ) -> list[ClipPlan]:
-    """The clips of a run: every `clips_per_world` in a world of their own, biomes in turn in random order."""
+    """The clips of a run: `clips_per_world` share a world; each biome once in random order, then again."""
     plans = []
     bag: list[str] = []
     choose = random.Random(f"{seed}")
@@ -82,8 +84,8 @@ def plan_clips(
                 world_seed=random.Random(f"{seed} world {world}").getrandbits(32),
                 seed=f"{seed} clip {k}",
                 biome=bag.pop(),
-                time=choose.sampling(times),
-                weather=choose.sampling(weathers),
+                time=choose.choice(times),
+                weather=choose.choice(weathers),
             )
         )
     return plans
@@ -92,15 +94,15 @@ def plan_clips(
 # ------------------------------------------------------------ one clip
 
 
-def place_of(plan: ClipPlan, attempt: int) -> tuple[str, int, str]:
-    """Name, seed and biome of the place for one attempt at a clip: other attempts, other places."""
+def start_place(plan: ClipPlan, attempt: int) -> tuple[str, int, str]:
+    """Name, seed and biome of the start place for one attempt at a clip; each attempt has another place."""
     return f"{plan.name}-{attempt}", random.Random(f"{plan.seed} {attempt}").getrandbits(31), plan.biome
 
 
 def settle(game: Game) -> None:
-    """Lets frames pass until the land around has loaded: until the picture has stopped changing.
+    """Skips frames until the surrounding terrain has loaded: until the picture no longer changes.
 
-    Turns once around meanwhile, since the game loads what is in view first.
+    The camera first turns once around, since the game loads the terrain in view first.
     """
     at_least, at_most = SETTLE_FRAMES
     last, quiet = None, 0
@@ -118,21 +120,21 @@ def settle(game: Game) -> None:
             quiet = quiet + 1 if change < SETTLED else 0
         if k >= at_least and quiet >= QUIET_FRAMES:
             return
-        time.sleep(0.01)  # the threads that build the land want the processor, too
+        time.sleep(0.01)  # leaves the processor to the threads that build the terrain
 
 
-class Watch:
-    """Sees where a clip must be cut."""
+class CutDetector:
+    """Decides where a clip must end early. Call it with each frame."""
 
     def __init__(self) -> None:
-        self.places: deque[tuple[float, float]] = deque(maxlen=STUCK_FRAMES)
+        self.positions: deque[tuple[float, float]] = deque(maxlen=STUCK_FRAMES)  # x, z
         self.walking: deque[bool] = deque(maxlen=STUCK_FRAMES)
         self.wet: deque[bool] = deque(maxlen=ADRIFT_FRAMES)
         self.dark = 0
 
     def __call__(self, frame: Frame) -> str:
-        """Why the clip ends before this frame; "" if it goes on."""
-        self.places.append((frame.pos[0], frame.pos[2]))
+        """The reason why the clip ends before this frame; "" if it continues."""
+        self.positions.append((frame.pos[0], frame.pos[2]))
         self.walking.append(bool(frame.keys & HORIZONTAL))
         self.dark = self.dark + 1 if frame.daylight < DARK else 0
         self.wet.append(is_liquid(frame.feet_node))
@@ -145,25 +147,25 @@ class Watch:
         if self.dark >= DARK_FRAMES:
             return "dark"
         if sum(self.walking) > 0.6 * STUCK_FRAMES:
-            x, z = np.ptp(np.array(self.places), axis=0)
+            x, z = np.ptp(np.array(self.positions), axis=0)
             if math.hypot(x, z) < 1.0:
                 return "stuck"
         return ""
 
 
 def is_liquid(node: str) -> bool:
-    """Whether a node's name is water or lava."""
+    """Whether a node's name is that of water or lava."""
     return "water" in node or "lava" in node
 
 
 class Mouse:
-    """Turns wanted in degrees into whole pixels; what rounding left over is made up for in the next frame."""
+    """Converts turns in degrees to whole mouse pixels; rounding errors are corrected in the next frame."""
 
     def __init__(self, yaw: float, pitch: float):
-        self.yaw, self.pitch = yaw, pitch  # where the camera should be by now
+        self.yaw, self.pitch = yaw, pitch  # the wanted camera angles so far
 
     def pixels(self, frame: Frame, yaw: float, pitch: float) -> tuple[int, int]:
-        """Pixels right and down from where the camera is in `frame` to where it should be in the next."""
+        """Pixels right and down that turn the camera of `frame` to the wanted angles of the next frame."""
         self.yaw += yaw
         self.pitch = min(max(self.pitch + pitch, -89.0), 89.0)
         return self._pixels(self.yaw - frame.yaw), self._pixels(self.pitch - frame.pitch)
@@ -174,13 +176,13 @@ class Mouse:
         return min(max(round(degrees / DEGREES_PER_PIXEL), -most), most)
 
 
-def entries(frames: list[Frame], count: int) -> dict[str, dict]:
+def action_entries(frames: list[Frame], count: int) -> dict[str, dict]:
     """GF-Minecraft's `actions` of the first `count` frames.
 
-    The place of a frame is that of its eye less EYE_HEIGHT, which the frame after it tells; without one, in a
-    clip that was broken off, that of the feet.
+    The position of a frame is that of its eye minus EYE_HEIGHT. The game reports the eye with the next frame;
+    for the last frame of an aborted clip, the position of the feet is used.
     """
-    found = {}
+    result = {}
     for k, frame in enumerate(frames[:count]):
         turn, tilt = (frame.yaw - frames[k - 1].yaw, frame.pitch - frames[k - 1].pitch) if k else (0.0, 0.0)
         move_x, move_z, jump = actions.from_keys(frame.keys)
@@ -192,7 +194,7 @@ def entries(frames: list[Frame], count: int) -> dict[str, dict]:
         if k + 1 < len(frames):
             x, eye, z = frames[k + 1].eye_before
             y = eye - EYE_HEIGHT
-        found[str(k)] = {
+        result[str(k)] = {
             **entry,
             "yaw_delta": round(turn / actions.DEGREES_PER_UNIT, 5),
             "pitch_delta": round(tilt / actions.DEGREES_PER_UNIT, 5),
@@ -200,33 +202,34 @@ def entries(frames: list[Frame], count: int) -> dict[str, dict]:
             "pitch": round(frame.pitch, 4),
             "pos": [round(x, 4), round(y, 4), round(z, 4)],
         }
-    return found
+    return result
 
 
 def record_clip(
     game: Game,
     plan: ClipPlan,
     attempt: int,
-    options: Options,
-    seen: Callable[[int], None],
-    ahead: Callable[[], None],
+    options: RecorderOptions,
+    on_frames: Callable[[int], None],
+    on_start: Callable[[], None],
 ) -> str:
-    """Records one clip and writes it -> how it ended, "complete" or why it was cut.
+    """Records one clip and writes it; returns "complete" or the reason why it ended early.
 
-    `seen` is told how many frames are recorded; `ahead` is called once the place is reached, to prepare the
-    next. Raises ClipRejected if too little could be recorded, GameError if the game failed.
+    `on_frames` is called with the number of frames recorded since the last call; `on_start` is called when
+    the player has reached the start place. Raises ClipRejected if the clip is too short, GameError if the
+    game failed.
     """
     while options.human and not game.pass_frame():
         pass  # in the pause menu
-    place, seed, biome = place_of(plan, attempt)
+    place, seed, biome = start_place(plan, attempt)
     game.prepare(place, seed, biome)
     biome = game.go(place, TIMES[plan.time], plan.weather, yaw=seed % 360)
-    ahead()
+    on_start()
     settle(game)
     with ClipWriter(options.out, plan.name, FPS, preset="veryfast") as clip:
-        kept, ended = play(game, plan.seed, options, clip, seen)
-        seen(clip.frames % FPS)
-        told = {} if options.human else {"player_style": style_of(plan.seed).name}
+        kept, ended = play(game, plan.seed, options, clip, on_frames)
+        on_frames(clip.frames % FPS)
+        style = {} if options.human else {"player_style": style_of(plan.seed).name}
         shortest = 2 * FPS if options.human else SHORTEST * options.frames
         if clip.frames < min(shortest, options.frames):
             raise ClipRejected(f"{ended} after {clip.frames} frames in {biome}")
@@ -240,33 +243,35 @@ def record_clip(
                 "vertical_fov_degrees": options.picture.vertical_fov,
                 "eye_height": EYE_HEIGHT,
                 "player": "human" if options.human else "scripted",
-                **told,
+                **style,
                 "ended": ended,
                 **options.labels,
-                "actions": entries(kept, clip.frames),
+                "actions": action_entries(kept, clip.frames),
             },
-            surroundings_of(kept[: clip.frames]),
+            stack_surroundings(kept[: clip.frames]),
         )
     return ended
 
 
-def surroundings_of(frames: list[Frame]) -> Surroundings:
-    """Depth and nodes of the frames; their `inverse_distance` is encoded already. Raises GameError."""
+def stack_surroundings(frames: list[Frame]) -> Surroundings:
+    """Depth and nodes of the frames, whose `inverse_ray_distance` is already encoded. Raises GameError."""
     if any(frame.nodes is None for frame in frames):
-        raise GameError("the game's log tells no nodes around the player")
+        raise GameError("the game's log has no nodes around the player")
     return Surroundings(
-        np.stack([frame.inverse_distance for frame in frames]),
+        np.stack([frame.inverse_ray_distance for frame in frames]),
         np.stack([frame.nodes for frame in frames]),
         np.array([frame.origin for frame in frames], np.int32),
     )
 
 
 def play(
-    game: Game, seed: str, options: Options, clip: ClipWriter, seen: Callable[[int], None]
+    game: Game, seed: str, options: RecorderOptions, clip: ClipWriter, on_frames: Callable[[int], None]
 ) -> tuple[list[Frame], str]:
-    """Plays one clip -> its frames and the one after them, without pictures and with `inverse_distance`
-    encoded, and how it ended."""
-    player, watch = Player(seed, style_of(seed)), Watch()
+    """Plays one clip. Returns its frames and the one after them, and "complete" or why the clip ended early.
+
+    The frames are without pictures, and their `inverse_ray_distance` is encoded.
+    """
+    player, detect_cut = Player(seed, style_of(seed)), CutDetector()
     kept: list[Frame] = []
     size = options.picture.height, options.picture.width
     game.release()
@@ -276,30 +281,30 @@ def play(
     mouse = Mouse(frame.yaw, frame.pitch)
     due = time.monotonic()
     while True:
-        ended = "" if options.human else watch(frame)
+        ended = "" if options.human else detect_cut(frame)
         if len(kept) == options.frames:
             ended = ended or "complete"
-        # The pixels go into the video; what stays in memory for the whole clip should be small.
-        codes = encode_inverse_distance(frame.inverse_distance)
-        kept.append(replace(frame, picture=None, inverse_distance=codes))
+        # The picture is written to the video; what is kept in memory for the whole clip should be small.
+        codes = encode_inverse_ray_distance(frame.inverse_ray_distance)
+        kept.append(replace(frame, picture=None, inverse_ray_distance=codes))
         if ended:
             return kept, ended
         if options.human:
             due = max(due + 1 / FPS, time.monotonic() - 1 / FPS)
             time.sleep(max(0.0, due - time.monotonic()))
         else:
-            command = player(senses_of(frame, options.picture.vertical_fov))
+            command = player(observe(frame, options.picture.vertical_fov))
             game.controls.apply(command.keys, *mouse.pixels(frame, command.yaw, command.pitch))
         try:
             game.release()
-            clip.write(resize(frame.picture, *size))  # while the game draws the next
+            clip.write(resize(frame.picture, *size))  # while the game draws the next frame
             frame = game.frame()
         except GameError:
             if options.human and not game.alive:
                 return kept, "quit"
             raise
         if clip.frames % FPS == 0:
-            seen(FPS)
+            on_frames(FPS)
         if frame is None:
             if options.human:
                 return kept, paused_or_quit(game)
@@ -308,14 +313,14 @@ def play(
             raise GameError(f"a frame took {frame.seconds:.4f} s of game time, expected {1 / FPS:.4f}")
 
 
-def senses_of(frame: Frame, vertical_fov: float) -> Senses:
-    """What the player knows of a frame."""
-    return Senses(
+def observe(frame: Frame, vertical_fov: float) -> Observation:
+    """The player's observation of a frame."""
+    return Observation(
         frame.yaw,
         frame.pitch,
         frame.pos,
         is_liquid(frame.feet_node),
-        frame.inverse_distance,
+        frame.inverse_ray_distance,
         vertical_fov,
         frame.nodes,
         frame.origin,
@@ -323,7 +328,10 @@ def senses_of(frame: Frame, vertical_fov: float) -> Senses:
 
 
 def paused_or_quit(game: Game) -> str:
-    """Waits until a person has left the pause menu, or the game: a closing window stands still first, too."""
+    """Waits until a person leaves the pause menu or closes the window; returns "paused" or "quit".
+
+    A window that is being closed also stops drawing, so the two cannot be told apart at once.
+    """
     try:
         while not game.pass_frame():
             pass
@@ -338,13 +346,17 @@ def paused_or_quit(game: Game) -> str:
 
 
 def record_world(
-    plans: list[ClipPlan], options: Options, work: Path, job: int, tell: Callable[[str, object], None]
+    plans: list[ClipPlan],
+    options: RecorderOptions,
+    work: Path,
+    job: int,
+    report: Callable[[str, object], None],
 ) -> None:
-    """Records clips that share a world, restarting the game where it fails or grows.
+    """Records clips that share a world; restarts the game where it fails or uses too much memory.
 
-    `tell(what, value)` reports: ("frames", n) recorded, ("lost", n) of them thrown away, ("clip", (name,
-    ended)), ("note", text), ("failed", (name, reasons)), ("quit", None) when a person closed the window.
-    Raises GameError if the game cannot be started.
+    `report(event, value)` is called with ("frames", n) recorded, ("lost", n) of them discarded, ("clip",
+    (name, ended)), ("note", text), ("failed", (name, reasons)), and ("quit", None) when a person closed the
+    window. Raises GameError if the game cannot be started.
     """
     game: Game | None = None
     try:
@@ -355,34 +367,35 @@ def record_world(
                     game.close()
                     game = None
                 if game is None:
-                    game = start_game(plan.world_seed, options, work, job, tell)
+                    game = start_game(plan.world_seed, options, work, job, report)
                 frames = 0
 
-                def seen(count: int) -> None:
+                def on_frames(count: int) -> None:
                     nonlocal frames
                     frames += count
-                    tell("frames", count)
+                    report("frames", count)
 
-                def ahead(game: Game = game, later: list[ClipPlan] = plans[k + 1 : k + 2]) -> None:
-                    for plan in later:
-                        game.prepare(*place_of(plan, 0))
+                def prepare_next(game: Game = game, following: list[ClipPlan] = plans[k + 1 : k + 2]) -> None:
+                    for plan in following:
+                        game.prepare(*start_place(plan, 0))
 
                 try:
-                    tell("clip", (plan.name, record_clip(game, plan, attempt, options, seen, ahead)))
+                    ended = record_clip(game, plan, attempt, options, on_frames, prepare_next)
+                    report("clip", (plan.name, ended))
                     break
                 except (ClipRejected, GameError) as error:
                     reasons.append(str(error))
-                    tell("lost", frames)
+                    report("lost", frames)
                     if options.human and not game.alive:
                         break
-                    tell("note", f"{plan.name}: {error}; again at another place")
+                    report("note", f"{plan.name}: {error}; trying another start place")
                     if isinstance(error, GameError):
                         game.close()
                         game = None
             else:
-                tell("failed", (plan.name, "; ".join(reasons)))
+                report("failed", (plan.name, "; ".join(reasons)))
             if options.human and game is not None and not game.alive:
-                tell("quit", None)
+                report("quit", None)
                 return
     finally:
         if game is not None:
@@ -390,10 +403,13 @@ def record_world(
 
 
 def start_game(
-    world_seed: int, options: Options, work: Path, job: int, tell: Callable[[str, object], None]
+    world_seed: int, options: RecorderOptions, work: Path, job: int, report: Callable[[str, object], None]
 ) -> Game:
-    """A game in that world: in a window for a person, else unseen, and started again if that failed."""
-    tries = 1 if options.human else STARTS
+    """Starts the game in that world: in a window for a person, else on a virtual display.
+
+    Without a person it tries STARTS times. Raises GameError.
+    """
+    attempts = 1 if options.human else STARTS
     while True:
         try:
             return Game(
@@ -405,7 +421,7 @@ def start_game(
                 os.environ.get("DISPLAY") if options.human else None,
             )
         except GameError as error:
-            tries -= 1
-            if not tries:
+            attempts -= 1
+            if not attempts:
                 raise
-            tell("note", f"the game did not start: {error}; again")
+            report("note", f"the game did not start: {error}; trying again")

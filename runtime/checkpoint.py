@@ -16,11 +16,11 @@ from torch import nn
 from runtime.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
-SUMS = SHIPPED / "SHA256SUMS"  # of the files that ship, in the format of sha256sum
+SUMS = SHIPPED / "SHA256SUMS"  # of the shipped files, in the format of sha256sum
 
 
 class CheckpointError(UserError):
-    """A file that is missing, broken, of another kind, or made for another tokenizer."""
+    """A checkpoint that is missing, broken, of another kind, or made for another tokenizer."""
 
 
 def save(path: str | Path, content: dict) -> None:
@@ -38,8 +38,8 @@ def save(path: str | Path, content: dict) -> None:
 def load(path: str | Path, kind: str | None = None) -> dict:
     """Reads a checkpoint onto the CPU with weights_only=True.
 
-    Raises CheckpointError, naming the file and what to do, if it is missing, unreadable, not of `kind`, or
-    if it ships and its checksum differs.
+    Raises CheckpointError if it is missing, unreadable, not of `kind`, or a shipped file with a wrong
+    checksum.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,7 +66,7 @@ def sha256(path: Path) -> str:
 
 
 def check_sum(path: Path) -> None:
-    """Raises CheckpointError if a file that ships does not have the checksum in SUMS."""
+    """Raises CheckpointError if a shipped file does not have the checksum in SUMS."""
     if path.resolve().parent != SUMS.parent or not SUMS.is_file():
         return
     sums = {name: digest for digest, name in (line.split("  ", 1) for line in SUMS.read_text().splitlines())}
@@ -74,12 +74,12 @@ def check_sum(path: Path) -> None:
     if sums.get(path.name, found) != found:
         raise CheckpointError(
             f"{path}: its sha256 begins with {found[:12]}, {SUMS.name} says {sums[path.name][:12]}: it is "
-            "damaged or incomplete: fetch it again; if it is yours: python tools/strip_checkpoint.py --sums"
+            "damaged or incomplete: download it again; for your own: python tools/strip_checkpoint.py --sums"
         )
 
 
 def write_sums() -> None:
-    """Writes SUMS for the weights and start places that ship."""
+    """Writes SUMS for the shipped weights and start places."""
     files = sorted([*SUMS.parent.glob("*.pt"), *SUMS.parent.glob("starts/*.npz")])
     names = (file.relative_to(SUMS.parent).as_posix() for file in files)
     SUMS.write_text("".join(f"{sha256(file)}  {name}\n" for file, name in zip(files, names, strict=True)))
@@ -101,7 +101,7 @@ def build(
         model = make(config_class(**content["config"]))
         model.load_state_dict(content["model"], strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = textwrap.shorten(str(error), 300)  # one line, however many tensors are at odds
+        reason = textwrap.shorten(str(error), 300)  # one line, however many tensors do not fit
         raise CheckpointError(f"{path}: its weights do not fit its own config: {reason}") from None
     return model
 
@@ -122,7 +122,7 @@ def restore_rng(state: dict[str, torch.Tensor], device: torch.device) -> None:
 
 
 def check_config(content: dict, config: object, path: str | Path) -> None:
-    """Raises CheckpointError unless the run in `path` was of a model with this config dataclass."""
+    """Raises CheckpointError unless the checkpoint in `path` is of a model with this config (a dataclass)."""
     if content["config"] != asdict(config):
         raise CheckpointError(
             f"{path}: was trained with {content['config']}, the constants now give {asdict(config)}; "

@@ -6,13 +6,13 @@ from runtime.errors import UserError
 
 
 class DeviceError(UserError):
-    """A device or precision that cannot be used here."""
+    """A device or precision that is not available."""
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
     """cuda, else mps, else cpu; `wanted` ("cpu", "cuda", "cuda:1", "mps") overrides. Prints the device.
 
-    Raises DeviceError if the wanted device is not there.
+    Raises DeviceError if the wanted device is not available.
     """
     if wanted == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -35,9 +35,9 @@ def pick_device(wanted: str = "auto") -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """True where bfloat16 is computed in hardware and so is faster than float32.
+    """True if the hardware computes bfloat16, faster than float32.
 
-    On CPUs that is AMX; without it bfloat16 is emulated and 10-100 times slower than float32.
+    CPUs need AMX for that; without it bfloat16 is emulated and 10-100 times slower than float32.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -49,7 +49,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 def amp_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     """The dtype for autocast: `precision` is "auto", "fp32", "bf16" or "fp16".
 
-    "auto" is bfloat16 where the hardware has it, float16 on older CUDA cards (P100, T4), else float32.
+    "auto" is bfloat16 if the hardware computes it, float16 on older CUDA cards (P100, T4), else float32.
     """
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision in named:

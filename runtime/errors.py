@@ -1,11 +1,11 @@
-"""The base class of what a user can mend, and the one place that prints it."""
+"""The base class of errors that a user can fix, and the function that prints them."""
 
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: a file, a flag or a setting.
+    """An error that the user can fix: in a file, a flag or a setting.
 
     The message names the file or the flag, what was expected, what was found, and what to do.
     """

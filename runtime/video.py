@@ -20,9 +20,9 @@ CODECS = {
     ".mp4": ("libx264", {"crf": "18", "preset": "medium"}),
     ".webm": ("libvpx-vp9", {"crf": "24", "b": "0"}),
 }
-GIF_COLOURS, GIF_SAMPLE = 256, 1_000_000  # colours; about so many pixels decide them
-GIF_TICK, GIF_MIN = 10, 20  # ms; players slow down frames shorter than 20
-SHEET_CELLS, SHEET_HEIGHT = 24, 144  # of a contact sheet: pictures, and the height of each in pixels
+GIF_COLOURS, GIF_SAMPLE = 256, 1_000_000  # palette size; number of pixels it is computed from
+GIF_TICK, GIF_MIN = 10, 20  # ms: unit of durations; shortest duration that players do not slow down
+SHEET_CELLS, SHEET_HEIGHT = 24, 144  # of a contact sheet: number of pictures, their height in pixels
 
 
 class VideoError(UserError):
@@ -30,7 +30,7 @@ class VideoError(UserError):
 
 
 class ShortVideoError(VideoError):
-    """A video that ends before it should."""
+    """A video with fewer frames than needed."""
 
 
 @contextmanager
@@ -50,12 +50,12 @@ def _opened(path: str | Path) -> Iterator[cv2.VideoCapture]:
 def read_frames(
     path: str | Path, wanted: Sequence[int] | None = None, at_least: int = 1
 ) -> Iterator[np.ndarray]:
-    """Yields the frames of a video in order, [H, W, 3] uint8 RGB. Seeking is slow: decode once, in order.
+    """Yields the frames of a video in order, [H, W, 3] uint8 RGB. Frames are decoded in order: seeking is
+    slow.
 
-    With `wanted` (increasing frame numbers) only those: the others are decoded but not converted to RGB, and
-    decoding stops after the last of them and the first `at_least` frames. Raises VideoError if the file is
-    missing or no frame of it can be decoded, ShortVideoError if it has fewer than `at_least` or lacks one of
-    `wanted`.
+    With `wanted` (increasing frame indices) yields only those. Decoding stops after the last of them, but
+    not before `at_least` frames. Raises VideoError if the file is missing or has no decodable frame,
+    ShortVideoError if it has fewer than `at_least` frames or lacks one of `wanted`.
     """
     needed = at_least if wanted is None else max(at_least, wanted[-1] + 1)
     pending = None if wanted is None else iter([*wanted, -1])
@@ -68,13 +68,15 @@ def read_frames(
                 following = number + 1 if pending is None else next(pending)
             number += 1
     if not number:
-        raise VideoError(f"{path}: not one frame could be decoded; it may be truncated")
+        raise VideoError(f"{path}: no frame could be decoded; it may be truncated")
     if number < needed:
         raise ShortVideoError(f"{path}: {number} frames can be decoded, {needed} are needed")
 
 
 def count_frames(path: str | Path) -> int:
-    """The number of frames that can be decoded; a header may claim more. Raises as `read_frames`."""
+    """The number of frames that can be decoded; a header may state more. Raises VideoError like
+    `read_frames`.
+    """
     with _opened(path) as capture:
         number = 0
         while capture.grab():
@@ -92,7 +94,7 @@ def video_fps(path: str | Path) -> float:
 
 
 def header_frames(path: str | Path) -> int:
-    """The number of frames by the video's header; 0 if it has none. Raises VideoError as `video_fps`."""
+    """The number of frames by the video's header; 0 if it has none. Raises VideoError like `video_fps`."""
     with _opened(path) as capture:
         return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
@@ -100,7 +102,7 @@ def header_frames(path: str | Path) -> int:
 def has_frame(path: str | Path, number: int) -> bool:
     """True if frame `number` can be decoded. Seeking takes about a quarter of a second.
 
-    Raises VideoError as `video_fps`.
+    Raises VideoError like `video_fps`.
     """
     with _opened(path) as capture:
         return bool(capture.set(cv2.CAP_PROP_POS_FRAMES, number) and capture.grab())
@@ -120,7 +122,7 @@ def enlarge(frame: np.ndarray, scale: int) -> np.ndarray:
 
 
 def check_ending(path: str | Path, endings: Collection[str] = (*CODECS, ".gif")) -> None:
-    """Raises VideoError unless `write_video` knows the ending. Call it before a long rollout, not after."""
+    """Raises VideoError unless `write_video` supports the ending. Call it before a long rollout."""
     ending = Path(path).suffix
     if ending not in endings:
         *others, last = endings
@@ -130,11 +132,10 @@ def check_ending(path: str | Path, endings: Collection[str] = (*CODECS, ".gif"))
 
 
 class VideoWriter:
-    """A video written frame by frame, .mp4 (H.264) or .webm (VP9), both played by any browser.
+    """Writes a video frame by frame, .mp4 (H.264) or .webm (VP9), which browsers play.
 
     Use it as a context manager, or `close` it: the file is complete only then. `options` override those of
-    CODECS (preset="veryfast" keeps up with a recorder). Raises VideoError for another ending, odd
-    sides, or a size that the codec refuses.
+    CODECS. Raises VideoError for another ending, or an odd width or height.
     """
 
     def __init__(self, path: str | Path, fps: float, **options: str):
@@ -155,14 +156,14 @@ class VideoWriter:
         if self.size is None:
             height, width = self.size = frame.shape[:2]
             if height % 2 or width % 2:
-                raise VideoError(f"{self.path}: frames are {width}x{height}; both sides must be even")
+                raise VideoError(f"{self.path}: frames are {width}x{height}; width and height must be even")
             self.stream.width, self.stream.height = width, height
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         self.container.mux(self.stream.encode(picture))
         self.frames += 1
 
     def close(self) -> None:
-        """Writes what is left and ends the file. A second call does nothing."""
+        """Writes the remaining packets and closes the file. A second call does nothing."""
         if self.closed:
             return
         self.closed = True
@@ -200,14 +201,14 @@ def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> Non
         shape = frame.shape
         compressed.append(
             zlib.compress(np.ascontiguousarray(frame), 1)
-        )  # or large frames would fill the memory
+        )  # uncompressed they may fill the memory
     if not compressed:
         raise VideoError(f"{path}: no frame to write")
 
     def picture(n: int) -> np.ndarray:
         return np.frombuffer(zlib.decompress(compressed[n]), np.uint8).reshape(shape)
 
-    # One palette: with one per frame, the colours of a still picture would change.
+    # One palette: with one per frame, constant colours would change from frame to frame.
     step = math.ceil(math.sqrt(len(compressed) * shape[0] * shape[1] / GIF_SAMPLE))
     together = Image.fromarray(np.concatenate([picture(n)[::step, ::step] for n in range(len(compressed))]))
     palette = together.quantize(GIF_COLOURS, dither=Image.Dither.NONE)
@@ -219,7 +220,7 @@ def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> Non
         for n in range(len(compressed))
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # disposal 1: only changes are stored.
+    # disposal 1: only changed pixels are stored.
     next(quantized).save(path, save_all=True, append_images=quantized, duration=durations, loop=0, disposal=1)
 
 
@@ -239,13 +240,12 @@ def grid(frames: list[np.ndarray], columns: int) -> np.ndarray:
 
 
 def spread(count: int, most: int = SHEET_CELLS) -> list[int]:
-    """At most `most` of the numbers 0..count-1, evenly spaced, the first and last among them."""
+    """At most `most` of the numbers 0..count-1, evenly spaced, including the first and last."""
     return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
 
 
 def contact_sheet(frames: list[np.ndarray], captions: list[str], cells: int = SHEET_CELLS) -> np.ndarray:
-    """At most `cells` of the frames [H, W, 3], evenly spread, each under its caption, in rows of about 1,500
-    pixels."""
+    """At most `cells` of the frames [H, W, 3], evenly spaced, with captions, in rows of 1,500 pixels."""
     selected = spread(len(frames), cells)
     scale = max(1, round(SHEET_HEIGHT / frames[0].shape[0]))
     pictures = [label(enlarge(frames[i], scale), captions[i]) for i in selected]
@@ -253,7 +253,7 @@ def contact_sheet(frames: list[np.ndarray], captions: list[str], cells: int = SH
 
 
 def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Writes an [H, W, 3] uint8 RGB picture; the ending (.png, .jpg) chooses the format."""
+    """Writes an [H, W, 3] uint8 RGB picture in the format of the ending (.png, .jpg)."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
         raise VideoError(f"{path}: could not be written; use .png or .jpg")

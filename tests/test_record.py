@@ -1,7 +1,7 @@
-"""Recording: what can be said without the game, and then the game itself, stopped and killed in every way.
+"""Recording: parts that need no game, then recordings with the game, which are also interrupted and killed.
 
-The last part needs Luanti, Xvfb and a C compiler, and is skipped where they are missing. It finds the
-processes of its recordings by a mark in their environment.
+The second part needs Luanti, Xvfb and a C compiler, and is skipped where they are missing. It finds the
+processes of its recordings by a variable in their environment.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ import record
 from dataset import actions
 from dataset.actions import DEGREES_PER_UNIT
 from dataset.clip_check import check_clips
+from dataset.clip_report import report_text
 from dataset.recordings import (
     clip_paths,
     depth_path,
@@ -43,8 +44,8 @@ from dataset.surroundings import (
     LOW,
     REACH,
     SOLID,
-    decode_inverse_distance,
-    encode_inverse_distance,
+    decode_inverse_ray_distance,
+    encode_inverse_ray_distance,
 )
 from luanti import game
 from luanti.game import (
@@ -75,17 +76,18 @@ from luanti.recorder import (
     STUCK_FRAMES,
     TIMES,
     WEATHERS,
+    CutDetector,
     Mouse,
-    Watch,
-    entries,
-    place_of,
+    action_entries,
     plan_clips,
-    surroundings_of,
+    stack_surroundings,
+    start_place,
 )
+from runtime.config import SettingError
 from runtime.video import count_frames, read_frames, video_fps
 
 ROOT = Path(__file__).resolve().parents[1]
-MARK = "OCHRE_TEST_RECORDING"  # in the environment of what a test starts
+MARK = "OCHRE_TEST_RECORDING"  # variable in the environment of all processes that a test starts
 
 
 # ------------------------------------------------------------ plans
@@ -95,13 +97,13 @@ def plan(clips: int, seed: int = 1, clips_per_world: int = 4, biomes=BIOMES, tim
     return plan_clips(seed, clips, clips_per_world, list(biomes), list(times), list(WEATHERS))
 
 
-def test_plans_depend_on_the_seed_alone_and_grow_at_the_end():
+def test_plans_depend_on_the_seed_alone_and_more_clips_extend_them():
     assert plan(30) == plan(30)
     assert plan(30)[:12] == plan(12)
     assert plan(30, seed=2) != plan(30)
 
 
-def test_plans_share_worlds_and_nothing_else():
+def test_clips_share_worlds_and_nothing_else():
     plans = plan(12, clips_per_world=4)
     worlds = [p.world_seed for p in plans]
     assert worlds == [worlds[0]] * 4 + [worlds[4]] * 4 + [worlds[8]] * 4
@@ -111,7 +113,7 @@ def test_plans_share_worlds_and_nothing_else():
     assert {p.name for p in plan(12)}.isdisjoint(p.name for p in plan(12, seed=2))
 
 
-def test_biomes_come_in_turn_and_all_times_and_weathers_occur():
+def test_all_biomes_times_and_weathers_occur():
     plans = plan(3 * len(BIOMES), times=TIMES)
     for start in range(0, len(plans), len(BIOMES)):
         assert {p.biome for p in plans[start : start + len(BIOMES)]} == set(BIOMES)
@@ -120,14 +122,14 @@ def test_biomes_come_in_turn_and_all_times_and_weathers_occur():
     assert {p.biome for p in plan(20, biomes=["taiga", "desert"])} == {"taiga", "desert"}
 
 
-def test_each_attempt_at_a_clip_has_a_place_of_its_own():
-    places = [place_of(p, attempt) for p in plan(5) for attempt in range(6)]
+def test_each_attempt_at_a_clip_has_its_own_start_place():
+    places = [start_place(p, attempt) for p in plan(5) for attempt in range(6)]
     assert len({name for name, _, _ in places}) == len({seed for _, seed, _ in places}) == 30
     assert all(0 <= seed < 2**31 for _, seed, _ in places)
-    assert places == [place_of(p, attempt) for p in plan(5) for attempt in range(6)]
+    assert places == [start_place(p, attempt) for p in plan(5) for attempt in range(6)]
 
 
-def test_workers_are_given_whole_worlds():
+def test_clips_are_grouped_by_world():
     plans = plan(10, clips_per_world=4)
     groups = record.by_world(plans)
     assert [len(group) for group in groups] == [4, 4, 2]
@@ -147,22 +149,22 @@ def frame(**changes) -> Frame:
 
 
 def walk_of(keys: list[set[str]], turn: float = 0.0) -> list[Frame]:
-    """A frame for each set of keys, a quarter of a metre apart; each shows the eye of the one before."""
+    """A frame for each set of keys, 0.25 m apart; each reports the eye of the previous frame."""
     return [
         frame(
             yaw=turn * k,
             pitch=-turn * k / 2,
-            pos=(9.0, 9.0, 0.25 * k),  # of the feet: not what counts
+            pos=(9.0, 9.0, 0.25 * k),  # of the feet, not used
             eye_before=(1.0, 20.0 + EYE_HEIGHT, 0.25 * (k - 1)),
-            keys=frozenset(held),
+            keys=frozenset(pressed),
         )
-        for k, held in enumerate(keys)
+        for k, pressed in enumerate(keys)
     ]
 
 
-def test_entry_k_is_what_led_to_frame_k():
+def test_entry_k_has_the_action_that_led_to_frame_k():
     frames = walk_of([set(), {"forward"}, {"back", "left"}, {"right", "jump"}, set(), set()], turn=6.0)
-    found = entries(frames, 5)
+    found = action_entries(frames, 5)
     assert list(found) == ["0", "1", "2", "3", "4"]
     assert [(e["ws"], e["ad"], e["scs"]) for e in found.values()] == [
         (0, 0, 0), (1, 0, 0), (2, 1, 0), (0, 2, 1), (0, 0, 0),
@@ -173,43 +175,44 @@ def test_entry_k_is_what_led_to_frame_k():
     assert [e["pitch"] for e in found.values()] == pytest.approx([0, -3, -6, -9, -12])
 
 
-def test_places_are_those_of_the_eye_which_the_following_frame_tells():
+def test_positions_are_those_of_the_eye_reported_with_the_next_frame():
     frames = walk_of([set()] * 4)
-    for k, entry in entries(frames, 3).items():
+    for k, entry in action_entries(frames, 3).items():
         assert entry["pos"] == pytest.approx([1.0, 20.0, 0.25 * int(k)])
-    broken_off = entries(frames[:3], 3)["2"]
-    assert broken_off["pos"] == pytest.approx([9.0, 9.0, 0.5])  # no frame follows: that of the feet
+    broken_off = action_entries(frames[:3], 3)["2"]
+    assert broken_off["pos"] == pytest.approx([9.0, 9.0, 0.5])  # no next frame: position of the feet
 
 
-def test_entries_are_read_back_as_the_actions_that_were_taken():
+def test_entries_are_read_back_as_the_same_actions():
     keys = [set(), {"forward"}, {"forward", "right"}, {"left", "jump"}, {"back"}, set()]
-    found = entries(walk_of(keys, turn=-7.5), 5)
+    found = action_entries(walk_of(keys, turn=-7.5), 5)
     read = gamefactory_actions(json.loads(json.dumps(found)), Path("clip.json"))
-    expected = [[-0.5, 0.25, *actions.from_keys(held)] for held in keys[1:5]]
+    expected = [[-0.5, 0.25, *actions.from_keys(pressed)] for pressed in keys[1:5]]
     np.testing.assert_allclose(read, expected, atol=1e-5)
     _, pose = gamefactory_track(found, Path("clip.json"))
-    assert np.isfinite(pose).all()  # that of frame 0, too
+    assert np.isfinite(pose).all()  # including frame 0
 
 
-def test_sneaking_is_told_apart_and_a_jump_counts_for_more():
-    found = entries(walk_of([set(), {"sneak"}, {"sneak", "jump"}, {"sneak", "forward"}, set()]), 4)
+def test_sneaking_has_its_own_code_unless_the_player_jumps():
+    found = action_entries(walk_of([set(), {"sneak"}, {"sneak", "jump"}, {"sneak", "forward"}, set()]), 4)
     assert [e["scs"] for e in found.values()] == [0, 2, 1, 2]
 
 
-def test_a_turn_past_180_degrees_is_no_jump():
-    """The game wraps its yaw; ours goes on."""
+def test_angles_are_wrapped():
     assert [actions.wrap(a) for a in (0, 190, -190, 360, 725, -540)] == [0, -170, 170, 0, 5, -180]
 
 
-def test_minecrafts_axes_are_the_games_with_x_mirrored():
+def test_minecraft_axes_have_x_mirrored():
     assert minecraft([1.0, 2.0, 3.0]) == (-1.0, 2.0, 3.0)
 
 
 # ------------------------------------------------------------ surroundings
 
 
-def test_nodes_of_the_log_are_mirrored_into_minecrafts_axes():
-    """The game's mod lists x falling, then y and z rising; a solid node two to the game's +x of the feet."""
+def test_logged_nodes_are_converted_to_minecraft_axes():
+    """The mod lists x descending, then y and z ascending; one node, two metres along the game's +x, is
+    solid.
+    """
     digits = [
         "3" if (x, y, z) == (12, 5, -3) else "1"
         for x in range(10 + REACH, 9 - REACH, -1)
@@ -224,28 +227,28 @@ def test_nodes_of_the_log_are_mirrored_into_minecrafts_axes():
 
 
 def test_surroundings_are_stacked_and_frames_without_nodes_refused():
-    codes = encode_inverse_distance(np.full((2, 3), 0.5))
+    codes = encode_inverse_ray_distance(np.full((2, 3), 0.5))
     frames = [
-        frame(inverse_distance=codes + k, nodes=np.full(BOX, FREE, np.uint8), origin=(k, 2, 3))
+        frame(inverse_ray_distance=codes + k, nodes=np.full(BOX, FREE, np.uint8), origin=(k, 2, 3))
         for k in (0, 1)
     ]
-    found = surroundings_of(frames)
+    found = stack_surroundings(frames)
     assert found.log_inverse.shape == (2, 2, 3) and (found.log_inverse[1] == codes + 1).all()
     assert found.nodes.shape == (2, *BOX) and found.origin.tolist() == [[0, 2, 3], [1, 2, 3]]
     with pytest.raises(GameError, match="nodes"):
-        surroundings_of([frames[0], frame(inverse_distance=codes)])
+        stack_surroundings([frames[0], frame(inverse_ray_distance=codes)])
 
 
-def test_blocks_grow_with_the_window():
+def test_block_size_scales_with_the_window():
     assert Picture().block == 4 and Picture(128, 72, scale=2).block == 8
 
 
 # ------------------------------------------------------------ where a clip is cut
 
 
-def verdict(frames: Iterator[Frame]) -> tuple[str, int]:
-    """Why a Watch ends a clip and at which frame; ("", number of frames) if it does not."""
-    watch, count = Watch(), 0
+def cut_of(frames: Iterator[Frame]) -> tuple[str, int]:
+    """The reason why a clip ends and its frame; ("", number of frames) if it does not end."""
+    watch, count = CutDetector(), 0
     for seen in frames:
         if why := watch(seen):
             return why, count
@@ -253,13 +256,13 @@ def verdict(frames: Iterator[Frame]) -> tuple[str, int]:
     return "", count
 
 
-def test_good_play_is_not_cut():
+def test_normal_play_is_not_cut():
     walking = (frame(pos=(0.0, 0.0, 0.25 * k), keys=frozenset({"forward"})) for k in range(1200))
-    assert verdict(walking) == ("", 1200)
+    assert cut_of(walking) == ("", 1200)
     standing = (frame(yaw=float(k)) for k in range(1200))
-    assert verdict(standing) == ("", 1200)
+    assert cut_of(standing) == ("", 1200)
     swims = (frame(feet_node="default:water_source" if k % 300 < 90 else "air") for k in range(1200))
-    assert verdict(swims) == ("", 1200)
+    assert cut_of(swims) == ("", 1200)
 
 
 @pytest.mark.parametrize(
@@ -272,34 +275,34 @@ def test_good_play_is_not_cut():
         ("", "unloaded"),
     ],
 )
-def test_a_clip_is_cut_where_the_eye_is_in_no_air(node, why):
+def test_a_clip_ends_where_the_eye_is_not_in_air(node, why):
     frames = [frame()] * 5 + [frame(eye_node=node)]
-    assert verdict(frames) == (why, 5)
+    assert cut_of(frames) == (why, 5)
 
 
-def test_a_clip_is_cut_in_the_dark_but_not_under_a_tree():
+def test_a_clip_ends_after_several_dark_frames():
     dark = [frame(daylight=DARK - 1)]
-    assert verdict(dark * 200) == ("dark", DARK_FRAMES - 1)
-    assert verdict((dark * (DARK_FRAMES - 1) + [frame()]) * 5)[0] == ""
+    assert cut_of(dark * 200) == ("dark", DARK_FRAMES - 1)
+    assert cut_of((dark * (DARK_FRAMES - 1) + [frame()]) * 5)[0] == ""
 
 
-def test_a_clip_is_cut_where_walking_leads_nowhere():
+def test_a_clip_ends_where_the_player_is_stuck():
     rng = np.random.default_rng(0)
     at_wall = [frame(pos=(*rng.uniform(0, 0.4, 3),), keys=frozenset({"forward"})) for _ in range(300)]
-    why, count = verdict(at_wall)
+    why, count = cut_of(at_wall)
     assert why == "stuck" and count <= STUCK_FRAMES
 
 
-def test_a_clip_is_cut_where_the_player_swims_on():
+def test_a_clip_ends_where_the_player_keeps_swimming():
     swimming = [frame(pos=(0.0, 0.0, k / 5), feet_node="default:water_source") for k in range(400)]
-    why, count = verdict(swimming)
+    why, count = cut_of(swimming)
     assert why == "adrift" and count <= ADRIFT_FRAMES
 
 
 # ------------------------------------------------------------ mouse and camera
 
 
-def test_rounding_to_mouse_pixels_never_adds_up():
+def test_rounding_to_mouse_pixels_does_not_accumulate():
     mouse, yaw, pitch, wanted = Mouse(10.0, 0.0), 10.0, 0.0, 10.0
     rng = np.random.default_rng(0)
     for turn in rng.uniform(-14, 14, 500):
@@ -310,7 +313,7 @@ def test_rounding_to_mouse_pixels_never_adds_up():
     assert pitch == pytest.approx(-15.0, abs=DEGREES_PER_PIXEL)  # 500 steps, each far below a pixel
 
 
-def test_the_mouse_never_turns_faster_than_an_action_can_say():
+def test_the_mouse_turns_at_most_by_an_action_of_1():
     mouse = Mouse(0.0, 0.0)
     for turn in (40.0, -90.0, 15.0):
         right, down = mouse.pixels(frame(), turn, turn)
@@ -319,7 +322,7 @@ def test_the_mouse_never_turns_faster_than_an_action_can_say():
 
 
 def barcode(number: int, height: int = 176, width: int = 256) -> np.ndarray:
-    """A window's picture with the number in the strips above and below."""
+    """A window's picture with the number in both strips."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
     for bit in range(BITS):
         columns = slice(bit * STRIP, (bit + 1) * STRIP)
@@ -330,13 +333,13 @@ def barcode(number: int, height: int = 176, width: int = 256) -> np.ndarray:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 1199, 2**BITS - 1])
-def test_the_number_painted_into_a_picture_is_read_back(number):
+def test_barcode_round_trip(number):
     assert read_barcode(barcode(number)) == number
     assert read_barcode(barcode(number, height=608, width=1024)) == number
 
 
-def test_a_picture_between_two_frames_has_no_number():
-    """Half of one frame and half of the next, a dark screen, or something drawn over a strip."""
+def test_an_inconsistent_barcode_is_not_read():
+    """Strips of two frames, a dark screen, or something drawn over a strip."""
     torn = barcode(5)
     torn[-STRIP:] = barcode(6)[-STRIP:]
     assert read_barcode(torn) is None
@@ -351,7 +354,7 @@ def test_the_window_has_room_for_both_strips():
     assert Picture(128, 72, scale=2).window == (256, 144 + 2 * STRIP)
 
 
-def test_the_games_field_of_view_gives_the_kept_rows_the_wanted_one():
+def test_the_recorded_rows_have_the_wanted_field_of_view():
     assert Picture(256, 144, 70.0).fov_setting == pytest.approx(77.34, abs=0.005)
     wide = Picture(320, 144, 70.0)  # wider than 16:10, where the game takes the angle as it is
     whole = math.tan(math.radians(wide.fov_setting / 2))
@@ -362,112 +365,120 @@ def test_the_games_field_of_view_gives_the_kept_rows_the_wanted_one():
 # ------------------------------------------------------------ the command line
 
 
-def arguments(*words: object) -> object:
-    return record.build_parser().parse_args(list(map(str, words)))
+def config_of(*words: object) -> record.RecordConfig:
+    return record.parse(list(map(str, words)))
 
 
-def refusal(capsys, *words: object, main: Callable = arguments) -> str:
-    """What is said on stderr about a command line that is refused."""
+def usage_error(capsys, *words: object) -> str:
+    """The message on stderr for a command line that is not valid."""
     with pytest.raises(SystemExit) as ended:
-        main(*words)
+        config_of(*words)
     assert ended.value.code == 2
     return capsys.readouterr().err
 
 
-def run_main(*words: object) -> int:
-    return record.main(list(map(str, words)))
+def run_error(capsys, *words: object) -> str:
+    """The message on stderr of a run that is refused."""
+    assert record.main(list(map(str, words))) == 2
+    return capsys.readouterr().err
 
 
-def test_sizes_are_read_and_those_without_whole_blocks_refused(capsys):
+def settings_error(*words: object) -> str:
+    """The message for a folder with other settings."""
+    with pytest.raises(SettingError) as refused:
+        record.check_same_settings(config_of(*words))
+    return str(refused.value)
+
+
+def test_sizes_must_be_multiples_of_the_block(capsys):
     assert record.size("256x144") == (256, 144)
-    assert "multiples of 4" in refusal(capsys, "--out", "x", "--size", "254x144")
-    assert "multiples of 4" in refusal(capsys, "--out", "x", "--size", "256x143")
+    assert "multiples of 4" in usage_error(capsys, "--out", "x", "--size", "254x144")
+    assert "multiples of 4" in usage_error(capsys, "--out", "x", "--size", "256x143")
     for text in ("256", "0x144", "256x", "-2x4", "axb", "256x144x3"):
-        assert "WIDTHxHEIGHT" in refusal(capsys, "--out", "x", "--size=" + text)
+        assert "WIDTHxHEIGHT" in usage_error(capsys, "--out", "x", "--size=" + text)
 
 
-def test_lists_are_read_and_unknown_names_refused(capsys):
-    args = arguments("--out", "x", "--biomes", "taiga,desert", "--time", "any", "--weather", "rain")
-    assert args.biomes == ["taiga", "desert"] and args.weather == ["rain"]
-    assert args.time == list(TIMES)
-    assert arguments("--out", "x").biomes == list(BIOMES)
-    assert "taiga" in refusal(capsys, "--out", "x", "--biomes", "taigga")
-    assert "noon" in refusal(capsys, "--out", "x", "--time", "noon,tea")
-    assert "clear" in refusal(capsys, "--out", "x", "--weather", "")
+def test_unknown_names_in_lists_are_refused(capsys):
+    config = config_of("--out", "x", "--biomes", "taiga,desert", "--time", "any", "--weather", "rain")
+    assert config.biomes == ["taiga", "desert"] and config.weathers == ["rain"]
+    assert config.times == list(TIMES)
+    assert config_of("--out", "x").biomes == list(BIOMES)
+    assert "taiga" in usage_error(capsys, "--out", "x", "--biomes", "taigga")
+    assert "noon" in usage_error(capsys, "--out", "x", "--time", "noon,tea")
+    assert "clear" in usage_error(capsys, "--out", "x", "--weather", "")
 
 
 def test_out_and_check_exclude_each_other_and_one_is_needed(capsys):
-    assert "not allowed with" in refusal(capsys, "--out", "x", "--check", "y")
-    assert "required" in refusal(capsys)
+    assert "not allowed with" in usage_error(capsys, "--out", "x", "--check", "y")
+    assert "required" in usage_error(capsys)
 
 
-def test_counts_must_be_counts(capsys):
+def test_counts_must_be_positive(capsys):
     for flag in ("--clips", "--frames", "--clips_per_world", "--jobs"):
-        assert flag in refusal(capsys, "--out", "x", flag, "0")
-    assert "--vertical_fov" in refusal(capsys, "--out", "x", "--vertical_fov", "0")
+        assert flag in usage_error(capsys, "--out", "x", flag, "0")
+    assert "--vertical_fov" in usage_error(capsys, "--out", "x", "--vertical_fov", "0")
 
 
-def test_pictures_are_drawn_large_enough_for_barcode_and_person():
-    assert record.picture_of(arguments("--out", "x")) == Picture(256, 144, 70.0, scale=1)
-    assert record.picture_of(arguments("--out", "x", "--size", "128x72")).scale == 2
+def test_the_window_is_large_enough_for_barcode_and_person():
+    assert config_of("--out", "x").picture == Picture(256, 144, 70.0, scale=1)
+    assert config_of("--out", "x", "--size", "128x72").picture.scale == 2
     for size in ("64x36", "128x72", "224x100", "256x144", "1920x1080"):
-        assert record.picture_of(arguments("--out", "x", "--size", size)).window[0] >= BITS * STRIP
-        human = record.picture_of(arguments("--out", "x", "--size", size, "--human"))
+        assert config_of("--out", "x", "--size", size).picture.window[0] >= BITS * STRIP
+        human = config_of("--out", "x", "--size", size, "--human").picture
         assert human.window[0] >= record.HUMAN_WIDTH
 
 
-def test_checking_a_folder_without_clips_says_so(capsys, tmp_path):
-    assert str(tmp_path) in refusal(capsys, "--check", tmp_path, main=run_main)
+def test_checking_a_folder_without_clips_is_refused(capsys, tmp_path):
+    assert str(tmp_path) in run_error(capsys, "--check", tmp_path)
     missing = tmp_path / "missing"
-    assert str(missing) in refusal(capsys, "--check", missing, main=run_main)
+    assert str(missing) in run_error(capsys, "--check", missing)
     assert not missing.exists()
 
 
-def test_a_folder_of_other_settings_is_refused_and_the_setting_named(capsys, tmp_path):
-    record.check_same(arguments("--out", tmp_path, "--seed", 3))
+def test_a_folder_with_other_settings_is_refused(tmp_path):
+    record.check_same_settings(config_of("--out", tmp_path, "--seed", 3))
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "clip_03_00000.json").write_text("{}")
-    record.check_same(arguments("--out", tmp_path, "--seed", 3, "--clips", 500, "--jobs", 1))  # may differ
+    same = config_of("--out", tmp_path, "--seed", 3, "--clips", 500, "--jobs", 1)  # these two may differ
+    record.check_same_settings(same)
     for flag, value in (
         ("--seed", "4"), ("--frames", "64"), ("--clips_per_world", "2"), ("--size", "128x72"),
         ("--vertical_fov", "60"), ("--biomes", "taiga"), ("--time", "any"), ("--weather", "rain"),
     ):  # fmt: skip
-        words = ["--out", tmp_path, "--seed", 3, flag, value]
-        said = refusal(capsys, *words, main=lambda *w: record.check_same(arguments(*w)))
-        assert flag in said and str(tmp_path) in said
-    words = ["--out", tmp_path, "--seed", 3, "--human"]
-    assert "human" in refusal(capsys, *words, main=lambda *w: record.check_same(arguments(*w)))
+        message = settings_error("--out", tmp_path, "--seed", 3, flag, value)
+        assert flag in message and str(tmp_path) in message
+    assert "human" in settings_error("--out", tmp_path, "--seed", 3, "--human")
 
 
-def test_a_folder_of_clips_without_depth_is_refused(capsys, tmp_path):
-    record.check_same(arguments("--out", tmp_path))
+def test_a_folder_of_clips_without_depth_is_refused(tmp_path):
+    record.check_same_settings(config_of("--out", tmp_path))
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "clip_01_00000.json").write_text("{}")
     path = tmp_path / ".recording.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "depth"}))
-    said = refusal(capsys, "--out", tmp_path, main=lambda *w: record.check_same(arguments(*w)))
-    assert str(path) in said and "without depth" in said
+    message = settings_error("--out", tmp_path)
+    assert str(path) in message and "without depth" in message
 
 
-def test_settings_of_a_run_that_recorded_nothing_bind_nobody(tmp_path):
-    record.check_same(arguments("--out", tmp_path, "--frames", 64))
-    record.check_same(arguments("--out", tmp_path, "--frames", 128))
+def test_a_folder_without_clips_accepts_other_settings(tmp_path):
+    record.check_same_settings(config_of("--out", tmp_path, "--frames", 64))
+    record.check_same_settings(config_of("--out", tmp_path, "--frames", 128))
     assert json.loads((tmp_path / ".recording.json").read_text())["frames"] == 128
 
 
 def test_a_second_recorder_in_a_folder_is_refused(capsys, tmp_path):
     lock = tmp_path / ".recorder" / "lock"
     lock.parent.mkdir()
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert "another record.py" in refusal(capsys, "--out", tmp_path, main=run_main)
-        assert lock.is_file()  # the first one's
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another record.py" in run_error(capsys, "--out", tmp_path)
+        assert lock.is_file()  # the other recorder's
     assert not (tmp_path / ".recording.json").exists()
 
 
-def test_playing_yourself_without_a_display_says_so(capsys, tmp_path, monkeypatch):
+def test_human_play_without_a_display_is_refused(capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
-    assert "DISPLAY" in refusal(capsys, "--out", tmp_path / "mine", "--human", main=run_main)
+    assert "DISPLAY" in run_error(capsys, "--out", tmp_path / "mine", "--human")
     assert not (tmp_path / "mine").exists()
 
 
@@ -476,7 +487,7 @@ def test_playing_yourself_without_a_display_says_so(capsys, tmp_path, monkeypatc
 
 @pytest.fixture
 def nothing_installed(monkeypatch, tmp_path) -> Path:
-    """A PATH with an empty folder in it."""
+    """A PATH with only an empty folder."""
     empty = tmp_path / "bin"
     empty.mkdir()
     monkeypatch.setenv("PATH", str(empty))
@@ -484,17 +495,17 @@ def nothing_installed(monkeypatch, tmp_path) -> Path:
     return empty
 
 
-def test_a_missing_compiler_names_its_package(nothing_installed, tmp_path):
+def test_a_missing_compiler_is_refused_with_its_package(nothing_installed, tmp_path):
     with pytest.raises(GameError, match="compiler.*apt-get install.*gcc"):
         build_shim(tmp_path / "lockstep.so")
 
 
-def test_a_missing_display_server_names_its_package(nothing_installed):
+def test_a_missing_display_server_is_refused_with_its_package(nothing_installed):
     with pytest.raises(GameError, match="Xvfb.*apt-get install.*xvfb"):
         VirtualDisplay(64, 64)
 
 
-def test_a_missing_game_names_its_packages(nothing_installed, monkeypatch):
+def test_a_missing_game_is_refused_with_its_packages(nothing_installed, monkeypatch):
     which = shutil.which  # it may well be installed here, in /usr/games
     monkeypatch.setattr(game.shutil, "which", lambda name, path=None: which(name))
     with pytest.raises(GameError, match="apt-get install minetest.*luanti"):
@@ -510,8 +521,8 @@ def test_the_game_is_found_in_the_path_under_both_of_its_names(nothing_installed
     assert find_game() == nothing_installed / "minetest"
 
 
-def test_the_script_ends_with_one_line_where_something_is_missing(nothing_installed, tmp_path):
-    """Without a PATH: the game may still be found in /usr/games, the compiler cannot."""
+def test_a_missing_program_gives_one_line_and_exit_status_2(nothing_installed, tmp_path):
+    """Without a PATH the game may still be found in /usr/games; the compiler cannot."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "record.py"), "--out", str(tmp_path / "out"), "--clips", "1"],
         capture_output=True, text=True, timeout=60,
@@ -535,7 +546,7 @@ def test_the_shim_compiles_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_compiler_that_fails_is_shown_with_what_it_said(tmp_path, monkeypatch):
+def test_the_output_of_a_failing_compiler_is_shown(tmp_path, monkeypatch):
     broken = tmp_path / "broken-cc"
     broken.write_text("#!/bin/sh\necho no headers >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -561,7 +572,7 @@ needs_game = pytest.mark.skipif(
     bool(missing()), reason=f"NOT TESTED, no {', no '.join(missing())}: {INSTALL}"
 )
 FEW = ("--clips", "2", "--clips_per_world", "2", "--jobs", "1", "--seed", "6", "--biomes", "grassland")
-# Of an even and a brisk player: enough changes of the turning speed in two clips to tell the lags apart.
+# Seed 6: styles even and brisk, with enough changes of the turning speed in two clips to tell lags apart.
 LENGTH = 300  # frames
 FEW += ("--frames", str(LENGTH))
 
@@ -572,7 +583,7 @@ SMALL_WINDOW = ("-c", "import record; record.HUMAN_WIDTH = 256; raise SystemExit
 
 
 class Run:
-    """record.py in a process group of its own. `log` is what it says."""
+    """record.py in its own process group. `log` is its output."""
 
     def __init__(self, out: Path, *words: str, program: tuple[str, ...] = SCRIPT, **environment: str):
         self.out, self.mark, self.began = out, f"{out}-{time.monotonic_ns()}", time.time()
@@ -592,7 +603,7 @@ class Run:
         return self.process.wait(seconds)
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = 240) -> object:
-        """Waits for something that the run does, and fails if it ends or takes too long."""
+        """Waits for a condition; fails if the run ends or it takes too long."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             ended = self.process.poll() is not None
@@ -606,7 +617,7 @@ class Run:
         self.until(lambda: part.is_file() and part.stat().st_mtime > self.began, f"{part}")
 
     def processes(self) -> dict[int, str]:
-        """This run's processes, all that descend from it, and their programs."""
+        """This run's processes and all their descendants: pid -> program."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -615,14 +626,14 @@ class Run:
         return found
 
     def gone(self, seconds: float = 30) -> bool:
-        """Whether all processes end by themselves within that time."""
+        """Whether all processes end within that time."""
         deadline = time.monotonic() + seconds
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.1)
         return not self.processes()
 
     def close(self) -> None:
-        """Ends what is left."""
+        """Kills the remaining processes."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -631,7 +642,7 @@ class Run:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Run]]:
-    """Starts recordings and leaves none behind."""
+    """Starts recordings; kills them at the end of the test."""
     runs: list[Run] = []
 
     def begin(*words, **environment) -> Run:
@@ -664,8 +675,8 @@ def files_of(out: Path, name: str) -> list[Path]:
     return [metadata, video, depth_path(video)]
 
 
-def assert_whole(out: Path, name: str, frames: int) -> None:
-    """A clip whose video has a frame for each entry, and all of them unless it says why not."""
+def assert_complete(out: Path, name: str, frames: int) -> None:
+    """Asserts that a clip has a frame for each entry, and `frames` of them unless it ended early."""
     content = content_of(out, name)
     assert list(content["actions"]) == [str(k) for k in range(len(content["actions"]))]
     assert count_frames(clip_paths(out, name)[1]) == len(content["actions"])
@@ -680,7 +691,7 @@ def assert_whole(out: Path, name: str, frames: int) -> None:
 
 
 def assert_tidy(out: Path, names: list[str]) -> None:
-    """Whole clips of these names are in the folder, and nothing else is."""
+    """Asserts that the folder has complete clips with these names and nothing else."""
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     clips = {path.relative_to(out).as_posix() for name in names for path in files_of(out, name)}
     assert files == clips | {".recording.json"}
@@ -691,17 +702,17 @@ CLIPS = ["clip_06_00000", "clip_06_00001"]
 
 
 @needs_game
-def test_a_recording_is_whole_and_nothing_else_is_left(recorded):
+def test_a_recording_is_complete_and_leaves_no_other_files(recorded):
     assert_tidy(recorded.out, CLIPS)
     for name in CLIPS:
-        assert_whole(recorded.out, name, LENGTH)
+        assert_complete(recorded.out, name, LENGTH)
     assert recorded.gone(), recorded.processes()
     assert "2 clips, 0 of them recorded already" in recorded.log
     assert "Traceback" not in recorded.log
 
 
 @needs_game
-def test_metadata_say_what_was_recorded(recorded):
+def test_metadata_describe_the_recording(recorded):
     for name, planned in zip(CLIPS, plan_clips(6, 2, 2, ["grassland"], ["noon"], ["clear"]), strict=True):
         content = content_of(recorded.out, name)
         assert content["biome"] == "grassland"
@@ -719,7 +730,7 @@ def test_metadata_say_what_was_recorded(recorded):
 @needs_game
 def test_pictures_actions_and_poses_belong_together(recorded):
     report = check_clips(recorded.out, progress=False, limit_frames=LENGTH, expected_fov=70.0)
-    assert report.problems == [], report.text()
+    assert report.problems == [], report_text(report)
     assert report.clips == 2 and not report.bad_files
     assert report.pictures.yaw is not None
     lags = report.pictures.yaw.correlation
@@ -728,7 +739,7 @@ def test_pictures_actions_and_poses_belong_together(recorded):
 
 @needs_game
 def test_poses_follow_from_the_actions(recorded):
-    along = []  # metres a frame in the direction of a held key; about none at a wall
+    along = []  # metres per frame in the direction of the pressed key; near 0 at a wall
     for name in CLIPS:
         vectors, pose = gamefactory_track(content_of(recorded.out, name)["actions"], Path(name))
         turned = np.diff(pose[:, 3:], axis=0)
@@ -745,14 +756,14 @@ def test_poses_follow_from_the_actions(recorded):
 
 
 @needs_game
-def test_the_ground_lies_where_depth_and_nodes_say(recorded):
-    """The ray through the middle of the lowest row meets level ground, by the nodes, where depth has it."""
+def test_depth_and_nodes_agree_on_the_ground(recorded):
+    """Where the ground is level by the nodes, the depth of the lowest row must be that of the ground."""
     ratios = []
     for name in CLIPS:
         video = clip_paths(recorded.out, name)[1]
         _, pose = gamefactory_track(content_of(recorded.out, name)["actions"], Path(name))
         found = read_depth_file(video, len(pose))
-        inverse = decode_inverse_distance(found.log_inverse)
+        inverse = decode_inverse_ray_distance(found.log_inverse)
         assert set(np.unique(found.nodes)) <= {FREE, LIQUID, SOLID, LOW}
         for nodes, origin, (x, y, z, yaw, pitch), row in zip(
             found.nodes, found.origin, pose, inverse[:, -1], strict=True
@@ -775,7 +786,7 @@ def test_the_ground_lies_where_depth_and_nodes_say(recorded):
 
 
 @needs_game
-def test_running_again_has_nothing_to_do(recorded, start):
+def test_a_second_run_records_nothing(recorded, start):
     before = {path: path.stat().st_mtime_ns for path in recorded.out.rglob("*.*4")}
     run = start(recorded.out, *FEW)
     assert run.wait() == 0, run.log
@@ -794,18 +805,18 @@ def half(recorded, tmp_path) -> Path:
 
 
 @needs_game
-def test_ctrl_c_in_the_middle_of_a_clip_ends_everything_and_keeps_whole_clips(half, start):
+def test_ctrl_c_ends_all_processes_and_keeps_complete_clips(half, start):
     run = start(half, *FEW)
     run.until_playing(CLIPS[1])
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
     assert run.wait() == 130, run.log
-    assert "stopped; whole clips are kept" in run.log and "Traceback" not in run.log
+    assert "stopped; finished clips are kept" in run.log and "Traceback" not in run.log
     assert run.gone(), run.processes()
     assert_tidy(half, CLIPS[:1])
 
 
 @needs_game
-def test_a_recorder_and_a_game_that_are_killed_cost_no_more_than_the_clip(half, start):
+def test_killing_the_recorder_or_the_game_loses_only_the_current_clip(half, start):
     kept = {path: path.stat().st_mtime_ns for path in clip_paths(half, CLIPS[0])}
     run = start(half, *FEW)
     run.until_playing(CLIPS[1])
@@ -823,52 +834,52 @@ def test_a_recorder_and_a_game_that_are_killed_cost_no_more_than_the_clip(half, 
     assert run.wait() == 0, run.log
     assert "the game has ended" in run.log and "Traceback" not in run.log
     assert_tidy(half, CLIPS)
-    assert_whole(half, CLIPS[1], LENGTH)
+    assert_complete(half, CLIPS[1], LENGTH)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert run.gone(), run.processes()
 
 
 @needs_game
-def test_two_games_at_once_record_another_size_in_worlds_of_their_own(tmp_path, start):
+def test_two_games_record_another_size_in_different_worlds(tmp_path, start):
     words = "--clips 2 --clips_per_world 1 --jobs 2 --frames 32 --size 128x72 --vertical_fov 60".split()
     run = start(tmp_path / "small", *words)
     assert run.wait() == 0, run.log
     names = ["clip_01_00000", "clip_01_00001"]
     assert_tidy(run.out, names)
     for name in names:
-        assert_whole(run.out, name, 32)
+        assert_complete(run.out, name, 32)
         assert content_of(run.out, name)["vertical_fov_degrees"] == 60.0
         picture = next(read_frames(clip_paths(run.out, name)[1]))
         assert picture.shape == (72, 128, 3) and picture.std() > 5
     assert len({content_of(run.out, name)["world_seed"] for name in names}) == 2
 
 
-# ------------------------------------------------------------ a person's hands
+# ------------------------------------------------------------ human play
 
 
 class Desktop(VirtualDisplay):
-    """A display that knows how windows are closed, as with a window manager, and hands for it."""
+    """A virtual display whose windows can be closed as by a window manager, with its own keys and mouse."""
 
     def __init__(self):
         super().__init__(1280, 800)
-        self.hands = Controls(self.name)
+        self.controls = Controls(self.name)
         self.protocols, self.delete = map(
-            self.hands.display.intern_atom, ("WM_PROTOCOLS", "WM_DELETE_WINDOW")
+            self.controls.display.intern_atom, ("WM_PROTOCOLS", "WM_DELETE_WINDOW")
         )
-        self.hands.display.sync()
+        self.controls.display.sync()
 
     def close_window(self) -> None:
-        """Clicks the cross of every window."""
-        for window in self.hands.display.screen().root.query_tree().children:
+        """Sends a close request to every window."""
+        for window in self.controls.display.screen().root.query_tree().children:
             window.send_event(
                 event.ClientMessage(
                     window=window, client_type=self.protocols, data=(32, [self.delete, 0, 0, 0, 0])
                 )
             )
-        self.hands.display.sync()
+        self.controls.display.sync()
 
     def close(self) -> None:
-        self.hands.close()
+        self.controls.close()
         super().close()
 
 
@@ -878,20 +889,20 @@ def recorded_frames(run: Run) -> int:
 
 
 @needs_game
-def test_a_person_plays_and_closes_the_window(tmp_path, start):
-    """First clip: w held while the mouse moves right and down, then other keys. The second is left early."""
+def test_human_play_until_the_window_is_closed(tmp_path, start):
+    """In the first clip w is pressed while the mouse moves, then other keys; the second is left early."""
     desktop = Desktop()
     try:
         words = "--human --clips 3 --clips_per_world 3 --frames 64 --size 128x72 --biomes grassland".split()
         run = start(tmp_path / "mine", *words, program=SMALL_WINDOW, DISPLAY=desktop.name)
-        run.until(desktop.hands.focus, "the game's window")
+        run.until(desktop.controls.focus, "the game's window")
         run.until_playing("clip_01_00000")
-        desktop.hands.focus()
+        desktop.controls.focus()
         for _ in range(20):
-            desktop.hands.apply({"forward"}, right=8, down=2)
+            desktop.controls.apply({"forward"}, right=8, down=2)
             time.sleep(0.06)
         for keys in ({"jump"}, {"left", "sneak"}, set()):
-            desktop.hands.apply(keys)
+            desktop.controls.apply(keys)
             time.sleep(0.7)
         metadata = clip_paths(run.out, "clip_01_00000")[0]
         run.until(metadata.is_file, "the first clip")
@@ -905,12 +916,12 @@ def test_a_person_plays_and_closes_the_window(tmp_path, start):
     names = ["clip_01_00000", "clip_01_00001"]
     assert_tidy(run.out, names)
     for name, ended in zip(names, ("complete", "quit"), strict=True):
-        assert_whole(run.out, name, 64)
+        assert_complete(run.out, name, 64)
         assert content_of(run.out, name)["ended"] == ended
         assert content_of(run.out, name)["player"] == "human"
     found = content_of(run.out, names[0])["actions"].values()
     assert any(e["ws"] == 1 and e["yaw_delta"] > 0 for e in found)
-    # A slow game loses some of a moving mouse's way, but what it did take is in the actions.
+    # A slow game may lose mouse movements; the actions must contain those that it received.
     right, down = (DEGREES_PER_UNIT * sum(e[name] for e in found) for name in ("yaw_delta", "pitch_delta"))
     assert 40 * DEGREES_PER_PIXEL < right < 161 * DEGREES_PER_PIXEL
     assert down == pytest.approx(right / 4, abs=1.5)
@@ -918,5 +929,5 @@ def test_a_person_plays_and_closes_the_window(tmp_path, start):
     assert len(content_of(run.out, names[1])["actions"]) >= 2 * FPS
 
 
-def test_every_key_that_a_player_uses_has_a_keysym():
+def test_every_key_has_a_keysym():
     assert set(KEYSYMS) == {"forward", "back", "left", "right", "jump", "sneak"}

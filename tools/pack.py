@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Packs clips for another machine: the same layout, the pictures shrunk to the world's own size.
+"""Copies clips with smaller pictures, to move them to another machine. The layout stays the same.
 
     python tools/pack.py data/luanti outputs/luanti-128x72
     tar czf luanti.tar.gz -C outputs luanti-128x72
 
-Everything that reads clips reads packed ones. Depth files (surroundings.py) are carried along as they are. A
-clip that is packed already is left alone, so run it again to continue. Prints what a frame costs.
+The pictures are shrunk to the world model's size; metadata and depth files are copied unchanged. Packed clips
+can be read like recorded ones. Clips that are already packed are skipped, so run it again to continue.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from dataset.recordings import (
     clip_paths,
     depth_path,
     find_clips,
-    is_whole,
+    is_complete,
     read_depth_file,
     read_gamefactory_entries,
     read_json,
-    remove_parts,
+    remove_unfinished,
 )
 from dataset.token_files import DataError
 from runtime.config import positive_int
@@ -42,18 +42,22 @@ from runtime.video import VideoError, read_frames, resize, video_fps
 
 @dataclass(frozen=True)
 class Packing:
-    """How clips are packed."""
+    """The parsed command line."""
 
+    clips_dir: Path
     out: Path
-    width: int
+    width: int  # pixels
     height: int
-    crf: int  # x264's constant rate factor: more is smaller and worse
+    crf: int  # x264's constant rate factor: higher values give smaller files and lower quality
+    jobs: int
 
 
 def pack(clip: Clip, packing: Packing) -> str:
-    """Packs one clip -> "", or why it cannot be packed."""
+    """Packs one clip; returns "" or the reason why it cannot be packed."""
     packed_depth = depth_path(clip_paths(packing.out, clip.name)[1])
-    if is_whole(packing.out, clip.name) and (packed_depth.is_file() or not depth_path(clip.video).is_file()):
+    if is_complete(packing.out, clip.name) and (
+        packed_depth.is_file() or not depth_path(clip.video).is_file()
+    ):
         return ""
     try:
         content = read_json(clip.metadata)
@@ -69,9 +73,9 @@ def pack(clip: Clip, packing: Packing) -> str:
     return ""
 
 
-def pack_all(clips: list[Clip], packing: Packing, jobs: int) -> Iterator[tuple[Clip, str]]:
-    """Packs the clips, `jobs` at once; yields each with its outcome as it is done."""
-    with ProcessPoolExecutor(jobs) as pool:
+def pack_all(clips: list[Clip], packing: Packing) -> Iterator[tuple[Clip, str]]:
+    """Packs the clips in `jobs` processes; yields each clip with the result of `pack` when it is finished."""
+    with ProcessPoolExecutor(packing.jobs) as pool:
         pending = {pool.submit(pack, clip, packing): clip for clip in clips}
         for done in as_completed(pending):
             yield pending[done], done.result()
@@ -83,42 +87,46 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("clips", type=Path, help="folder with clips in GF-Minecraft's layout")
-    parser.add_argument("out", type=Path, help="folder for the packed ones")
-    parser.add_argument("--width", type=positive_int, default=128)
-    parser.add_argument("--height", type=positive_int, default=72)
-    parser.add_argument(
-        "--crf", type=positive_int, default=20, help="x264's quality, 18 good .. 28 small (default 20)"
-    )
-    parser.add_argument("--jobs", type=positive_int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("out", type=Path, help="folder for the packed clips")
+    add = parser.add_argument
+    add("--width", type=positive_int, default=128, help="pixels (default 128)")
+    add("--height", type=positive_int, default=72, help="pixels (default 72)")
+    crf_help = "x264's quality, 18 (good) to 28 (small) (default 20)"
+    add("--crf", type=positive_int, default=20, help=crf_help)
+    jobs_help = "processes (default: one per core)"
+    add("--jobs", type=positive_int, default=os.cpu_count() or 1, help=jobs_help)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Returns the exit status."""
     args = build_parser().parse_args(arguments)
-    return run_script(lambda: run(args))
+    packing = Packing(args.clips, args.out, args.width, args.height, args.crf, args.jobs)
+    return run_script(lambda: run(packing))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Packs all clips and reports their size. Raises UserError."""
-    packing = Packing(args.out, args.width, args.height, args.crf)
-    _, clips = find_clips(args.clips, "gamefactory", args.out)
-    remove_parts(args.out)
+def run(packing: Packing) -> None:
+    """Packs all clips and prints their size. Raises UserError."""
+    _, clips = find_clips(packing.clips_dir, "gamefactory", packing.out)
+    remove_unfinished(packing.out)
     skipped = []
-    for clip, why in tqdm(pack_all(clips, packing, args.jobs), total=len(clips), unit="clip"):
-        if why:
-            skipped.append(f"{clip.name}: {why}")
+    for clip, reason in tqdm(pack_all(clips, packing), total=len(clips), unit="clip"):
+        if reason:
+            skipped.append(f"{clip.name}: {reason}")
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
-    packed = [clip_paths(args.out, clip.name) for clip in clips if is_whole(args.out, clip.name)]
+    packed = [clip_paths(packing.out, clip.name) for clip in clips if is_complete(packing.out, clip.name)]
     if not packed:
-        raise DataError(f"{args.clips}: not one of {len(clips)} clips could be packed")
+        raise DataError(
+            f"{packing.clips_dir}: none of {len(clips)} clips could be packed; the reasons are above; record "
+            "them again"
+        )
     frames = sum(len(read_gamefactory_entries(metadata)) for metadata, _ in packed)
     old = sum(clip.video.stat().st_size for clip in clips if clip.video.is_file())
     new = sum(video.stat().st_size for _, video in packed)
     print(
-        f"{len(packed)} clips, {frames} frames: {new / 2**20:.1f} MB of video, {new / frames:.0f} bytes a "
-        f"frame; it was {old / 2**20:.1f} MB"
+        f"{len(packed)} clips, {frames} frames: {new / 2**20:.1f} MB of video, {new / frames:.0f} bytes per "
+        f"frame; before {old / 2**20:.1f} MB"
     )
 
 

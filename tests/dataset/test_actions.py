@@ -1,4 +1,4 @@
-"""The action vector: what each source's recording becomes, and back."""
+"""The action vector: conversion from and to each recording format."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def entry(ws=0, ad=0, scs=0, yaw_delta=0.0, pitch_delta=0.0) -> dict:
     return {"ws": ws, "ad": ad, "scs": scs, "yaw_delta": yaw_delta, "pitch_delta": pitch_delta}
 
 
-def test_gamefactory_codes_mean_what_the_data_set_says():
+def test_gamefactory_codes_are_decoded():
     forward_left_jump = from_gamefactory(entry(ws=1, ad=1, scs=1, yaw_delta=0.5, pitch_delta=-0.25))
     assert forward_left_jump.dtype == np.float32
     np.testing.assert_allclose(forward_left_jump, [0.5, -0.25, -1, 1, 1])
@@ -35,11 +35,11 @@ def test_gamefactory_round_trip(ws, ad, scs):
 
 
 @pytest.mark.parametrize("scs", [2, 3])
-def test_sneak_and_sprint_are_no_jump(scs):
+def test_sneak_and_sprint_do_not_count_as_jump(scs):
     assert from_gamefactory(entry(scs=scs))[actions.JUMP] == 0
 
 
-def test_keyboard_only_recordings_keep_the_camera_still():
+def test_keyboard_only_recordings_have_no_camera_turn():
     np.testing.assert_array_equal(from_gamefactory({"ws": 1, "ad": 0, "scs": 0}), [0, 0, 0, 1, 0])
 
 
@@ -87,7 +87,7 @@ def test_minerl_camera_is_pitch_first_and_in_degrees():
     np.testing.assert_allclose(from_minerl(columns), expected, atol=1e-6)
 
 
-def test_minerl_keys_that_the_task_lacks_count_as_not_pressed():
+def test_missing_minerl_keys_count_as_not_pressed():
     np.testing.assert_array_equal(from_minerl({"action$camera": np.zeros((3, 2))}), np.zeros((3, 5)))
 
 
@@ -111,12 +111,12 @@ def test_pool_averages():
     np.testing.assert_allclose(pool(window), [0.4, 0, 0.5, -0.5, 0.5], atol=1e-6)
 
 
-def test_pool_takes_the_strongest_press_and_still_averages_the_camera():
+def test_max_pooling_of_keys_averages_the_camera():
     window = np.array([[0.2, 0.4, 0, 0, 0], [0.6, -0.4, 1, -1, 1], [0.1, 0, 0, 0, 0]], np.float32)
     np.testing.assert_allclose(pool(window, max_keys=True), [0.3, 0, 1, -1, 1], atol=1e-6)
 
 
-def test_pool_keeps_degrees_where_windows_differ_in_length():
+def test_pool_keeps_degrees_for_an_uneven_number_of_steps():
     """Kept frames 1.5 steps apart: windows of one and two steps, one unit of 22.5 degrees for both."""
     steps = np.zeros((3, 5), np.float32)
     steps[:, actions.YAW] = [0.3, 0.3, 0.6]  # 4.5, 4.5, 9 degrees
@@ -124,7 +124,7 @@ def test_pool_keeps_degrees_where_windows_differ_in_length():
     np.testing.assert_allclose(camera_degrees(np.stack([one, two]), 22.5)[:, 0], [4.5, 13.5], atol=1e-5)
 
 
-def test_keys_move_as_the_recorded_codes_do():
+def test_pressed_keys_give_the_same_action_as_recorded_codes():
     forward_right_jump = from_gamefactory(entry(ws=1, ad=2, scs=1))
     np.testing.assert_array_equal(from_keys({"forward", "right", "jump"}), forward_right_jump[2:])
     np.testing.assert_array_equal(from_keys(["back", "left"]), from_gamefactory(entry(ws=2, ad=1))[2:])

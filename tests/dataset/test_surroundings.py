@@ -1,4 +1,4 @@
-"""Depth files: the code of distances, the reading of a depth buffer, and files that fit nothing."""
+"""Depth files: the code of distances, the conversion of a depth buffer, and files that are refused."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from dataset.recordings import (
     ClipWriter,
     clip_paths,
     depth_path,
-    is_whole,
+    is_complete,
     read_depth_file,
-    remove_parts,
+    remove_unfinished,
 )
 from dataset.surroundings import (
     BOX,
@@ -21,8 +21,8 @@ from dataset.surroundings import (
     Surroundings,
     SurroundingsError,
     centre_of_block,
-    decode_inverse_distance,
-    encode_inverse_distance,
+    decode_inverse_ray_distance,
+    encode_inverse_ray_distance,
     inverse_axial_depth,
     read_surroundings,
     write_surroundings,
@@ -44,45 +44,45 @@ def surroundings(frames: int = K) -> Surroundings:
 # ------------------------------------------------------------ the code
 
 
-def test_distances_survive_the_code_within_half_a_step():
+def test_distances_are_decoded_within_half_a_step():
     distance = np.geomspace(NEAREST, 190, 1000)
-    codes = encode_inverse_distance(1 / distance)
+    codes = encode_inverse_ray_distance(1 / distance)
     assert codes.dtype == np.uint8 and (np.diff(codes.astype(int)) <= 0).all()
-    back = decode_inverse_distance(codes)
+    back = decode_inverse_ray_distance(codes)
     assert back.dtype == np.float32
     np.testing.assert_allclose(back * distance, 1, atol=0.015)
 
 
-def test_codes_are_those_of_the_stated_formula():
+def test_codes_follow_the_documented_formula():
     codes = np.arange(1, 256)
     stated = np.exp(codes / 255 * (np.log(8) - np.log(1 / 200)) + np.log(1 / 200))
-    np.testing.assert_allclose(decode_inverse_distance(codes.astype(np.uint8)), stated, rtol=1e-5)
-    assert (encode_inverse_distance(stated) == codes).all()
+    np.testing.assert_allclose(decode_inverse_ray_distance(codes.astype(np.uint8)), stated, rtol=1e-5)
+    assert (encode_inverse_ray_distance(stated) == codes).all()
 
 
-def test_the_sky_is_infinitely_far_and_what_is_too_near_counts_as_nearest():
+def test_codes_at_both_ends_of_the_range():
     far = np.array([0.0, 1 / 2000, 1 / FARTHEST])
-    assert (encode_inverse_distance(far) == SKY).all()
-    assert decode_inverse_distance(np.array([SKY], np.uint8)) == 0
-    assert (encode_inverse_distance(np.array([8.0, 9.0, 1e6])) == 255).all()
+    assert (encode_inverse_ray_distance(far) == SKY).all()
+    assert decode_inverse_ray_distance(np.array([SKY], np.uint8)) == 0
+    assert (encode_inverse_ray_distance(np.array([8.0, 9.0, 1e6])) == 255).all()
 
 
 # ------------------------------------------------------------ the depth buffer
 
 
 def buffer_of(axial: np.ndarray, near: float, far: float) -> np.ndarray:
-    """What OpenGL's perspective projection makes of axial depths."""
+    """Axial depths -> OpenGL's depth buffer for a perspective projection."""
     clip = (far + near) / (far - near) - 2 * far * near / (far - near) / axial
     return (clip + 1) / 2
 
 
-def test_a_depth_buffer_is_turned_back_into_axial_depths():
+def test_axial_depths_are_computed_from_a_depth_buffer():
     axial = np.geomspace(0.11, 1500, 200)
     found = 1 / inverse_axial_depth(buffer_of(axial, 0.1, 2000.0), 0.1, 2000.0)
     np.testing.assert_allclose(found, axial, rtol=1e-6)
 
 
-def test_a_wall_has_one_axial_depth_and_ray_distances_that_grow_to_the_side():
+def test_a_wall_has_constant_axial_depth_and_larger_ray_distances_off_axis():
     rays = camera.rays(36, 64, 70.0).numpy()
     axial = inverse_axial_depth(buffer_of(np.full((36, 64, 4), 5.0), 0.1, 2000.0), 0.1, 2000.0)
     distance = 1 / (centre_of_block(axial) * rays[..., 2])
@@ -91,7 +91,7 @@ def test_a_wall_has_one_axial_depth_and_ray_distances_that_grow_to_the_side():
     assert distance.min() == pytest.approx(5, abs=0.01) and distance.max() > 7
 
 
-def test_the_centre_of_a_slanted_surface_is_exact_and_an_edge_gets_its_nearer_side():
+def test_block_centres_on_a_slanted_surface_and_at_an_edge():
     slanted = np.array([[0.50, 0.51, 0.52, 0.53], [0.52, 0.50, 0.53, 0.51]])
     np.testing.assert_allclose(centre_of_block(slanted), 0.515)
     edges = np.array([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.1, 0.5], [0.1, 0.5, 0.5, 0.5], [0.5, 0.1, 0.5, 0.1]])
@@ -101,7 +101,7 @@ def test_the_centre_of_a_slanted_surface_is_exact_and_an_edge_gets_its_nearer_si
 # ------------------------------------------------------------ files
 
 
-def test_a_depth_file_is_read_back(tmp_path):
+def test_depth_file_round_trip(tmp_path):
     path, written = tmp_path / "depth" / "a.npz", surroundings()
     write_surroundings(path, written)
     read = read_surroundings(path, K)
@@ -125,7 +125,7 @@ def test_a_depth_file_is_read_back(tmp_path):
         {"origin": np.zeros((K, 3), np.float32)},
     ],
 )
-def test_a_depth_file_of_another_shape_or_type_is_refused_with_its_name(tmp_path, change):
+def test_a_depth_file_with_wrong_shapes_or_types_is_refused(tmp_path, change):
     arrays = {**surroundings().arrays(), **change}
     path = tmp_path / "a.npz"
     np.savez_compressed(path, **{name: array for name, array in arrays.items() if array is not None})
@@ -135,7 +135,7 @@ def test_a_depth_file_of_another_shape_or_type_is_refused_with_its_name(tmp_path
         read_surroundings(path)
 
 
-def test_missing_damaged_and_foreign_depth_files_are_named(tmp_path):
+def test_missing_damaged_and_too_short_depth_files_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     with pytest.raises(SurroundingsError, match=r"a\.npz: no such depth file"):
         read_surroundings(path)
@@ -151,7 +151,7 @@ def test_missing_damaged_and_foreign_depth_files_are_named(tmp_path):
         read_surroundings(path, 4)
 
 
-def test_depth_is_in_place_before_the_metadata_that_make_a_clip_count(tmp_path, monkeypatch):
+def test_the_metadata_are_written_last(tmp_path, monkeypatch):
     from dataset import recordings
 
     placed = []
@@ -162,17 +162,17 @@ def test_depth_is_in_place_before_the_metadata_that_make_a_clip_count(tmp_path, 
             clip.write(np.zeros((16, 24, 3), np.uint8))
         clip.finish({"actions": {str(k): {} for k in range(K)}}, surroundings())
     assert placed == [".mp4", ".npz", ".json"]
-    assert is_whole(tmp_path, "clip")
+    assert is_complete(tmp_path, "clip")
     video = clip_paths(tmp_path, "clip")[1]
     assert read_depth_file(video, K).nodes is not None
     with pytest.raises(ClipError, match=r"broken depth: .*clip\.npz: 3 frames, its clip has 9"):
         read_depth_file(video, 9)
 
 
-def test_a_clip_without_depth_has_none_and_parts_are_removed(tmp_path):
+def test_a_clip_without_depth_reads_as_none_and_unfinished_files_are_removed(tmp_path):
     assert read_depth_file(tmp_path / "video" / "a.mp4") is None
     assert depth_path(tmp_path / "a.mp4") == tmp_path / "depth" / "a.npz"
     part = tmp_path / "depth" / ".a.part.npz"
     write_surroundings(part, surroundings())
-    remove_parts(tmp_path)
+    remove_unfinished(tmp_path)
     assert not part.exists()

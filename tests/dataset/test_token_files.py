@@ -1,4 +1,4 @@
-"""Token files, the manifest, and the windows that training draws from them."""
+"""Token files, the manifest, and the windows that training samples from them."""
 
 import json
 from dataclasses import asdict
@@ -33,7 +33,7 @@ def content_of(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     frames, offset = LENGTHS[name], 1000 * list(LENGTHS).index(name)
     tokens = offset + np.arange(frames * 6).reshape(frames, 2, 3)
     actions = np.linspace(-1, 1, (frames - 1) * 5).reshape(frames - 1, 5)
-    return tokens, actions, np.full((frames, 5), offset + 0.5)
+    return tokens, actions, offset + np.arange(frames * 5).reshape(frames, 5) / 2
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_broken_manifest(folder, text):
         ({"unknown": 1}, "not a manifest"),
     ],
 )
-def test_manifest_of_another_kind(folder, change, told):
+def test_manifest_with_wrong_fields(folder, change, told):
     content = asdict(Manifest.load(folder)) | change
     (folder / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(DataError, match=told):
@@ -98,19 +98,19 @@ def test_manifest_of_another_kind(folder, change, told):
 
 
 def test_split_is_the_same_in_every_run():
-    """Frozen values: another answer would move clips between train and val of a finished data set."""
+    """Fixed values: another result would move clips between train and val of existing data sets."""
     names = [f"clip_{i:04d}" for i in range(30)]
     assert [n for n in names if split_of(n, 0.1) == "val"] == ["clip_0011", "clip_0013", "clip_0018"]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 1.0])
-def test_split_takes_about_the_fraction(fraction):
+def test_the_share_of_val_is_near_the_fraction(fraction):
     names = [f"world{i % 7}_clip{i}" for i in range(4000)]
     share = np.mean([split_of(name, fraction) == "val" for name in names])
     assert share == pytest.approx(fraction, abs=4 * np.sqrt(0.25 / 4000))
 
 
-def test_a_larger_fraction_only_adds_to_val():
+def test_a_larger_fraction_keeps_the_val_clips():
     names = [f"clip{i}" for i in range(500)]
     small, large = ({n for n in names if split_of(n, f) == "val"} for f in (0.1, 0.3))
     assert small < large
@@ -130,13 +130,13 @@ def test_a_larger_fraction_only_adds_to_val():
         [],
     ],
 )
-def test_frame_numbers_round_trip(indices):
+def test_frame_indices_round_trip(indices):
     packed = pack_indices(indices)
     assert unpack_indices(packed, len(indices)) == indices
     assert unpack_indices(json.loads(json.dumps(packed)), len(indices)) == indices
 
 
-def test_regular_frame_numbers_take_little_room():
+def test_regular_frame_indices_are_packed_into_three_numbers():
     assert pack_indices(list(range(0, 4000, 2))) == [0, 3998, 2]
     assert pack_indices(np.arange(5)) == [0, 4, 1], "numpy numbers too, as plain ones"
     assert all(type(i) is int for i in pack_indices(np.arange(5)))
@@ -208,7 +208,7 @@ def extras_of(name: str) -> dict[str, np.ndarray]:
     }
 
 
-def test_depth_and_nodes_are_read_where_they_are_wanted_and_there(folder):
+def test_depth_and_nodes_are_read_if_requested_and_present(folder):
     write_token_file(folder / "alpha.npz", *content_of("alpha"), **extras_of("alpha"))
     assert set(read_token_file(folder / "alpha.npz")) == {"tokens", "actions", "pose"}
     assert set(read_token_file(folder / "beta.npz", EXTRAS)) == {"tokens", "actions", "pose"}
@@ -231,14 +231,14 @@ def test_depth_and_nodes_are_read_where_they_are_wanted_and_there(folder):
         ({"origin": np.zeros((12, 3), np.int64)}, r"origin int32 .*found int64"),
     ],
 )
-def test_depth_and_nodes_of_another_shape_or_type_are_refused(folder, change, expected):
+def test_depth_and_nodes_with_wrong_shapes_or_types_are_refused(folder, change, expected):
     write_token_file(folder / "alpha.npz", *content_of("alpha"), **extras_of("alpha") | change)
     with pytest.raises(DataError, match=r"alpha\.npz: expected " + expected + ".*run preprocess"):
         TokenClips(folder, "train", extras=EXTRAS)
-    TokenClips(folder, "train")  # who does not want them is not held up
+    TokenClips(folder, "train")  # without the extras there is no error
 
 
-def test_depth_on_another_scale_is_refused_by_who_reads_it(folder):
+def test_depth_on_another_scale_is_refused_when_it_is_read(folder):
     manifest = Manifest.load(folder)
     for scale, fits in ((None, True), (SCALE, True), ({**SCALE, "farthest_m": 100.0}, False)):
         manifest.depth_scale = scale
@@ -248,7 +248,7 @@ def test_depth_on_another_scale_is_refused_by_who_reads_it(folder):
         if fits:
             TokenClips(folder, "all", extras=["depth"])
         else:
-            with pytest.raises(DataError, match=r"manifest\.json: depth on the scale .*100.*expected"):
+            with pytest.raises(DataError, match=r"manifest\.json: depth_scale is .*100.*expected"):
                 TokenClips(folder, "all", extras=["depth"])
 
 
@@ -282,18 +282,18 @@ def test_another_tokenizer_is_refused(folder):
     assert "0123456789abcdef" in message and "fedcba9876543210" in message and MANIFEST in message
 
 
-def test_empty_split_says_what_there_is(folder):
+def test_an_empty_split_is_refused_with_the_counts(folder):
     with pytest.raises(DataError, match=r"no clip in split 'test' .*'train': 2, 'val': 1"):
         TokenClips(folder, "test")
 
 
-def test_a_file_of_another_length_than_the_manifest_says(folder):
+def test_a_file_with_another_length_than_in_the_manifest(folder):
     write_token_file(folder / "beta.npz", *(array[:-1] for array in content_of("beta")))
     with pytest.raises(DataError, match=r"beta\.npz: 6 frames, the manifest says 7"):
         TokenClips(folder, "val")
 
 
-def test_a_file_of_another_grid_than_the_manifest_says(folder):
+def test_a_file_with_another_grid_than_in_the_manifest(folder):
     tokens, actions, pose = content_of("beta")
     write_token_file(folder / "beta.npz", tokens.transpose(0, 2, 1), actions, pose)
     with pytest.raises(DataError, match=r"beta\.npz: grid \[3, 2\], the manifest says \[2, 3\]"):
@@ -303,15 +303,19 @@ def test_a_file_of_another_grid_than_the_manifest_says(folder):
 def test_batch_is_slices_of_the_clips(folder):
     clips = TokenClips(folder, "all")
     windows = np.array([(0, 3), (2, 0), (1, 2), (0, 7)])
-    tokens, actions = clips.batch(windows, 4)
+    tokens, actions, pose = clips.batch(windows, frames=5)
     assert tokens.shape == (4, 5, 2, 3) and tokens.dtype == torch.int64
     assert actions.shape == (4, 4, 5) and actions.dtype == torch.float32
+    assert pose.shape == (4, 5, 5) and pose.dtype == torch.float32
     for i, (clip, start) in enumerate(windows):
-        true_tokens, true_actions, _ = content_of(clips.entries[clip].name)
+        true_tokens, true_actions, true_pose = content_of(clips.entries[clip].name)
         assert np.array_equal(tokens[i].numpy(), true_tokens[start : start + 5])
         assert np.allclose(actions[i].numpy(), true_actions[start : start + 4]), (
             "action t leads from t to t+1"
         )
+        true_pose = true_pose[start : start + 5]
+        assert np.allclose(pose[i, :, :3], true_pose[:, :3] - true_pose[0, :3]), "relative to the first frame"
+        assert np.allclose(pose[i, :, 3:], true_pose[:, 3:]), "angles are absolute"
 
 
 def test_a_batch_is_a_copy(folder):
@@ -323,28 +327,26 @@ def test_a_batch_is_a_copy(folder):
 # ---------------------------------------------------------------- windows
 
 CLIP_LENGTHS = [50, 7, 31, 5, 6]
-WINDOW = 5
+WINDOW = 6  # frames: 5 transitions
 
 
 def test_windows_lie_within_a_clip():
     for epoch in range(20):
         for clip, start in epoch_windows(CLIP_LENGTHS, WINDOW, seed=0, epoch=epoch):
-            assert 0 <= start and start + WINDOW + 1 <= CLIP_LENGTHS[clip]
+            assert 0 <= start and start + WINDOW <= CLIP_LENGTHS[clip]
 
 
 def test_windows_of_an_epoch_do_not_overlap():
     for epoch in range(20):
         taken = set()
         for clip, start in epoch_windows(CLIP_LENGTHS, WINDOW, seed=0, epoch=epoch):
-            transitions = {(clip, t) for t in range(start, start + WINDOW)}
+            transitions = {(clip, t) for t in range(start, start + WINDOW - 1)}
             assert not transitions & taken
             taken |= transitions
-        assert len(taken) > 0.7 * sum(n - 1 for n in CLIP_LENGTHS if n > WINDOW), (
-            "and use nearly all there is"
-        )
+        assert len(taken) > 0.7 * sum(n - 1 for n in CLIP_LENGTHS if n >= WINDOW), "most transitions are used"
 
 
-def test_each_epoch_cuts_and_shuffles_anew_and_can_be_repeated():
+def test_epochs_differ_and_are_reproducible():
     first, second = (epoch_windows(CLIP_LENGTHS, WINDOW, seed=0, epoch=e) for e in (0, 1))
     assert {tuple(w) for w in first} != {tuple(w) for w in second}
     assert np.array_equal(first, epoch_windows(CLIP_LENGTHS, WINDOW, seed=0, epoch=0))
@@ -353,12 +355,12 @@ def test_each_epoch_cuts_and_shuffles_anew_and_can_be_repeated():
     assert (np.diff(clips_in_order) < 0).any(), "clips are mixed"
 
 
-def test_every_transition_is_seen_in_some_epoch():
+def test_every_transition_occurs_in_some_epoch():
     seen = set()
     for epoch in range(60):
         for clip, start in epoch_windows(CLIP_LENGTHS, WINDOW, seed=0, epoch=epoch):
-            seen |= {(clip, t) for t in range(start, start + WINDOW)}
-    assert seen == {(c, t) for c, n in enumerate(CLIP_LENGTHS) if n > WINDOW for t in range(n - 1)}
+            seen |= {(clip, t) for t in range(start, start + WINDOW - 1)}
+    assert seen == {(c, t) for c, n in enumerate(CLIP_LENGTHS) if n >= WINDOW for t in range(n - 1)}
 
 
 def test_clips_shorter_than_a_window_give_none():
@@ -366,7 +368,7 @@ def test_clips_shorter_than_a_window_give_none():
     assert epoch_windows([6], WINDOW, seed=0, epoch=0).tolist() == [[0, 0]]
 
 
-def test_the_first_pose_is_turned_back_from_the_second():
+def test_an_unknown_first_pose_is_computed_from_the_second():
     pose = np.array([[np.nan] * 5, [1, 2, 3, 50, 10], [2, 2, 3, 60, 10]], np.float32)
     actions = np.array([[1.0, -0.5, 0, 0, 0], [2 / 3, 0, 0, 0, 0]], np.float32)
     found = with_first_pose(pose, actions, 15.0)

@@ -1,4 +1,4 @@
-"""The scripted player, in the body of a walker on flat ground: fair to both sides, balanced, never stuck."""
+"""The scripted player in a simulated body: no bias to left or right, balanced, never stuck."""
 
 import math
 from collections import Counter
@@ -20,8 +20,8 @@ from luanti.player import (
     STYLES,
     WET_FRAMES,
     Command,
+    Observation,
     Player,
-    Senses,
     style_of,
 )
 from luanti.recorder import Mouse
@@ -40,7 +40,7 @@ def nowhere(x: float, z: float) -> bool:
 
 
 class Body:
-    """A body that does what it is told: turned by whole mouse pixels, held up by walls, slow in water."""
+    """A simulated body: it turns by whole mouse pixels, is blocked by walls, and is slow in water."""
 
     def __init__(
         self, free: Callable[[float, float], bool] = anywhere, water: Callable[[float, float], bool] = nowhere
@@ -50,8 +50,8 @@ class Body:
         self.mouse = Mouse(0.0, 0.0)
 
     @property
-    def senses(self) -> Senses:
-        return Senses(self.yaw, self.pitch, (self.x, 0.0, self.z), self.water(self.x, self.z))
+    def observation(self) -> Observation:
+        return Observation(self.yaw, self.pitch, (self.x, 0.0, self.z), self.water(self.x, self.z))
 
     def follow(self, command: Command) -> None:
         right, down = self.mouse.pixels(self, command.yaw, command.pitch)
@@ -69,44 +69,44 @@ class Body:
 
 @dataclass(frozen=True)
 class Moment:
-    """One frame of play: what the player saw, did, and what kind of behaviour that was."""
+    """One frame of play: observation, command, and behaviour."""
 
-    senses: Senses
+    observation: Observation
     command: Command
-    kind: str
-    behaviour: int  # number of the behaviour in this play
+    behaviour: str
+    index: int  # of the behaviour in this play
 
 
 def play(
     seed: int | str, frames: int = FRAMES, body: Body | None = None, style: str = "even"
 ) -> list[Moment]:
-    """What a player does with a body, by default on open ground."""
+    """Lets a player control a body, by default on open ground."""
     body, player, moments, count, last = body or Body(), Player(seed, STYLES[style]), [], 0, None
     for _ in range(frames):
-        senses = body.senses
-        command = player(senses)
-        count += player.behaviour is not last
-        last = player.behaviour
-        moments.append(Moment(senses, command, player.kind, count))
+        observation = body.observation
+        command = player(observation)
+        count += player.commands is not last
+        last = player.commands
+        moments.append(Moment(observation, command, player.behaviour, count))
         body.follow(command)
     return moments
 
 
 @pytest.fixture(scope="module")
 def plays() -> list[list[Moment]]:
-    """Twenty minutes and more on open ground, one play a seed."""
+    """More than twenty minutes on open ground, one play per seed."""
     return [play(seed) for seed in SEEDS]
 
 
-def behaviours(plays: list[list[Moment]], kind: str) -> list[list[Moment]]:
-    """The whole behaviours of a kind, each with the moment after its end."""
-    found = []
+def behaviours(plays: list[list[Moment]], name: str) -> list[list[Moment]]:
+    """The complete behaviours with that name, each with the moment after its end."""
+    result = []
     for moments in plays:
-        starts = [0, *(k for k in range(1, FRAMES) if moments[k].behaviour != moments[k - 1].behaviour)]
+        starts = [0, *(k for k in range(1, FRAMES) if moments[k].index != moments[k - 1].index)]
         for start, end in zip(starts, starts[1:], strict=False):
-            if moments[start].kind == kind:
-                found.append(moments[start : end + 1])
-    return found
+            if moments[start].behaviour == name:
+                result.append(moments[start : end + 1])
+    return result
 
 
 def commands(moments: list[Moment]) -> list[Command]:
@@ -116,7 +116,7 @@ def commands(moments: list[Moment]) -> list[Command]:
 # ------------------------------------------------------------ seeds
 
 
-def test_same_seed_same_commands_and_other_seed_others():
+def test_commands_depend_on_the_seed_alone():
     assert commands(play("7 clip 3")) == commands(play("7 clip 3"))
     assert commands(play("7 clip 3")) != commands(play("7 clip 4"))
 
@@ -125,19 +125,19 @@ def test_same_seed_same_commands_and_other_seed_others():
 
 
 def z_score(signed: list[float]) -> float:
-    """How many standard errors the sum of independent signed amounts lies from zero."""
+    """Distance from zero of the sum of independent signed amounts, in standard errors."""
     amounts = np.array(signed)
     return abs(amounts.sum()) / math.sqrt((amounts**2).sum())
 
 
 def test_left_and_right_are_equally_frequent(plays):
-    """Each behaviour goes to one side or the other by a fair coin: the sums over behaviours are unbiased."""
+    """Each behaviour goes left or right with equal probability: the sums over behaviours are unbiased."""
     turned, strafed = [], []
     for moments in plays:
         sums = Counter(), Counter()
         for moment in moments:
-            sums[0][moment.behaviour] += moment.command.yaw
-            sums[1][moment.behaviour] += ("right" in moment.command.keys) - ("left" in moment.command.keys)
+            sums[0][moment.index] += moment.command.yaw
+            sums[1][moment.index] += ("right" in moment.command.keys) - ("left" in moment.command.keys)
         turned += sums[0].values()
         strafed += sums[1].values()
     assert len(turned) > 500
@@ -147,44 +147,46 @@ def test_left_and_right_are_equally_frequent(plays):
     assert min(frames.values()) > 0.7 * max(frames.values())  # some 250 strafes of 17 frames: 0.8 is 2 sigma
 
 
-def test_the_wanted_shares_are_reached(plays):
-    kinds = Counter(moment.kind for moments in plays for moment in moments)
-    assert set(kinds) == set(EVEN.shares)
-    for kind, share in EVEN.shares.items():
-        assert kinds[kind] / (len(SEEDS) * FRAMES) == pytest.approx(share, abs=0.04), (
-            kind
+def test_behaviours_reach_their_shares(plays):
+    counts = Counter(moment.behaviour for moments in plays for moment in moments)
+    assert set(counts) == set(EVEN.shares)
+    for name, share in EVEN.shares.items():
+        assert counts[name] / (len(SEEDS) * FRAMES) == pytest.approx(share, abs=0.04), (
+            name
         )  # long ones are few
 
 
-def test_each_style_names_every_kind_and_its_shares_and_chances_add_up():
+def test_styles_have_all_behaviours_and_shares_and_chances_sum_to_1():
     for style in STYLES.values():
         assert sum(style.shares.values()) == pytest.approx(1), style.name
         assert set(style.shares) == set(EVEN.shares)
     assert sum(style.chance for style in STYLES.values()) == pytest.approx(1)
 
 
-def test_a_seed_chooses_a_style_and_each_as_often_as_it_should():
+def test_styles_are_sampled_by_seed_with_their_chances():
     assert style_of("7 clip 3") is style_of("7 clip 3")
     names = Counter(style_of(f"1 clip {k}").name for k in range(2000))
     for style in STYLES.values():
         assert names[style.name] / 2000 == pytest.approx(style.chance, abs=0.04), style.name
 
 
-def test_styles_differ_in_how_fast_they_turn_and_how_long_they_hold():
-    turns, holds, straight = {}, {}, {}
+def test_styles_differ_in_turning_speed_and_duration():
+    turns, durations, straight = {}, {}, {}
     for style in STYLES:
         moments = [m for seed in range(6) for m in play(seed, FRAMES, style=style)]
-        speeds = [abs(m.command.yaw) for m in moments if m.kind in ("turn", "walk+turn") and m.command.yaw]
+        speeds = [
+            abs(m.command.yaw) for m in moments if m.behaviour in ("turn", "walk+turn") and m.command.yaw
+        ]
         turns[style] = np.median(speeds)
-        lengths = Counter(m.behaviour for m in moments if m.kind == "strafe")
-        holds[style] = np.median(list(lengths.values()))
-        straight[style] = np.mean([m.kind == "straight" for m in moments])
+        lengths = Counter(m.index for m in moments if m.behaviour == "strafe")
+        durations[style] = np.median(list(lengths.values()))
+        straight[style] = np.mean([m.behaviour == "straight" for m in moments])
     assert turns["calm"] < 0.8 * turns["even"] < turns["brisk"]
-    assert holds["brisk"] < holds["even"] < holds["calm"]
+    assert durations["brisk"] < durations["even"] < durations["calm"]
     assert straight["walker"] > 0.2
 
 
-def test_turns_of_every_speed_occur_and_none_is_too_fast(plays):
+def test_all_turning_speeds_occur_up_to_the_limit(plays):
     speeds = np.array([abs(moment.command.yaw) for moments in plays for moment in moments])
     assert 14 < speeds.max() <= MAX_TURN
     counts = np.histogram(speeds[speeds > 0], [1e-9, 1, 2, 4, 6, 8, 10, 12, MAX_TURN])[0]
@@ -193,7 +195,7 @@ def test_turns_of_every_speed_occur_and_none_is_too_fast(plays):
 
 
 def test_pitch_stays_in_bounds_and_mostly_near_the_horizon(plays):
-    pitch = np.array([moment.senses.pitch for moments in plays for moment in moments])
+    pitch = np.array([moment.observation.pitch for moments in plays for moment in moments])
     assert np.abs(pitch).max() <= MAX_PITCH + DEGREES_PER_PIXEL
     assert np.abs(pitch).max() > 40  # but up and down are seen, too
     assert -5 < pitch.mean() < 9
@@ -201,19 +203,19 @@ def test_pitch_stays_in_bounds_and_mostly_near_the_horizon(plays):
     assert -12 < low < high < 16
 
 
-def test_pitch_is_bounded_even_where_the_game_starts_beyond(plays):
+def test_pitch_returns_from_beyond_its_bounds(plays):
     body = Body()
     body.pitch = body.mouse.pitch = 85.0
     player = Player(1)
     for _ in range(FRAMES):
-        body.follow(player(body.senses))
+        body.follow(player(body.observation))
     assert abs(body.pitch) <= MAX_PITCH + DEGREES_PER_PIXEL
 
 
 def test_every_action_occurs_alone_and_in_combination(plays):
     seen = Counter()
     for moments in plays:
-        for _, command in ((m.senses, m.command) for m in moments):
+        for _, command in ((m.observation, m.command) for m in moments):
             yaw = "" if not command.yaw else "turn right" if command.yaw > 0 else "turn left"
             pitch = "" if not command.pitch else "look down" if command.pitch > 0 else "look up"
             seen[frozenset({*command.keys, yaw, pitch} - {""})] += 1
@@ -230,66 +232,66 @@ def test_every_action_occurs_alone_and_in_combination(plays):
         assert seen[frozenset(several)] > 5, several
 
 
-def test_no_frame_holds_opposite_keys_or_sneaks(plays):
+def test_opposite_keys_and_sneak_are_never_pressed(plays):
     for moments in plays:
         for command in commands(moments):
             assert not {"forward", "back"} <= command.keys and not {"left", "right"} <= command.keys
             assert command.keys <= HORIZONTAL | {"jump"}
 
 
-@pytest.mark.parametrize("kind", ["turn", "look", "still", "look away"])
-def test_pure_camera_kinds_hold_no_key(plays, kind):
-    assert not any(moment.command.keys for p in plays for moment in p if moment.kind == kind)
+@pytest.mark.parametrize("name", ["turn", "look", "still", "look away"])
+def test_pure_camera_behaviours_press_no_key(plays, name):
+    assert not any(moment.command.keys for p in plays for moment in p if moment.behaviour == name)
 
 
-@pytest.mark.parametrize("kind", ["walk", "strafe"])
-def test_pure_walking_kinds_do_not_turn(plays, kind):
-    found = [m.command for p in plays for m in p if m.kind == kind]
-    assert found and not any(command.yaw or command.pitch for command in found)
-    assert all(command.keys for command in found)
+@pytest.mark.parametrize("name", ["walk", "strafe"])
+def test_pure_walking_behaviours_do_not_turn(plays, name):
+    result = [m.command for p in plays for m in p if m.behaviour == name]
+    assert result and not any(command.yaw or command.pitch for command in result)
+    assert all(command.keys for command in result)
 
 
-# ------------------------------------------------------------ there and back
+# ------------------------------------------------------------ behaviours that return
 
 
-def test_look_away_comes_back_to_the_view_it_left(plays):
-    found = behaviours(plays, "look away")
-    assert len(found) > 20
+def test_look_away_returns_to_the_same_view(plays):
+    result = behaviours(plays, "look away")
+    assert len(result) > 20
     farthest = []
-    for moments in found:
-        yaws = [moment.senses.yaw for moment in moments]
+    for moments in result:
+        yaws = [moment.observation.yaw for moment in moments]
         assert yaws[-1] == pytest.approx(yaws[0], abs=1.5 * DEGREES_PER_PIXEL)
-        assert {moment.senses.pos for moment in moments} == {moments[0].senses.pos}
+        assert {moment.observation.pos for moment in moments} == {moments[0].observation.pos}
         farthest.append(max(abs(yaw - yaws[0]) for yaw in yaws))
     assert min(farthest) > 20 and max(farthest) > 150
 
 
-def test_walk_away_comes_back_to_the_place_and_view_it_left(plays):
-    found = behaviours(plays, "walk away")
-    assert len(found) > 20
+def test_walk_away_returns_to_the_same_position_and_view(plays):
+    result = behaviours(plays, "walk away")
+    assert len(result) > 20
     turned_round = 0
-    for moments in found:
-        places = [(moment.senses.pos[0], moment.senses.pos[2]) for moment in moments]
+    for moments in result:
+        places = [(moment.observation.pos[0], moment.observation.pos[2]) for moment in moments]
         farthest = max(math.dist(places[0], place) for place in places)
         assert farthest > 10 * STEP
         assert math.dist(places[0], places[-1]) < 2 * STEP
-        turn = wrap(moments[-1].senses.yaw - moments[0].senses.yaw)
+        turn = wrap(moments[-1].observation.yaw - moments[0].observation.yaw)
         assert abs(turn) < 1.5 * DEGREES_PER_PIXEL
-        turned_round += max(abs(m.senses.yaw - moments[0].senses.yaw) for m in moments) > 170
-    assert 0 < turned_round < len(found)
+        turned_round += max(abs(m.observation.yaw - moments[0].observation.yaw) for m in moments) > 170
+    assert 0 < turned_round < len(result)
 
 
 # ------------------------------------------------------------ walls
 
 
 class Straight(Player):
-    """A player that wants nothing but to walk straight on."""
+    """A player that always walks straight ahead."""
 
-    def _draw_kind(self) -> str:
+    def _sample_behaviour(self) -> str:
         return "walk"
 
     def _walk(self):
-        yield from self._hold({"forward"}, 8)
+        yield from self._press({"forward"}, 8)
 
 
 def test_a_blocked_player_jumps_first_and_then_turns_away():
@@ -297,7 +299,7 @@ def test_a_blocked_player_jumps_first_and_then_turns_away():
     for seed in range(30):
         body, player, taken = Body(free=nowhere), Straight(seed), []
         for _ in range(100):
-            taken.append(player(body.senses))
+            taken.append(player(body.observation))
             body.follow(taken[-1])
         assert taken[: BLOCKED_FRAMES + 1] == [forward] * (BLOCKED_FRAMES + 1)
         assert taken[BLOCKED_FRAMES + 1 : 2 * BLOCKED_FRAMES + 1] == [jump] * BLOCKED_FRAMES
@@ -306,11 +308,11 @@ def test_a_blocked_player_jumps_first_and_then_turns_away():
         assert not any(command.keys for command in later if command.yaw)
 
 
-def test_a_jump_that_helps_ends_the_escape():
-    """A step that only a jumping player gets up: it jumps, walks on, and needs no turn away."""
+def test_a_successful_jump_ends_the_escape():
+    """At a step that only a jumping player can climb, the player jumps and walks on without turning away."""
     taken, player, z = [], Straight(1), 0.0
     for _ in range(60):
-        taken.append(player(Senses(0.0, 0.0, (0.0, 0.0, z))))
+        taken.append(player(Observation(0.0, 0.0, (0.0, 0.0, z))))
         if not 2 <= z < 3 or "jump" in taken[-1].keys:
             z += STEP
     assert z > 6
@@ -318,23 +320,23 @@ def test_a_jump_that_helps_ends_the_escape():
     assert not any(command.yaw for command in taken)
 
 
-def test_walking_to_and_fro_is_not_taken_for_a_wall():
-    """Turning back on the spot brings a player to where it was without anything in its way."""
+def test_walking_back_and_forth_does_not_count_as_blocked():
+    """Walking forward and back returns to the same position without an obstacle."""
 
     class ToAndFro(Straight):
         def _walk(self):
-            yield from self._hold({"forward"}, 7)
-            yield from self._hold({"back"}, 7)
+            yield from self._press({"forward"}, 7)
+            yield from self._press({"back"}, 7)
 
     body, player = Body(), ToAndFro(1)
     for _ in range(100):
-        command = player(body.senses)
+        command = player(body.observation)
         assert "jump" not in command.keys and not command.yaw
         body.follow(command)
 
 
-def test_a_player_in_a_pen_touches_its_walls_and_never_stands_at_them_for_good():
-    """In a pen of 6 m: it walks into walls, and within some seconds it is away from each of them."""
+def test_an_enclosed_player_touches_walls_but_is_not_blocked_for_long():
+    """In a square of 6 m the player walks into walls, and leaves each of them within some seconds."""
     longest = 0
     for seed in range(10):
         body = Body(free=lambda x, z: max(abs(x), abs(z)) < 3)
@@ -342,23 +344,23 @@ def test_a_player_in_a_pen_touches_its_walls_and_never_stands_at_them_for_good()
         vain = 0
         for before, after in zip(moments, moments[1:], strict=False):
             walking = bool(before.command.keys & HORIZONTAL)
-            vain = vain + 1 if walking and before.senses.pos == after.senses.pos else 0
+            vain = vain + 1 if walking and before.observation.pos == after.observation.pos else 0
             longest = max(longest, vain)
     assert BLOCKED_FRAMES <= longest < 80
 
 
-# ------------------------------------------------------------ the ground and what stands on it
+# ------------------------------------------------------------ ground and obstacles
 
 
 class Terrain(Body):
-    """A body on ground of whole metres that the player is told of. Jumps get it one higher, and it falls."""
+    """A body on ground of integer heights that the player observes. A jump climbs one metre; it can fall."""
 
     def __init__(self, ground: Callable[[int, int], int], water: Callable[[int, int], bool] = nowhere):
         super().__init__(water=lambda x, z: water(round(x), round(z)))
         self.ground, self.lake, self.y = ground, water, ground(0, 0)
 
     @property
-    def senses(self) -> Senses:
+    def observation(self) -> Observation:
         origin = round(self.x) - REACH, self.y - REACH, round(self.z) - REACH
         nodes = np.full(BOX, FREE, np.uint8)
         for i, j, k in np.ndindex(*BOX):
@@ -366,7 +368,9 @@ class Terrain(Body):
             if y < self.ground(x, z):
                 nodes[i, j, k] = LIQUID if self.lake(x, z) else SOLID
         wet = self.water(self.x, self.z)
-        return Senses(self.yaw, self.pitch, (self.x, float(self.y), self.z), wet, nodes=nodes, origin=origin)
+        return Observation(
+            self.yaw, self.pitch, (self.x, float(self.y), self.z), wet, nodes=nodes, origin=origin
+        )
 
     def follow(self, command: Command) -> None:
         x, z = self.x, self.z
@@ -378,74 +382,74 @@ class Terrain(Body):
             self.y += rise
 
 
-def kind_play(kind: str, seed: int, body: Body, frames: int) -> list[Moment]:
-    """The first behaviour of one kind."""
+def play_only(name: str, seed: int, body: Body, frames: int) -> list[Moment]:
+    """Lets a player perform one behaviour, once."""
 
     class Only(Player):
-        def _draw_kind(self) -> str:
-            return kind
+        def _sample_behaviour(self) -> str:
+            return name
 
     player, moments, first = Only(seed), [], None
     for _ in range(frames):
-        senses = body.senses
-        command = player(senses)
-        first = first or player.behaviour
-        if player.behaviour is not first:
+        observation = body.observation
+        command = player(observation)
+        first = first or player.commands
+        if player.commands is not first:
             break
-        moments.append(Moment(senses, command, player.kind, 0))
+        moments.append(Moment(observation, command, player.behaviour, 0))
         body.follow(command)
     return moments
 
 
-@pytest.mark.parametrize("kind, height", [("climb", 1), ("drop", -1), ("drop", -2)])
-def test_a_player_goes_to_where_the_ground_is_another(kind, height):
-    """A plateau or a hollow two metres away, in one direction: it turns there, and gets up or down."""
+@pytest.mark.parametrize("name, height", [("climb", 1), ("drop", -1), ("drop", -2)])
+def test_climb_and_drop_reach_ground_of_another_height(name, height):
+    """Higher or lower ground is two metres away in one direction; the player turns and walks there."""
     for seed in range(12):
         body = Terrain(lambda x, z: height if x > 1 else 0)
         body.yaw = body.mouse.yaw = 30.0 * seed
-        kind_play(kind, seed, body, 80)
+        play_only(name, seed, body, 80)
         assert body.y == height, seed
 
 
 @pytest.mark.parametrize(
-    "kind, height, water", [("climb", 2, nowhere), ("drop", -9, nowhere), ("drop", 0, lambda x, z: x > 1)]
+    "name, height, water", [("climb", 2, nowhere), ("drop", -9, nowhere), ("drop", 0, lambda x, z: x > 1)]
 )
-def test_a_player_seeks_no_wall_no_deep_fall_and_no_water(kind, height, water):
-    """Where there is nothing else it goes anywhere: as often to the east, where that lies, as to the west."""
+def test_climb_and_drop_avoid_walls_deep_falls_and_water(name, height, water):
+    """With no suitable step the direction is random: as often east, where the terrain differs, as west."""
     east = 0
     for seed in range(40):
         body = Terrain(lambda x, z: height if x > 1 else 0, water)
         body.yaw = body.mouse.yaw = 9.0 * seed
-        east += kind_play(kind, seed, body, 12)[-1].senses.yaw % 360 > 180
+        east += play_only(name, seed, body, 12)[-1].observation.yaw % 360 > 180
     assert 8 < east < 32
 
 
-def test_a_long_walk_jumps_over_what_is_one_high_and_nowhere_else():
-    moments = kind_play("straight", 3, Terrain(lambda x, z: int(abs(z) >= 4)), 60)
-    jumps = [m.senses.pos[2] for m in moments if "jump" in m.command.keys]
+def test_straight_walks_jump_only_at_steps_of_one_block():
+    moments = play_only("straight", 3, Terrain(lambda x, z: int(abs(z) >= 4)), 60)
+    jumps = [m.observation.pos[2] for m in moments if "jump" in m.command.keys]
     assert jumps and all(2 < abs(z) < 4 for z in jumps)
     assert all("forward" in m.command.keys for m in moments)
 
 
-def test_a_player_that_approaches_walks_up_to_what_stands_in_its_way_and_then_along_or_back():
-    """A wall to the west, a gap in it nowhere: the player's eyes find it, its body meets it, then leaves."""
+def test_approach_walks_to_an_obstacle_and_then_along_it_or_back():
+    """An obstacle is right of the centre; the player turns there, reaches a wall, and leaves it."""
 
     class Seeing(Body):
         @property
-        def senses(self) -> Senses:
+        def observation(self) -> Observation:
             inverse = np.full((36, 64), 1 / 50, np.float32)
             inverse[:, 44:54] = 1 / 5  # something to the right of the view's middle
-            return Senses(self.yaw, self.pitch, (self.x, 0.0, self.z), inverse_distance=inverse)
+            return Observation(self.yaw, self.pitch, (self.x, 0.0, self.z), inverse_ray_distance=inverse)
 
     after = Counter()
     for seed in range(30):
         body = Seeing(free=lambda x, z: math.hypot(x, z) < 5)
-        moments = kind_play("approach", seed, body, 200)
-        turned = [m.senses.yaw for m in moments if m.command.keys][0]
+        moments = play_only("approach", seed, body, 200)
+        turned = [m.observation.yaw for m in moments if m.command.keys][0]
         assert 20 < turned < 45, seed
-        reached = max(math.hypot(m.senses.pos[0], m.senses.pos[2]) for m in moments)
+        reached = max(math.hypot(m.observation.pos[0], m.observation.pos[2]) for m in moments)
         assert reached > 4.5
-        vain = [a.senses.pos == b.senses.pos and bool(a.command.keys) for a, b in pairwise(moments)]
+        vain = [a.observation.pos == b.observation.pos and bool(a.command.keys) for a, b in pairwise(moments)]
         assert 2 <= sum(vain[: 3 + vain.index(True) + 7])
         after.update({key for m in moments for key in m.command.keys})
     assert set(after) == HORIZONTAL
@@ -459,27 +463,27 @@ def lake(x: float, z: float) -> bool:
 
 
 def test_a_player_in_water_heads_for_the_shore():
-    """From wherever it enters, it swims towards land within the frames that a turn and a swim take."""
+    """Wherever the player enters the water, it returns to land within the time of a turn and a swim."""
     swims = 0
     for seed in range(20):
         moments = play(seed, FRAMES, Body(water=lake))
         stretch = 0
         for moment in moments:
-            stretch = stretch + 1 if moment.senses.wet else 0
+            stretch = stretch + 1 if moment.observation.wet else 0
             assert stretch < 125, seed
             swims += stretch == WET_FRAMES
-        assert max(moment.senses.pos[2] for moment in moments) < 13
+        assert max(moment.observation.pos[2] for moment in moments) < 13
     assert swims > 5
 
 
-def test_a_swimmer_paddles_with_forward_and_jump_and_turns_to_the_land():
+def test_a_swimmer_presses_forward_and_jump_and_turns_to_the_shore():
     body, player = Body(water=lake), Player(3)
     for _ in range(40):
-        player(Senses(0.0, 0.0, (0.0, 0.0, 0.0)))  # ashore at 0, 0
+        player(Observation(0.0, 0.0, (0.0, 0.0, 0.0)))  # ashore at 0, 0
     body.z = 10.0
     taken, yaws = [], []
     for _ in range(70):
-        taken.append(player(body.senses))
+        taken.append(player(body.observation))
         body.follow(taken[-1])
         yaws.append(abs(wrap(body.yaw)))
     swim = taken[WET_FRAMES : WET_FRAMES + 30]
@@ -487,24 +491,24 @@ def test_a_swimmer_paddles_with_forward_and_jump_and_turns_to_the_land():
     assert max(yaws) > 175  # it began with its face to the lake
 
 
-def test_once_ashore_it_plays_on_as_on_land():
-    """On dry land again, the player gets out of no water: all kinds come back, and no swim begins."""
+def test_after_swimming_all_behaviours_continue():
+    """Back on dry land, all behaviours occur and the player does not try to leave water."""
     body, player = Body(water=lambda x, z: z > 0), Player(5)
     body.z = 3.0
     for _ in range(400):
-        body.follow(player(body.senses))
+        body.follow(player(body.observation))
     body.water = nowhere
-    kinds = Counter()
+    counts = Counter()
     for k in range(2500):
-        body.follow(player(body.senses))
+        body.follow(player(body.observation))
         if k > 150:
             assert not player.leaving_water
-            kinds[player.kind] += 1
-    assert set(kinds) == set(EVEN.shares)
+            counts[player.behaviour] += 1
+    assert set(counts) == set(EVEN.shares)
 
 
-def test_a_bank_too_high_to_climb_does_not_end_the_search_for_another():
-    """Held up by the bank while swimming to it, the player goes elsewhere, then tries to get ashore again."""
+def test_a_player_blocked_by_a_high_bank_looks_for_another():
+    """Blocked by the bank, the player swims elsewhere and then tries to get ashore again."""
 
     def free(x: float, z: float) -> bool:
         return z > 2 or abs(x) > 4  # where it was ashore last there is a bank; to its sides there is a beach
@@ -513,11 +517,11 @@ def test_a_bank_too_high_to_climb_does_not_end_the_search_for_another():
     for seed in range(10):
         body, player = Body(free=free, water=lake), Player(seed)
         for _ in range(40):
-            player(Senses(0.0, 0.0, (0.0, 0.0, 0.0)))
+            player(Observation(0.0, 0.0, (0.0, 0.0, 0.0)))
         body.z = 6.0
         begun, was = 0, False
         for _ in range(1500):
-            body.follow(player(body.senses))
+            body.follow(player(body.observation))
             begun += player.leaving_water and not was
             was = player.leaving_water
             if not lake(body.x, body.z):

@@ -1,4 +1,4 @@
-"""Checkpoints: round trips, atomic writes, and clear refusals of what cannot be read."""
+"""Checkpoints: round trips, atomic writes, and refusal of files that cannot be used."""
 
 import os
 import pickle
@@ -65,7 +65,7 @@ def test_crash_while_writing_leaves_the_old_file(files, monkeypatch):
     assert checkpoint.load(files[1])["step"] == 3
 
 
-def test_rename_comes_last(tmp_path, monkeypatch):
+def test_the_file_is_renamed_after_it_is_complete(tmp_path, monkeypatch):
     """Until the whole file is on disk, its name must not exist."""
     seen = []
 
@@ -81,7 +81,7 @@ def test_rename_comes_last(tmp_path, monkeypatch):
 
 
 class Payload:
-    """What an attacker would put in a pickle."""
+    """A malicious object in a pickle."""
 
     def __init__(self, target: Path):
         self.target = target
@@ -114,7 +114,7 @@ def test_truncated_file(files, share):
 
 
 @pytest.mark.parametrize("garbage", [b"hello world", b"\x80\x02}q\x00.", bytes(range(256)), b"PK\x03\x04"])
-def test_garbage(tmp_path, garbage):
+def test_other_files_are_refused(tmp_path, garbage):
     (tmp_path / "x.pt").write_bytes(garbage)
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         checkpoint.load(tmp_path / "x.pt")

@@ -1,4 +1,4 @@
-"""Decoding in order, writing what browsers play, and what happens to files that are no videos."""
+"""Reading and writing videos, GIFs and contact sheets, and refusal of other files."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_colours_are_rgb(tmp_path):
     np.testing.assert_array_equal(video.read_image(tmp_path / "red.png"), red)
 
 
-def test_only_the_wanted_frames_are_given(clip):
+def test_only_the_wanted_frames_are_returned(clip):
     chosen = [0, 3, 4, 11]
     means = [frame.mean() for frame in read_frames(clip, wanted=chosen)]
     np.testing.assert_allclose(means, [LEVELS[i] for i in chosen], atol=2)
@@ -58,12 +58,12 @@ def test_only_the_wanted_frames_are_given(clip):
 
 
 @pytest.mark.parametrize("asked", [{"wanted": [2, 20]}, {"at_least": 21}, {"wanted": [0], "at_least": 21}])
-def test_a_video_that_ends_too_early_says_so(clip, asked):
+def test_a_video_that_is_too_short_is_refused(clip, asked):
     with pytest.raises(ShortVideoError, match="20 frames can be decoded, 21 are needed"):
         list(read_frames(clip, **asked))
 
 
-def test_what_is_no_video_is_refused(clip, tmp_path):
+def test_files_that_are_not_videos_are_refused(clip, tmp_path):
     truncated, text = tmp_path / "truncated.mp4", tmp_path / "text.mp4"
     truncated.write_bytes(clip.read_bytes()[:-300])
     text.write_text("not a video")
@@ -75,8 +75,8 @@ def test_what_is_no_video_is_refused(clip, tmp_path):
         next(read_frames(tmp_path / "none.mp4"))
 
 
-def test_what_cannot_be_written_is_refused(tmp_path):
-    with pytest.raises(VideoError, match="63x32; both sides must be even"):
+def test_odd_sizes_and_unknown_endings_are_refused(tmp_path):
+    with pytest.raises(VideoError, match="63x32; width and height must be even"):
         write_video(tmp_path / "odd.mp4", greys(32, 63), 16)
     with pytest.raises(VideoError, match=r"cannot write \.avi; use \.mp4, \.webm or \.gif"):
         check_ending(tmp_path / "clip.avi")
@@ -84,7 +84,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
         VideoWriter(tmp_path / "clip.gif", 16)
 
 
-def test_a_gif_lasts_as_long_as_its_frames(tmp_path):
+def test_gif_durations_sum_to_the_frame_rate(tmp_path):
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 4, (18, 32, 3)).astype(np.uint8) * 80 for _ in range(16)]  # 64 colours
     write_video(tmp_path / "a" / "clip.gif", frames, 16)
@@ -98,7 +98,7 @@ def test_a_gif_lasts_as_long_as_its_frames(tmp_path):
     assert durations == [60, 70, 60, 60] * 4  # 62.5 ms each
 
 
-def test_a_gif_of_what_stands_still_or_runs_too_fast(tmp_path):
+def test_gif_merges_equal_frames_and_limits_the_rate(tmp_path):
     def lasts(frames: list[np.ndarray], fps: float) -> list[int]:
         write_video(tmp_path / "clip.gif", iter(frames), fps)
         with Image.open(tmp_path / "clip.gif") as gif:
@@ -111,8 +111,8 @@ def test_a_gif_of_what_stands_still_or_runs_too_fast(tmp_path):
         lasts([], 10)
 
 
-def test_one_palette_serves_all_frames_of_a_gif(tmp_path):
-    """A colour that only some frames have is there, and what stands still keeps its own."""
+def test_all_gif_frames_share_one_palette(tmp_path):
+    """The palette includes rare colours, and constant pixels keep their colour."""
     frames = greys()
     for frame in frames:
         frame[:4] = (200, 30, 30)
@@ -124,7 +124,7 @@ def test_one_palette_serves_all_frames_of_a_gif(tmp_path):
             assert np.abs(shown[4:] - level).max() <= 8 and np.abs(shown[:4] - (200, 30, 30)).max() <= 8
 
 
-def test_area_resize_averages_and_the_right_size_passes_through():
+def test_area_resize_averages_and_equal_sizes_are_unchanged():
     picture = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
     means = picture.reshape(4, 2, 8, 2, 3).mean((1, 3))
     np.testing.assert_allclose(video.resize(picture, 4, 8, "area"), means, atol=0.51)
@@ -133,13 +133,13 @@ def test_area_resize_averages_and_the_right_size_passes_through():
 
 
 @pytest.mark.parametrize("count", [1, 5, 24, 25, 161])
-def test_moments_are_spread_from_the_first_to_the_last(count):
+def test_spread_indices_include_the_first_and_last(count):
     chosen = video.spread(count, 24)
     assert chosen[0] == 0 and chosen[-1] == count - 1 and len(chosen) == min(count, 24)
     assert len(set(np.diff(chosen))) <= 2  # evenly, but for rounding
 
 
-def test_grid_fills_rows_and_leaves_black():
+def test_grid_fills_rows_and_pads_with_black():
     sheet = video.grid(greys(2, 4)[:3], columns=2)
     assert sheet.shape == (4, 8, 3)
     assert sheet[0, 0, 0] == LEVELS[0] and sheet[0, 4, 0] == LEVELS[1] and sheet[2, 0, 0] == LEVELS[2]

@@ -1,22 +1,22 @@
--- For each drawn frame: one line in the log, and the frame's number as a barcode above and below the kept picture,
--- so that the recorder can prove which line belongs to which picture. A line also tells the nodes around the player,
--- whenever they are not those that the last line told.
+-- For each drawn frame, writes one line to the log and draws the frame number as a barcode above and below the
+-- recorded picture, so that the recorder can verify which line belongs to which picture. A line also contains the
+-- nodes around the player if they have changed since the last line that had them.
 
-local BITS, CELL = 14, 16 -- CELL: pixels, also the height of the strips that the recorder cuts off
+local BITS, SQUARE = 14, 16 -- bits of the barcode; side in pixels of one bit, and height of the strips
 local WHITE = "default_cloud.png^[colorize:#ffffff:255"
 local BLACK = "default_cloud.png^[colorize:#000000:255"
 
-local REACH = 3 -- nodes from the player's feet to each side of the box that is logged
-local REREAD = 8 -- frames after which it is read again though the player has not left its node: land loads, water flows
+local REACH = 3 -- nodes from the player's feet to the faces of the logged box
+local REREAD = 8 -- frames until the box of a standing player is read again: terrain loads and water flows
 
 local frame = 0
-local cells = {} -- [bit] = {above = hud id, below = hud id, shown = 0 or 1}
+local squares = {} -- [bit] = {above = hud id, below = hud id, shown = 0 or 1}
 
-local function add_cell(player, bit, edge)
+local function add_square(player, bit, edge)
 	return player:hud_add({
 		hud_elem_type = "image",
 		position = {x = 0, y = edge},
-		offset = {x = bit * CELL + CELL / 2, y = edge == 0 and CELL / 2 or -CELL / 2},
+		offset = {x = bit * SQUARE + SQUARE / 2, y = edge == 0 and SQUARE / 2 or -SQUARE / 2},
 		alignment = {x = 0, y = 0},
 		scale = {x = 1, y = 1},
 		text = BLACK,
@@ -29,20 +29,21 @@ local function draw_barcode(player)
 	for bit = 0, BITS - 1 do
 		local value = rest % 2
 		rest = (rest - value) / 2
-		local cell = cells[bit]
-		if not cell then
-			cell = {above = add_cell(player, bit, 0), below = add_cell(player, bit, 1)}
-			cells[bit] = cell
+		local square = squares[bit]
+		if not square then
+			square = {above = add_square(player, bit, 0), below = add_square(player, bit, 1)}
+			squares[bit] = square
 		end
-		if cell.shown ~= value then
-			cell.shown = value
-			player:hud_change(cell.above, "text", value == 1 and WHITE or BLACK)
-			player:hud_change(cell.below, "text", value == 1 and BLACK or WHITE) -- its negative
+		if square.shown ~= value then
+			square.shown = value
+			player:hud_change(square.above, "text", value == 1 and WHITE or BLACK)
+			player:hud_change(square.below, "text", value == 1 and BLACK or WHITE) -- inverted
 		end
 	end
 end
 
-local kinds = {} -- [node name] = its digit, as surroundings.py counts: 0 unknown, 1 free, 2 liquid, 3 solid, 4 low
+-- [node name] = its code in dataset/surroundings.py: 0 unknown, 1 free, 2 liquid, 3 solid, 4 low
+local codes = {}
 
 local function is_full_cube(def)
 	local box = def.collision_box
@@ -53,7 +54,7 @@ local function is_full_cube(def)
 	for _, part in ipairs(parts) do
 		local largest = 0
 		for i = 1, 6 do largest = math.max(largest, math.abs(part[i])) end
-		local half = (largest > 1 and 10 or 1) * 0.499 -- client mods are told tenths of a node
+		local half = (largest > 1 and 10 or 1) * 0.499 -- client mods get tenths of a node
 		local full = true
 		for i = 1, 3 do full = full and part[i] <= -half and part[i + 3] >= half end
 		if full then return true end
@@ -61,7 +62,7 @@ local function is_full_cube(def)
 	return false
 end
 
-local function kind_of(name)
+local function code_of(name)
 	local def = minetest.get_node_def(name)
 	if not def or name == "ignore" then return "0" end
 	if def.drawtype == "liquid" or def.drawtype == "flowingliquid" then return "2" end
@@ -69,13 +70,13 @@ local function kind_of(name)
 	return is_full_cube(def) and "3" or "4"
 end
 
-local box = "" -- the digits of all its nodes, y within x and z within y, x falling: the recorder mirrors it
-local box_at = {} -- the node of the player's feet, its middle
-local box_read = 0 -- frame
+local box = "" -- codes of all nodes: x descending, then y and z ascending; the recorder mirrors x
+local box_at = {} -- the node of the player's feet, the centre of the box
+local box_read = 0 -- frame in which the box was last read
 
--- Returns the box and its middle if they have changed since they were returned last.
+-- Returns the box and its centre if they have changed since the last call that returned them.
 local function nodes_around(pos)
-	-- A centimetre higher: feet on a node stand exactly on its border.
+	-- Add a centimetre, since feet on a node are exactly on its border.
 	local at = {x = math.floor(pos.x + 0.5), y = math.floor(pos.y + 0.51), z = math.floor(pos.z + 0.5)}
 	local moved = at.x ~= box_at.x or at.y ~= box_at.y or at.z ~= box_at.z
 	if not moved and frame - box_read < REREAD then return end
@@ -86,16 +87,16 @@ local function nodes_around(pos)
 			for z = at.z - REACH, at.z + REACH do
 				where.x, where.y, where.z = x, y, z
 				local node = minetest.get_node_or_nil(where)
-				local kind = "0"
+				local code = "0"
 				if node then
-					kind = kinds[node.name]
-					if not kind then
-						kind = kind_of(node.name)
-						kinds[node.name] = kind
+					code = codes[node.name]
+					if not code then
+						code = code_of(node.name)
+						codes[node.name] = code
 					end
 				end
 				n = n + 1
-				digits[n] = kind
+				digits[n] = code
 			end
 		end
 	end
@@ -119,7 +120,7 @@ minetest.register_globalstep(function(dtime)
 		local node = minetest.get_node_or_nil(at)
 		return node and node.name or ""
 	end
-	-- The camera's own place is that of the frame before: it is moved after this.
+	-- The camera's position is that of the previous frame: the game moves the camera after this callback.
 	local view = camera:get_pos()
 	local nodes, middle = nodes_around(pos)
 	minetest.log("action", "OCHRE frame " .. minetest.write_json({

@@ -1,32 +1,33 @@
--- The server's side of the recorder. It reads two files in the world's folder, each an object with an `id`:
---   prepare.json {id, seed, biome}              find a dry place under open sky in that biome, load the land around it
---   go.json      {id, time, weather, yaw}       move the player to the place prepared under this id
--- and answers in the log: "OCHRE prepared {id}", "OCHRE placed {id, pos, biome}".
+-- The recorder's server mod. It reads two files in the world's folder, each an object with an `id`:
+--   prepare.json {id, seed, biome}         find a start place on dry land under open sky in that biome, and load
+--                                          the terrain around it
+--   go.json      {id, time, weather, yaw}  move the player to the start place prepared under this id
+-- It answers in the log: "OCHRE prepared {id, pos, biome}", "OCHRE placed {id, pos, biome}".
 
 local WORLD = minetest.get_worldpath()
 local REACH = 20000 -- metres from the origin
-local AROUND = {x = 56, below = 24, above = 40, z = 56} -- land loaded around a place, in metres
-local TOP = 110 -- where the search for the ground starts
-local SAMPLES = 150 -- random places looked at in one server step
-local ROUNDS = 60 -- steps after which any biome will do
+local AROUND = {x = 56, below = 24, above = 40, z = 56} -- metres of terrain to load around a start place
+local TOP = 110 -- height at which the search for the ground starts
+local SAMPLES = 150 -- random positions tested in one server step
+local ROUNDS = 60 -- steps after which any biome is accepted
 
 local player
-local place -- {id, pos, biome}: the one that was prepared last
-local seen = {} -- [file] = id that was read last
+local place -- {id, pos, biome} of the start place that was prepared last
+local last_id = {} -- [file] = id that was read last
 
 local function read_request(file)
 	local f = io.open(WORLD .. "/" .. file, "r")
 	if not f then return end
 	local request = minetest.parse_json(f:read("*a") or "")
 	f:close()
-	if request and request.id ~= seen[file] then
-		seen[file] = request.id
+	if request and request.id ~= last_id[file] then
+		last_id[file] = request.id
 		return request
 	end
 end
 
-local function say(what, content)
-	minetest.log("action", "OCHRE " .. what .. " " .. minetest.write_json(content))
+local function answer(event, content)
+	minetest.log("action", "OCHRE " .. event .. " " .. minetest.write_json(content))
 end
 
 local function biome_at(pos)
@@ -45,7 +46,7 @@ local function is_air(name)
 	return node and not node.walkable and node.liquidtype == "none" and name ~= "ignore"
 end
 
--- Height to stand at, or nil over water, under a roof or in a tree.
+-- Height at which a player can stand, or nil over water, under a roof or in a tree.
 local function standing_height(x, z)
 	local function name(y) return minetest.get_node({x = x, y = y, z = z}).name end
 	for y = TOP, 1, -1 do
@@ -74,9 +75,9 @@ local function try_place(request, random, round, x, z)
 			{x = x - AROUND.x, y = y - AROUND.below, z = z - AROUND.z},
 			{x = x + AROUND.x, y = y + AROUND.above, z = z + AROUND.z},
 			function()
-				if seen["prepare.json"] ~= request.id then return end -- a newer request
+				if last_id["prepare.json"] ~= request.id then return end -- a newer request
 				place = {id = request.id, pos = pos, biome = biome_at(pos)}
-				say("prepared", place)
+				answer("prepared", place)
 			end)
 	end)
 end
@@ -85,7 +86,7 @@ function search(request, random, round)
 	local any = round >= ROUNDS or request.biome == ""
 	for _ = 1, SAMPLES do
 		local x, z = random:next(-REACH, REACH), random:next(-REACH, REACH)
-		-- Low land first; every third round also looks where the game would not let a player start, in the mountains.
+		-- Low land in two of three rounds; in the third, mountains, where the game's own spawn search finds nothing.
 		local y = round % 3 == 2 and 30 or 8
 		if any or biome_at({x = x, y = y, z = z}) == request.biome then
 			y = round % 3 == 2 and y or minetest.get_spawn_level(x, z)
@@ -95,7 +96,7 @@ function search(request, random, round)
 	minetest.after(0, search, request, random, round + 1)
 end
 
-local rain -- id of the drops' spawner
+local rain -- id of the particle spawner
 local function set_weather(name)
 	if rain then minetest.delete_particlespawner(rain) end
 	rain = nil
@@ -127,10 +128,10 @@ local function go(request)
 	player:set_pos(place.pos)
 	player:set_look_horizontal(math.rad(request.yaw))
 	player:set_look_vertical(0)
-	say("placed", place)
+	answer("placed", place)
 end
 
-local waiting -- a go.json whose place is not ready yet
+local waiting -- a go.json whose start place is not ready yet
 minetest.register_globalstep(function()
 	if not player then return end
 	local wanted = read_request("prepare.json")
@@ -149,6 +150,6 @@ minetest.register_on_joinplayer(function(joined)
 		minimap = false, minimap_radar = false,
 	})
 	player:set_armor_groups({immortal = 1})
-	minetest.set_player_privs(player:get_player_name(), {}) -- look and walk, do not dig or build
-	say("joined", {})
+	minetest.set_player_privs(player:get_player_name(), {}) -- the player can look and walk, not dig or build
+	answer("joined", {})
 end)
