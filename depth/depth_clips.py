@@ -24,7 +24,7 @@ from dataset.recordings import (
     read_gamefactory_entries,
     split_key,
 )
-from dataset.surroundings import decode_inverse_distance
+from dataset.surroundings import decode_inverse_ray_distance
 from dataset.token_files import DataError, split_of
 from runtime.video import read_frames, resize, to_float, to_uint8
 from vq_vae.code_space import CodeSpace
@@ -38,7 +38,7 @@ class DepthClip:
     name: str
     pictures: np.ndarray  # [K, Hp, Wp, 3] uint8
     decoded: np.ndarray  # [K] bool: the picture went through the tokenizer
-    codes: np.ndarray  # [K, H, W] uint8, see decode_inverse_distance
+    codes: np.ndarray  # [K, H, W] uint8, see decode_inverse_ray_distance
     pose: np.ndarray  # [K, 5] float32, NaN where unknown
 
 
@@ -181,7 +181,7 @@ class DepthFrames:
     def __init__(self, clips: list[DepthClip], farthest_m: float):
         self.clips = clips
         self.ends = np.cumsum([len(clip.pictures) for clip in clips])
-        inverse = decode_inverse_distance(np.arange(256))
+        inverse = decode_inverse_ray_distance(np.arange(256))
         self.log_inverse = torch.from_numpy(np.log(np.maximum(inverse, 1 / farthest_m)))  # of each code
 
     def __len__(self) -> int:

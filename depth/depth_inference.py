@@ -19,7 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.recordings import Clip, ClipError, gamefactory_track, read_depth_file, read_gamefactory_entries
-from dataset.surroundings import decode_inverse_distance
+from dataset.surroundings import decode_inverse_ray_distance
 from dataset.token_files import SAMPLES
 from depth.depth_clips import (
     find_depth_clips,
@@ -82,7 +82,7 @@ def frames_of_clip(video: Path, count: int, size: tuple[int, int]) -> list[Frame
             f"{video.stem} frame {i}",
             pictures[i],
             float(pitch[i]),
-            None if recorded is None else decode_inverse_distance(recorded.log_inverse[i]),
+            None if recorded is None else decode_inverse_ray_distance(recorded.log_inverse[i]),
         )
         for i in spread(len(pictures), count)
     ]

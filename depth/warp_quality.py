@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.surroundings import FARTHEST, decode_inverse_distance
+from dataset.surroundings import FARTHEST, decode_inverse_ray_distance
 from dataset.token_files import DataError
 from depth.depth_clips import DepthClip
 from depth.predictor import DepthPredictor
@@ -77,7 +77,7 @@ def warp_quality(
         pictures = to_float(torch.from_numpy(clip.pictures))
         pose = torch.from_numpy(clip.pose)
         source, pitch = pictures[starts], pose[starts, 4]
-        recorded = decode_inverse_distance(clip.codes[starts])  # 0 for the sky; to the warp 0 is no point
+        recorded = decode_inverse_ray_distance(clip.codes[starts])  # 0 for the sky; to the warp 0 is no point
         depths = {RECORDED: torch.from_numpy(recorded).clamp(min=1 / FARTHEST)}
         if predictor:
             depths[PREDICTED] = predictor.predict(source, pitch).cpu()

@@ -7,7 +7,7 @@ from conftest import tiny_tokenizer
 from test_depth_net import TINY
 
 from dataset.recordings import ClipError
-from dataset.surroundings import decode_inverse_distance
+from dataset.surroundings import decode_inverse_ray_distance
 from dataset.token_files import DataError
 from depth.depth_clips import (
     DepthClip,
@@ -117,7 +117,7 @@ def test_batches_take_frames_of_all_clips():
     for i, (clip, row) in enumerate([(0, 0), (0, 2), (1, 0), (1, 4)]):
         expected = torch.from_numpy(clips[clip].pictures[row]).permute(2, 0, 1) / 255
         torch.testing.assert_close(batch.pictures[i], expected)
-        inverse = np.maximum(decode_inverse_distance(clips[clip].codes[row]), 1 / 50)
+        inverse = np.maximum(decode_inverse_ray_distance(clips[clip].codes[row]), 1 / 50)
         torch.testing.assert_close(batch.target[i], torch.from_numpy(np.log(inverse)))
         assert batch.pitch[i].item() == pytest.approx(float(clips[clip].pose[row, 4]))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.surroundings import encode_inverse_distance
+from dataset.surroundings import encode_inverse_ray_distance
 from depth.depth_clips import DepthClip
 from depth.depth_pictures import depth_colours, depth_sheet
 from depth.warp_quality import (
@@ -34,7 +34,7 @@ def wall_clip(frames: int = 40) -> DepthClip:
         x, y = (rays[..., i] / rays[..., 2] * left for i in (0, 1))
         colour = torch.stack([torch.sin(3 * x), torch.sin(2 * y), torch.sin(x + y)]) * 0.5 + 0.5
         pictures.append(to_uint8(colour[None])[0].numpy())
-        codes.append(encode_inverse_distance((coarse[..., 2] / left).numpy()))
+        codes.append(encode_inverse_ray_distance((coarse[..., 2] / left).numpy()))
     pose = np.zeros((frames, 5), np.float32)
     pose[:, 2] = 0.1 * np.arange(frames)
     return DepthClip("wall", np.stack(pictures), np.zeros(frames, bool), np.stack(codes), pose)
