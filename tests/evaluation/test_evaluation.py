@@ -5,7 +5,7 @@ move the camera as commanded, or fail in a known way.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -141,21 +141,25 @@ def networks() -> PictureNetworks:
     return PictureNetworks({"perceptual": distance}, distance, None)
 
 
-def measured(section, held_out: HeldOutClips, world: Walker, *more) -> dict[str, float]:
+def measured(section, held_out: HeldOutClips, world: Walker, *more, plan: Plan = PLAN) -> dict[str, float]:
     scores = Scores(0)
-    section(held_out, world, PLAN, *more, scores)
+    section(held_out, world, plan, *more, scores)
     return scores.metrics
 
 
 @pytest.mark.parametrize("gain, pairs", [(1.0, 1.0), (0.0, 0.0), (-1.0, 0.0)])
 def test_pairs_of_opposite_commands(held_out, gain, pairs):
-    found = measured(controllability.control, held_out, Walker(gain))
+    found = measured(controllability.control, held_out, Walker(gain), plan=replace(PLAN, start_windows=2))
     for name in controllability.PAIRS:
         assert found[f"control.pairs_by_frame.{name}"] == pairs, name
     assert found["control.command.jump"] == float(gain > 0)
 
 
-def test_a_pair_needs_both_commands(held_out):
+def test_a_pair_needs_both_commands(held_out, monkeypatch):
+    turns = {name: controllability.COMMANDS[name] for name in ("turn_left", "turn_right")}
+    monkeypatch.setattr(controllability, "COMMANDS", turns)
+    monkeypatch.setattr(controllability, "PAIRS", {"turn": tuple(turns)})
+
     class TurnsRight(Walker):
         def rollout(self, context, actions, pose, description):
             return super().rollout(context, actions.abs(), pose, description)

@@ -229,8 +229,8 @@ def test_batches_do_not_mix_pairs(monkeypatch):
 def test_training_learns_the_turn_and_not_from_shuffled_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "BATCH", 16)
     right, wrong = sliding(tmp_path / "right", 5), sliding(tmp_path / "wrong", 5, shuffled=True)
-    _, learned = training.train_inverse_dynamics(right, 0, CPU, steps=60, pairs=390)
-    _, guessed = training.train_inverse_dynamics(wrong, 0, CPU, steps=60, pairs=390)
+    _, learned = training.train_inverse_dynamics(right, 0, CPU, steps=40, pairs=390)
+    _, guessed = training.train_inverse_dynamics(wrong, 0, CPU, steps=40, pairs=390)
     assert learned["yaw_deg"] < 2.5, "of held-out textures; turns are 7.5 degrees on average"
     assert guessed["yaw_deg"] > 5
 
