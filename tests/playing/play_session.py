@@ -19,9 +19,11 @@ def make_session(tiny, out: Path, names: tuple[str, ...] = ("clip.npz", "other.n
     flags = live_inference.parse_config(words).rollout
     world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision)
     recording = load_recording(tiny.tokens, world)
-    places = [type(recording)(name, recording.tokens, recording.actions, recording.pose) for name in names]
+    start_places = [
+        type(recording)(name, recording.tokens, recording.actions, recording.pose) for name in names
+    ]
     rollout = Rollout(world.model, flags.sampling, flags.seed, world.dtype)
-    session = Session(world, rollout, places, flags.context_frames, out)
+    session = Session(world, rollout, start_places, flags.context_frames, out)
     session.actions_given = []
     predict = session.rollout.predict
 
