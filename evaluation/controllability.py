@@ -100,7 +100,7 @@ def control(
     Returns pictures per command of some windows, every FLOW_EVERY frames: [n, K, 3, Hp, Wp].
     """
     windows = start_windows(held_out, plan)
-    context, before, pose = held_out.batch(windows, plan.main_context)
+    context, before, pose = held_out.clips.batch(windows, plan.main_context)
     last = held_out.decode(context[:, -1:])
     recorded = recorded_commands(held_out, plan)
     examples: dict[str, Tensor] = {}
@@ -114,7 +114,7 @@ def control(
             continue
         sources = [("", pictures, windows[:, 0])]
         if name in recorded:
-            seconds = held_out.decode(held_out.batch(recorded[name], FRAMES + 1)[0])
+            seconds = held_out.decode(held_out.clips.batch(recorded[name], FRAMES + 1)[0])
             sources.append(("recording.", seconds, recorded[name][:, 0]))
         for prefix, frames, clips in sources:
             for suffix, every in FLOW_STEPS.items():
@@ -166,7 +166,7 @@ def rotation(
     Returns commanded and measured degrees [M] about the commanded axis, for the plot.
     """
     windows = start_windows(held_out, plan)
-    context, before, pose = held_out.batch(windows, plan.main_context)
+    context, before, pose = held_out.clips.batch(windows, plan.main_context)
     start_pitch = held_out.view_angles(windows, plan.main_context)[:, -1, 1].numpy()  # [N]
     last = held_out.decode(context[:, -1:])
     errors, clips, commanded, measured = [], [], [], []
@@ -201,7 +201,7 @@ def _recorded_rotation(held_out: HeldOutClips, plan: Plan, scores: Scores) -> No
     pairs = thin(pairs_at_rest(held_out, turning=True), 4 * plan.start_windows)
     if not len(pairs):
         return
-    tokens, _, pose = held_out.batch(pairs, 2)
+    tokens, _, pose = held_out.clips.batch(pairs, 2)
     angles = pose[..., 3:].numpy()
     found = measured_rotations(held_out.decode(tokens), angles[:, :1, 1], held_out.fov)
     error = np.hypot(*np.moveaxis(found - wrap(np.diff(angles, axis=1)), -1, 0)).reshape(-1)
@@ -257,22 +257,22 @@ def standing_still(held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan
     """Change of the picture while there is no action.
 
     `still.change`: mean change between frames; `still.flicker`: share of edges that appear or disappear;
-    `recording.still.*` and `true_pictures.still.*`: the same of the decoded recording and of the original
+    `recording.still.*` and `original.still.*`: the same of the decoded recording and of the original
     pictures of the same frames; `still.change_ratio`, `still.flicker_ratio`: over the decoded recording's.
     """
     windows = still_windows(held_out, plan)
     if not len(windows):
         return
     start, length = plan.main_context, FRAMES // 2
-    tokens, actions, pose = held_out.batch(windows, start + length)
+    tokens, actions, pose = held_out.clips.batch(windows, start + length)
     generated = evaluated.rollout(tokens[:, :start], actions, pose[:, :start], "standing still")
     # From the first generated frame on: its difference from the last recorded frame is no flicker.
     sources = {"": held_out.decode(generated), "recording.": held_out.decode(tokens[:, start:])}
-    true_pictures = held_out.true_pictures(windows, start + np.arange(length))
+    original_pictures = held_out.original_pictures(windows, start + np.arange(length))
     for name, measure in (("change", metrics.mean_change), ("flicker", metrics.edge_flicker)):
         for prefix, pictures in sources.items():
             scores.mean(f"{prefix}still.{name}", measure(pictures).numpy(), windows[:, 0])
-        if true_pictures:
-            values = torch.stack([measure(pictures) for pictures in true_pictures.values()])
-            scores.mean(f"true_pictures.still.{name}", values.numpy(), windows[list(true_pictures), 0])
+        if original_pictures:
+            values = torch.stack([measure(pictures) for pictures in original_pictures.values()])
+            scores.mean(f"original.still.{name}", values.numpy(), windows[list(original_pictures), 0])
         scores.ratio(f"still.{name}_ratio", f"still.{name}", f"recording.still.{name}")

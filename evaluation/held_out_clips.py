@@ -58,16 +58,12 @@ class HeldOutClips:
         """`spread_windows` over these clips."""
         return spread_windows(self.lengths, span, count, self.seed)
 
-    def batch(self, windows: np.ndarray, span: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows [N, 2] -> tokens, actions and poses, see `TokenClips.batch`."""
-        return self.clips.batch(windows, span)
-
     def view_angles(self, windows: np.ndarray, span: int) -> Tensor:
         """Yaw and pitch in degrees of each frame [N, span, 2]: recorded, else summed up from the actions.
 
         Without recorded poses the pitch at the window's start counts as level.
         """
-        _, actions, pose = self.batch(windows, span)
+        _, actions, pose = self.clips.batch(windows, span)
         recorded, turns = pose[..., 3:], actions[..., [YAW, PITCH]] * self.degrees_per_unit
         summed = torch.cat([torch.zeros_like(recorded[:, :1]), turns.cumsum(1)], 1)
         return torch.where(recorded.isfinite(), recorded, summed)
@@ -85,7 +81,7 @@ class HeldOutClips:
         tokens = self.tokenizer.encode_frames(pictures.reshape(-1, *pictures.shape[-3:]))
         return tokens.reshape(*pictures.shape[:-3], *tokens.shape[1:])
 
-    def true_pictures(self, windows: np.ndarray, frames: np.ndarray) -> dict[int, Tensor]:
+    def original_pictures(self, windows: np.ndarray, frames: np.ndarray) -> dict[int, Tensor]:
         """Original pictures of the windows whose video can be opened: window index -> [F, 3, Hp, Wp].
 
         In [0, 1]. `frames` [F] are offsets from a window's start. Each video is decoded once, in order.
@@ -93,7 +89,7 @@ class HeldOutClips:
         return dict(self._read_pictures(windows, frames))
 
     def _read_pictures(self, windows: np.ndarray, frames: np.ndarray) -> Iterator[tuple[int, Tensor]]:
-        """The items of `true_pictures`."""
+        """The items of `original_pictures`."""
         size, method = self.manifest.picture_size, self.manifest.resize
         for clip in tqdm(np.unique(windows[:, 0]), desc="original pictures", unit="clip", leave=False):
             entry = self.clips.entries[clip]

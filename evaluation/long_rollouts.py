@@ -56,7 +56,7 @@ def measure(
     """
     clips, actions = long_contexts(held_out, plan)
     codes = held_out.manifest.codebook_size
-    context, _, pose = held_out.batch(np.stack([clips, np.zeros_like(clips)], 1), plan.main_context)
+    context, _, pose = held_out.clips.batch(np.stack([clips, np.zeros_like(clips)], 1), plan.main_context)
     generated = evaluated.rollout(context, actions, pose, f"{plan.long_frames} frames")
     length = plan.main_context + plan.long_frames
     recordings = [torch.from_numpy(held_out.clips.tokens[c][:length].astype(np.int64)) for c in clips]

@@ -34,7 +34,7 @@ def measure(
     """
     windows = thin(start_windows(held_out, plan), plan.memory_windows)
     clips = windows[:, 0]
-    context, before, pose = held_out.batch(windows, plan.main_context)
+    context, before, pose = held_out.clips.batch(windows, plan.main_context)
     left = context[:, -1]
     angles = held_out.view_angles(windows, plan.main_context)[:, -1]
     pose_left = torch.cat([torch.zeros(len(windows), 3), angles], 1)
@@ -147,12 +147,12 @@ def measure_look_aways(
             continue
         clips, left, lengths = segments[:, 0], segments[:, 1], segments[:, 2] - segments[:, 1]
         windows = np.stack([clips, left - given + 1], 1)
-        context, before, pose = held_out.batch(windows, given)
+        context, before, pose = held_out.clips.batch(windows, given)
         actions = torch.zeros(len(segments), given - 1 + lengths.max(), 5)
         actions[:, : given - 1] = before
         truth = torch.empty_like(context[:, -1])
         for n, (clip, i, j) in enumerate(segments):
-            tokens, recorded_actions, _ = held_out.batch(np.array([(clip, i)]), j - i + 1)
+            tokens, recorded_actions, _ = held_out.clips.batch(np.array([(clip, i)]), j - i + 1)
             truth[n] = tokens[0, -1]
             actions[n, given - 1 : given - 1 + j - i] = recorded_actions[0]
         rollout = evaluated.rollout(context, actions, pose, f"recorded look-aways, {angle} degrees")

@@ -71,7 +71,7 @@ def rollout_pictures(
     indices = np.unique(np.linspace(0, len(recorded.windows) - 1, VIDEO_WINDOWS).round().astype(int))
     windows, every = recorded.windows[indices], np.arange(frame_count)
     decoded = held_out.decode(recorded.tokens[indices, last:])  # [n, frame_count, 3, Hp, Wp]
-    original = held_out.true_pictures(windows, last + every)
+    original = held_out.original_pictures(windows, last + every)
     columns = {"truth": torch.stack([original.get(n, decoded[n]) for n in range(len(windows))])}
     columns["recording"] = decoded
     for result in results:
@@ -191,14 +191,12 @@ def control_plot(path: Path, results: list[Result]) -> Path:
         pairs.bar(np.arange(len(PAIRS)) + shift, found, width)
         found = [result.scores.metrics.get(f"control.idm.{name}", np.nan) for name in key_names]
         keys.bar(np.arange(len(key_names)) + shift, found, width)
-    for source, marker in (("recording", "_"), ("true_pictures", "x")):
+    for source, marker in (("recording", "_"), ("original", "x")):
         found = [results[0].scores.metrics.get(f"{source}.control.idm.{name}", np.nan) for name in key_names]
-        keys.plot(
-            np.arange(len(key_names)), found, marker, color="black", ms=10, label=source.replace("_", " ")
-        )
+        keys.plot(np.arange(len(key_names)), found, marker, color="black", ms=10, label=source)
     ends = [min(speeds), max(speeds)]
     turns.plot(ends, ends, color="black", lw=0.8, label="exact")
-    turns.set(title="Rotation by the best homography (quartiles)", xlabel="commanded, degrees per frame",
+    turns.set(title="Measured rotation (quartiles)", xlabel="commanded, degrees per frame",
               ylabel="measured, degrees per frame")  # fmt: skip
     pairs.axhline(0.25, color="black", ls=":", lw=0.8, label="chance")
     pairs.set(title="Opposite commands, both in the right direction", ylim=(0, 1))

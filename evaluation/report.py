@@ -164,7 +164,7 @@ def compared_key(name: str, key: str) -> str:
     The inverse-dynamics network was trained on original pictures, so its recording is the original pictures.
     """
     if name == "recording" and key.startswith("control.idm."):
-        name = "true_pictures"
+        name = "original"
     return f"{name}.{key}"
 
 

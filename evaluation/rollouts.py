@@ -53,7 +53,7 @@ class RecordedWindows:
     frames: np.ndarray  # [F] measured frames, counted from the last frame of the context
     sources: dict[str, FrameSet]  # "recording" (decoded true tokens) and the baselines
     # Window index -> original pictures [1+F, 3, Hp, Wp], the context's last frame first.
-    true_pictures: dict[int, Tensor]
+    original_pictures: dict[int, Tensor]
 
     @property
     def clips(self) -> np.ndarray:
@@ -72,9 +72,9 @@ def read_windows(held_out: HeldOutClips, plan: Plan, networks: PictureNetworks) 
     """The recorded windows with their original pictures, and the baselines with their metrics."""
     windows = held_out.windows(plan.span, plan.windows)
     frames, last = measured_frames(plan), max(plan.contexts) - 1
-    true_pictures = held_out.true_pictures(windows, last + np.concatenate([[0], frames]))
-    tokens, actions, _ = held_out.batch(windows, plan.span)
-    recorded = RecordedWindows(windows, tokens, actions, frames, {}, true_pictures)
+    original_pictures = held_out.original_pictures(windows, last + np.concatenate([[0], frames]))
+    tokens, actions, _ = held_out.clips.batch(windows, plan.span)
+    recorded = RecordedWindows(windows, tokens, actions, frames, {}, original_pictures)
     truth, last_tokens = tokens[:, last + frames], tokens[:, last : last + 1]
     last_picture = held_out.decode(last_tokens)  # [N, 1, 3, Hp, Wp]
     recorded.sources["recording"] = FrameSet(truth, held_out.decode(truth))
@@ -107,7 +107,7 @@ def warp_picture(
     picture, since a chain of warps would blur. None with `moves` where poses were not recorded.
     """
     angles = held_out.view_angles(windows, span)
-    place = held_out.batch(windows, span)[2][..., :3] if moves else torch.zeros(*angles.shape[:2], 3)
+    place = held_out.clips.batch(windows, span)[2][..., :3] if moves else torch.zeros(*angles.shape[:2], 3)
     if not place.isfinite().all():
         return None
     pose = torch.cat([place, angles], -1)
@@ -157,8 +157,8 @@ def compare(
     for window in range(N):
         if with_tokens:
             compare_pictures(window, truth.pictures[window], "psnr_tokens", "")
-        if window in recorded.true_pictures:
-            compare_pictures(window, recorded.true_pictures[window][1:], "psnr_frames", "_frames")
+        if window in recorded.original_pictures:
+            compare_pictures(window, recorded.original_pictures[window][1:], "psnr_frames", "_frames")
 
 
 def flow_series(last_picture: Tensor, source: FrameSet, frames: np.ndarray) -> np.ndarray:
@@ -197,7 +197,7 @@ def measure(
         rollouts[name] = evaluated.rollout(
             recorded.tokens[:, given],
             recorded.actions[:, given.start :],
-            held_out.batch(recorded.windows + [0, given.start], context)[2],
+            held_out.clips.batch(recorded.windows + [0, given.start], context)[2],
             f"rollouts, context {context}",
         )
         generated = rollouts[name][:, recorded.frames - 1]
@@ -285,7 +285,7 @@ def report_inverse_dynamics(
     """`control.idm.*`: errors of the actions that the network predicts from the rollout's first MEAN frames.
 
     Of the model (prefix ""), the baselines, the decoded recording and the original pictures
-    (`true_pictures.control.idm.*`).
+    (`original.control.idm.*`).
     """
     steps = int((np.diff(recorded.frames, prepend=0) == 1).cumprod().sum())  # measured without a gap
     first = recorded.tokens.shape[1] - 1 - recorded.frames[-1]
@@ -311,9 +311,9 @@ def report_inverse_dynamics(
     every = np.arange(len(recorded.windows))
     for prefix, source in {**compared, "recording.": recorded.sources["recording"]}.items():
         report(prefix, torch.cat([last_picture, source.pictures[:, :steps]], 1), every)
-    if recorded.true_pictures:
-        pictures = torch.stack([p[: 1 + steps] for p in recorded.true_pictures.values()])
-        report("true_pictures.", pictures, np.array(list(recorded.true_pictures)))
+    if recorded.original_pictures:
+        pictures = torch.stack([p[: 1 + steps] for p in recorded.original_pictures.values()])
+        report("original.", pictures, np.array(list(recorded.original_pictures)))
 
 
 def report_delta_psnr(
@@ -336,7 +336,7 @@ def report_delta_psnr(
     generated = evaluated.rollout(
         recorded.tokens[:, begin : begin + context],
         actions,
-        held_out.batch(recorded.windows + [0, begin], context)[2],
+        held_out.clips.batch(recorded.windows + [0, begin], context)[2],
         "other actions",
     )
     truth = recorded.sources["recording"].pictures

@@ -62,7 +62,9 @@ def predict(
     total = sum(count for _, _, count in selected)
     with tqdm(total=total, desc=f"{evaluated.name}: teacher-forced", unit="frame", leave=False) as bar:
         for part in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
-            batches = [held_out.batch(np.array([(clip, start)]), count + 1) for clip, start, count in part]
+            batches = [
+                held_out.clips.batch(np.array([(clip, start)]), count + 1) for clip, start, count in part
+            ]
             tokens, actions, poses = (
                 [x[0].to(device) for x in field] for field in zip(*batches, strict=True)
             )

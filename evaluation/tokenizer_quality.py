@@ -27,6 +27,6 @@ def measure(held_out: HeldOutClips, recorded: RecordedWindows, scores: Scores) -
     scores.add("tokenizer.perplexity", perplexity)
     pairs = pairs_at_rest(held_out, turning=False)
     if len(pairs):
-        tokens = held_out.batch(pairs, 2)[0]
+        tokens = held_out.clips.batch(pairs, 2)[0]
         flips = metrics.flip_rate(tokens[:, 0], tokens[:, 1])
         scores.mean("tokenizer.flip_rate", flips.numpy(), pairs[:, 0])

@@ -138,7 +138,7 @@ def test_a_kept_primed_rollout_does_not_change_the_result(files, tokenizer):
     torch.manual_seed(1)
     world = evaluated(ConvGRUWorldModel(TINY_WORLD, tokenizer))
     windows = held_out.windows(9, 20)  # more than one batch
-    tokens, actions, pose = held_out.batch(windows, 9)
+    tokens, actions, pose = held_out.clips.batch(windows, 9)
     pose = pose[:, :5]
     inputs = [
         (tokens[:, :5], actions, pose),
@@ -290,7 +290,7 @@ def test_original_pictures_are_those_of_the_kept_frames(files, tokenizer):
     held_out = held_out_of(files, tokenizer, "val")
     windows = np.array([(1, 4), (2, 0), (0, 0), (1, 1)])
     frames = np.array([16, 17, 20])
-    found = held_out.true_pictures(windows, frames)
+    found = held_out.original_pictures(windows, frames)
     assert sorted(found) == [0, 2, 3], "none for the clip without a video"
     for n in found:
         clip, start = windows[n]
@@ -302,7 +302,7 @@ def test_original_pictures_are_those_of_the_kept_frames(files, tokenizer):
 def test_the_recording_row_is_the_decoded_truth(files, model, tokenizer, monkeypatch):
     held_out = held_out_of(files, tokenizer, "val")
     found = roll_out(evaluated(model), held_out, [(0, 3), (2, 3)], monkeypatch)
-    original = held_out.true_pictures(np.array([(0, 3)]), np.arange(16, 36))[0]
+    original = held_out.original_pictures(np.array([(0, 3)]), np.arange(16, 36))[0]
     with torch.no_grad():
         decoded = tokenizer.decode(torch.from_numpy(held_out.clips.tokens[0][19:39].astype(np.int64)))
     expected = psnr(decoded, original)
@@ -363,7 +363,7 @@ def test_metrics_are_flat_and_complete(run):
     wanted |= {"control.delta_psnr", "long.collapse_frame", "long.fd_ratio", "long.codes_ratio"}
     wanted |= {f"control.pairs.{name}" for name in ("turn", "look", "forward_back", "strafe")}
     for name in ("yaw_deg", "pitch_deg", "move_x_f1", "move_z_f1", "jump_f1"):
-        wanted |= {f"{source}control.idm.{name}" for source in ("", "true_pictures.", "recording.")}
+        wanted |= {f"{source}control.idm.{name}" for source in ("", "original.", "recording.")}
     for angle in (30, 60, 90, 180):
         wanted |= {f"memory.deg{angle}.token_agreement", f"memory.deg{angle}.away_agreement"}
     wanted |= {f"tokenizer.{name}" for name in ("psnr", "ssim", "perceptual", "used_codes", "perplexity")}

@@ -222,7 +222,7 @@ def test_baselines_are_warped_by_the_true_poses(held_out, networks):
 def test_the_rotated_copy_is_exact_where_only_the_camera_rotated(held_out):
     """Compared in the middle, which both pictures show."""
     windows = controllability.pairs_at_rest(held_out, turning=True)[:3]
-    last = held_out.decode(held_out.batch(windows, 2)[0])
+    last = held_out.decode(held_out.clips.batch(windows, 2)[0])
     warped = rollouts.warp_picture(held_out, windows, 2, last[:, :1], 0, np.array([1]), moves=False)
     inner = (slice(None), slice(None), slice(12, 60), slice(30, 98))
     error = (warped[:, 0] - last[:, 1])[inner].abs().mean()
