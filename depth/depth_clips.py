@@ -38,16 +38,23 @@ class DepthClip:
     name: str
     pictures: np.ndarray  # [K, Hp, Wp, 3] uint8
     decoded: np.ndarray  # [K] bool: the picture went through the tokenizer
-    codes: np.ndarray  # [K, H, W] uint8, see decode_inverse_ray_distance
+    codes: np.ndarray | None  # [K, H, W] uint8, see decode_inverse_ray_distance; None: recorded without depth
     pose: np.ndarray  # [K, 5] float32, NaN where unknown
 
 
-def find_depth_clips(folders: str) -> list[Clip]:
-    """All clips with depth in folders given as "FOLDER,FOLDER,...". Raises DataError if there is none."""
+def find_depth_clips(folders: str, need_depth: bool = True) -> list[Clip]:
+    """All clips in folders given as "FOLDER,FOLDER,..."; only those with depth if `need_depth`.
+
+    Raises DataError if there is none.
+    """
     found = []
     for folder in filter(None, folders.split(",")):
         _, clips = find_clips(Path(folder), "gamefactory", Path(folder) / "depth")
-        found += [c for c in clips if depth_path(c.video).is_file() and c.metadata.is_file()]
+        found += [
+            clip
+            for clip in clips
+            if clip.metadata.is_file() and (not need_depth or depth_path(clip.video).is_file())
+        ]
     if not found:
         raise DataError(
             f"{folders}: no clip with depth in it; expected depth/NAME.npz beside metadata/NAME.json and "
@@ -71,11 +78,12 @@ def read_clip(clip: Clip, step: int, picture: tuple[int, int]) -> DepthClip:
     """
     entries = read_gamefactory_entries(clip.metadata)
     _, pose = gamefactory_track(entries, clip.metadata)
-    codes = read_depth_file(clip.video, len(pose)).log_inverse
+    recorded = read_depth_file(clip.video, len(pose))
+    codes = None if recorded is None else recorded.log_inverse[::step]
     kept = range(0, len(pose), step)
     frames = read_frames(clip.video, list(kept), len(pose))
     pictures = np.stack([resize(frame, *picture) for frame in frames])
-    return DepthClip(clip.name, pictures, np.zeros(len(kept), bool), codes[::step], pose[::step])
+    return DepthClip(clip.name, pictures, np.zeros(len(kept), bool), codes, pose[::step])
 
 
 def load_clips(

@@ -132,7 +132,7 @@ def show(frames: list[Frame], predictor: DepthPredictor, tokenizer: Tokenizer | 
 
 def print_warp_quality(options: Options, predictor: DepthPredictor, tokenizer: Tokenizer) -> None:
     """Prints the table of warp_quality.py for --warp. Raises DataError, ClipError or VideoError."""
-    found = find_depth_clips(options.warp)
+    found = find_depth_clips(options.warp, need_depth=False)
     clips: list[Clip] = split_clips(found, options.val_fraction)["val"] if options.held_out else found
     if not clips:
         raise ClipError(
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     source.add_argument("--photos", type=Path, nargs="+", default=[], help="pictures")
     source.add_argument(
-        "--warp", default="", help="FOLDER,FOLDER of clips with depth: print the PSNR of warps"
+        "--warp", default="", help="FOLDER,FOLDER of clips with poses: print the PSNR of warps"
     )
     parser.add_argument("--held_out", action="store_true", help="--warp: only held-out worlds")
     parser.add_argument("--val_fraction", type=float, default=0.1, help="--held_out: share of the worlds")

@@ -1,4 +1,4 @@
-"""What a depth is good for: how well a frame, warped by its depth, shows a later frame.
+"""The quality of a depth: how well a frame, warped by its depth, shows a later frame.
 
 A recorded frame is warped to the recorded pose of a later one, by several depths of the source frame, and
 compared with the later frame. Nothing else is learnt or filled in, so the PSNR measures the depth alone.
@@ -49,7 +49,7 @@ class WarpQuality:
         for kind, values in self.rows.items():
             lines.append(f"{kind:45s}" + "".join(f"{values[h]:7.2f}" for h in horizons))
         for kind in (PREDICTED, DECODED):
-            if kind in self.rows:
+            if kind in self.rows and RECORDED in self.rows:
                 shares = "".join(f"{self.gain_share(kind, h):7.2f}" for h in horizons)
                 lines.append(f"{f'{kind}: share of gain':45s}{shares}")
         return "\n".join(lines)
@@ -63,11 +63,11 @@ def warp_quality(
     horizons: Sequence[int] = HORIZONS,
     every: int = EVERY,
 ) -> WarpQuality:
-    """Warps frames of whole clips (step 1), by their recorded depth and what `predictor` makes of them.
+    """Warps frames of whole clips (step 1) by their recorded depth and by the predicted one.
 
-    With `tokenizer` also by what it makes of the frame encoded and decoded; the frame that is warped is
-    always the recorded one. `fov` is the vertical field of view in degrees. Raises DataError if all
-    clips are too short.
+    The recorded depth is left out unless all clips have it. With `tokenizer` the depth is also predicted from
+    the encoded and decoded frame; the frame that is warped is always the recorded one. `fov` is the vertical
+    field of view in degrees. Raises DataError if all clips are too short.
     """
     values: dict[str, dict[int, list[Tensor]]] = {}
     for clip in clips:
@@ -77,8 +77,10 @@ def warp_quality(
         pictures = to_float(torch.from_numpy(clip.pictures))
         pose = torch.from_numpy(clip.pose)
         source, pitch = pictures[starts], pose[starts, 4]
-        recorded = decode_inverse_ray_distance(clip.codes[starts])  # 0 for the sky; to the warp 0 is no point
-        depths = {RECORDED: torch.from_numpy(recorded).clamp(min=1 / FARTHEST)}
+        depths = {}
+        if clip.codes is not None:  # decoded to 0 for the sky, which the warp would take for "no point"
+            recorded = torch.from_numpy(decode_inverse_ray_distance(clip.codes[starts]))
+            depths[RECORDED] = recorded.clamp(min=1 / FARTHEST)
         if predictor:
             depths[PREDICTED] = predictor.predict(source, pitch).cpu()
             if tokenizer:
@@ -90,15 +92,20 @@ def warp_quality(
                 values.setdefault(kind, {}).setdefault(horizon, []).append(found)
     if not values:
         raise DataError(f"none of the clips has {FIRST + max(horizons) + 1} frames; give longer clips")
-    means = {k: {h: torch.cat(v).mean().item() for h, v in row.items()} for k, row in values.items()}
-    return WarpQuality(means, sum(map(len, values[COPY][horizons[0]])))
+    windows = sum(map(len, values[COPY][horizons[0]]))
+    means = {
+        kind: {h: torch.cat(v).mean().item() for h, v in row.items()}
+        for kind, row in values.items()
+        if sum(map(len, row[horizons[0]])) == windows
+    }
+    return WarpQuality(means, windows)
 
 
 def _warps(
     source: Tensor, depths: dict[str, Tensor], pose_from: Tensor, pose_to: Tensor, fov: float
 ) -> dict[str, Tensor]:
     """Frames [N, 3, Hp, Wp] warped in all ways, and the share of each view that is visible [N]."""
-    size = next(iter(depths.values())).shape[-2:]
+    size = source.shape[-2] // 2, source.shape[-1] // 2
     # Relative poses: in float32 projections lose centimetres far from the world's origin.
     pose_to = camera.relative_to(pose_to, pose_from)
     pose_from = camera.relative_to(pose_from, pose_from)

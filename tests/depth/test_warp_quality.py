@@ -1,5 +1,7 @@
 """The PSNR of warped frames, on a wall whose depth is known exactly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,18 @@ def test_recorded_depth_warps_best():
     assert found.rows[RECORDED][8] > 30
     text = found.table()
     assert "3 windows" in text and all(kind in text for kind in found.rows)
+
+
+def test_clips_without_recorded_depth_have_the_other_rows():
+    clip = wall_clip()
+    bare = replace(clip, codes=None)
+    found = warp_quality([bare], FOV, horizons=(1, 8), every=8)
+    assert set(found.rows) == {COPY, ROTATION, GROUND}
+    whole = warp_quality([clip, bare], FOV, horizons=(1, 8), every=8)
+    assert RECORDED not in whole.rows, "the mean would be over other windows"
+    assert whole.windows == 2 * found.windows and whole.rows[GROUND][8] == pytest.approx(
+        found.rows[GROUND][8]
+    )
 
 
 def test_gain_share_by_hand():
