@@ -10,6 +10,7 @@ import live_inference
 from dataset.token_files import SAMPLE_TOKENS, SAMPLES, Manifest, read_token_file, unpack_indices
 from dataset.windows import TokenClips
 from metrics import psnr, token_accuracy
+from rollout.action_script import WALK, parse
 from rollout.context import START_PLACES
 from rollout.rollout import Rollout
 from rollout.sampling import PLAY
@@ -128,6 +129,6 @@ def test_make_play_without_a_display(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "no display" in printed and "frames/s" in printed
     frames = list(read_frames(tmp_path / "play.mp4"))
-    assert len(frames) == len(live_inference.parse(live_inference.WALK))
+    assert len(frames) == len(parse(WALK))
     assert frames[0].shape == (72 * live_inference.VIDEO_SCALE, 128 * live_inference.VIDEO_SCALE, 3)
     assert (tmp_path / "play.png").is_file()
