@@ -16,7 +16,9 @@ which takes a few seconds. Wrong alignment, signs or field of view give a warnin
 --no_check skips this; python record.py --check CLIPS prints the whole table.
 
 Where clips have depth files (dataset/surroundings.py), the token files also get depth, at twice the
-resolution of the token grid, and the nodes around the player.
+resolution of the token grid, and the nodes around the player. With --depth predicted, the depth network
+--depth_ckpt (depth/) predicts depth from the pictures of all other clips; it knows no nodes. The manifest
+says for each clip where its depth comes from. --depth none ignores the depth files.
 
 Whole clips are held out for validation; whole worlds where the metadata has a world_seed.
 
@@ -37,16 +39,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset.manifests import is_done, join_manifests, load_manifests, shard_manifest
+from dataset.manifests import is_done, join_manifests, load_manifests, shard_manifest, wanted_depth
 from dataset.picture_check import check_pictures
-from dataset.recordings import PLANS, Clip, ClipError, camera_unit, find_clips, has_depth
+from dataset.recordings import PLANS, Clip, ClipError, camera_unit, find_clips
 from dataset.surroundings import SCALE
-from dataset.token_files import MANIFEST, ClipEntry, Manifest
+from dataset.token_files import MANIFEST, PREDICTED, RECORDED, ClipEntry, Manifest, depth_source
+from depth.predictor import SHIPPED_DEPTH, load_depth
+from preprocessing.clip_encoder import EncodeJob, Outcome, encode_clips, skipped, video_path
 from runtime.config import positive_int
 from runtime.device import pick_device
 from runtime.errors import run_script
 from runtime.video import RESIZE
-from vq_vae.clip_encoder import EncodeJob, Outcome, encode_clips, skipped, video_path
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
 
 SAVE_EVERY = 5.0  # seconds between two saves of the manifest
@@ -62,6 +65,8 @@ class PreprocessConfig:
     source: str  # "auto" or a key of PLANS
     fps: float
     tokenizer: Path
+    depth: str  # "none", RECORDED or PREDICTED
+    depth_ckpt: Path
     batch: int
     workers: int
     shard: tuple[int, int]  # index from 1, number of shards
@@ -103,8 +108,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--source", choices=("auto", *PLANS), default="auto", help="layout of the clips (default: detected)")
     add("--fps_target", type=float, default=16.0, help="frames per second to keep (default 16; v2: 8)")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, metavar="PATH", help="tokenizer checkpoint")
+    depth_help = "depth in the token files: as recorded (default); predicted where none is recorded; or none"
+    add("--depth", choices=(RECORDED, PREDICTED, "none"), default=RECORDED, help=depth_help)
+    depth_ckpt_help = f"depth network for --depth predicted (default {SHIPPED_DEPTH.name} in checkpoints/)"
+    add("--depth_ckpt", type=Path, metavar="PATH", help=depth_ckpt_help)
     add("--encode_batch", type=positive_int, default=64, help="pictures encoded at once (default 64)")
-    add("--workers", type=positive_int, default=1, help="processes, each with its own tokenizer (default 1)")
+    add("--workers", type=positive_int, default=1, help="processes, each with its own networks (default 1)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="encode part I of N, I from 1 to N")
     val_help = "share of clips, or of worlds where the metadata has a world_seed, held out (default 0.1)"
     add("--val_fraction", type=float, default=0.1, help=val_help)
@@ -141,6 +150,8 @@ def parse(argv: list[str] | None) -> PreprocessConfig:
         source=args.source,
         fps=args.fps_target,
         tokenizer=args.vqvae_ckpt,
+        depth=args.depth,
+        depth_ckpt=args.depth_ckpt or SHIPPED_DEPTH,
         batch=args.encode_batch,
         workers=args.workers,
         shard=args.shard,
@@ -185,6 +196,8 @@ def run(config: PreprocessConfig) -> int:
     job = EncodeJob(
         out_dir=config.out_dir,
         checkpoint=config.tokenizer,
+        depth=config.depth,
+        depth_checkpoint=config.depth_ckpt,
         device=str(pick_device(config.device)),
         batch=config.batch,
         keep_failed=config.keep_failed,
@@ -208,7 +221,16 @@ def run(config: PreprocessConfig) -> int:
 
 
 def settings_of(config: PreprocessConfig, source: str, clips: list[Clip], tokenizer: Tokenizer) -> Manifest:
-    """An empty manifest with the run's settings."""
+    """An empty manifest with the run's settings. Raises CheckpointError for a bad depth network."""
+    sources = {wanted_depth(clip, config.depth) for clip in clips}
+    network = load_depth(config.depth_ckpt) if config.depth == PREDICTED else None
+    if network and network.config.vertical_fov_degrees != config.vertical_fov:
+        print(
+            f"warning: {config.depth_ckpt} was trained on a vertical field of view of "
+            f"{network.config.vertical_fov_degrees:g} degrees, --vertical_fov is {config.vertical_fov:g}: "
+            "its distances will be less accurate",
+            file=sys.stderr,
+        )
     return Manifest(
         fps=config.fps,
         picture_size=[tokenizer.config.height, tokenizer.config.width],
@@ -222,7 +244,8 @@ def settings_of(config: PreprocessConfig, source: str, clips: list[Clip], tokeni
         trim_seconds=config.trim_seconds,
         precision=config.precision,
         val_fraction=config.val_fraction,
-        depth_scale=SCALE if any(map(has_depth, clips)) else None,
+        depth_scale=SCALE if sources != {""} else None,
+        depth_network=network.fingerprint if PREDICTED in sources else "",
     )
 
 
@@ -247,7 +270,7 @@ def encode_missing(
     The manifest is written before the first token file, so the settings of any token file in the folder are
     known.
     """
-    settings = job.settings
+    settings, out_dir = job.settings, job.out_dir
     waiting = []
 
     def record(outcome: Outcome) -> Outcome:
@@ -260,15 +283,17 @@ def encode_missing(
 
     def save() -> None:
         settings.clips = list(entries.values())
-        settings.save(job.out_dir, manifest_name)
+        settings.save(out_dir, manifest_name)
 
     save()
     try:
         for clip in clips:
             try:
-                if is_done(clip, entries.get(clip.name), job.out_dir, settings):
-                    # The clips may have been moved since.
-                    entry = replace(entries[clip.name], video=video_path(clip, job.out_dir))
+                entry = entries.get(clip.name)
+                if is_done(clip, entry, out_dir, settings, wanted_depth(clip, job.depth)):
+                    # The clips may have been moved since; older manifests do not say where depth comes from.
+                    source = depth_source(out_dir / entry.file)
+                    entry = replace(entry, video=video_path(clip, out_dir), depth=source)
                     yield record(Outcome(clip.name, entry))
                 else:
                     waiting.append(clip)
@@ -309,6 +334,10 @@ def summary(outcomes: list[Outcome], manifest: Manifest, out_dir: Path, elapsed:
         f"{out_dir / MANIFEST}: {len(manifest.clips)} clips ({splits['train']} train, {splits['val']} val), "
         f"{total} frames at {manifest.fps:g} FPS, {len(manifest.skipped)} skipped"
     )
+    sources = Counter(clip.depth or "without" for clip in manifest.clips)
+    if set(sources) - {"without"}:
+        parts = [f"{sources[name]} {name}" for name in (RECORDED, PREDICTED, "without") if sources[name]]
+        lines.append(f"depth of the clips: {', '.join(parts)}")
     return "\n".join(lines)
 
 

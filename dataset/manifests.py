@@ -6,7 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from dataset.recordings import Clip, ClipError, has_depth
-from dataset.token_files import EXTRAS, MANIFEST, ClipEntry, DataError, Manifest, read_token_file
+from dataset.token_files import (
+    EXTRAS,
+    MANIFEST,
+    PREDICTED,
+    RECORDED,
+    ClipEntry,
+    DataError,
+    Manifest,
+    depth_source,
+    read_token_file,
+)
 
 # Fields that must agree between a run and the manifests already in its folder.
 SETTINGS = (
@@ -23,6 +33,8 @@ SETTINGS = (
     "precision",
     "val_fraction",
 )
+# Fields that must agree where both are set.
+DEPTH_SETTINGS = ("depth_scale", "depth_network")
 
 
 def shard_manifest(index: int, shards: int) -> str:
@@ -35,8 +47,8 @@ def load_manifests(
 ) -> tuple[dict[str, ClipEntry], dict[str, dict], Manifest]:
     """Reads all manifests in `out_dir`: entries and skipped clips by name; the newest manifest counts.
 
-    Also returns `settings` with the camera unit of these manifests, 0 if there is none. Raises DataError if
-    one of them has other settings.
+    Also returns `settings` with the camera unit of these manifests, 0 if there is none, and with their
+    DEPTH_SETTINGS where it has none. Raises DataError if one of them has other settings.
     """
     entries: dict[str, ClipEntry] = {}
     skipped: dict[str, dict] = {}
@@ -44,9 +56,9 @@ def load_manifests(
     unit = None
     for path in sorted((p for p in paths if p.is_file()), key=lambda p: p.stat().st_mtime_ns):
         manifest = Manifest.load(out_dir, path.name)
+        depth = {name: (getattr(manifest, name), getattr(settings, name)) for name in DEPTH_SETTINGS}
         pairs = [(name, getattr(manifest, name), getattr(settings, name)) for name in SETTINGS]
-        if None not in (manifest.depth_scale, settings.depth_scale):
-            pairs.append(("depth_scale", manifest.depth_scale, settings.depth_scale))
+        pairs += [(name, *values) for name, values in depth.items() if all(values)]
         if unit is not None:
             pairs.append(("camera_degrees_per_unit", manifest.camera_degrees_per_unit, unit))
         unit = manifest.camera_degrees_per_unit
@@ -60,7 +72,7 @@ def load_manifests(
             entries[clip.name] = clip
             skipped.pop(clip.name, None)
         skipped.update({s["name"]: s for s in manifest.skipped})
-        settings = replace(settings, depth_scale=settings.depth_scale or manifest.depth_scale)
+        settings = replace(settings, **{name: new or old for name, (old, new) in depth.items()})
     return entries, skipped, replace(settings, camera_degrees_per_unit=unit or 0.0)
 
 
@@ -80,25 +92,41 @@ def join_manifests(out_dir: Path, settings: Manifest) -> Manifest:
         written = joined
 
 
-def is_finished(entry: ClipEntry, out_dir: Path, settings: Manifest, with_depth: bool) -> bool:
-    """Whether the token file of `entry` exists, is readable, has the right size, and depth if it should."""
+def wanted_depth(clip: Clip, depth: str) -> str:
+    """Where the depth of a clip's token file should come from, RECORDED, PREDICTED or "" for no depth.
+
+    `depth` is "none"; RECORDED, for recorded depth only; or PREDICTED, for the clips without recorded depth.
+    """
+    if depth == "none":
+        return ""
+    if has_depth(clip):
+        return RECORDED
+    return PREDICTED if depth == PREDICTED else ""
+
+
+def is_finished(entry: ClipEntry, out_dir: Path, settings: Manifest, wanted: str) -> bool:
+    """Whether the token file of `entry` exists, is readable, has the right size, and its depth if `wanted`.
+
+    `wanted` is of `wanted_depth`. Recorded depth will do where predicted depth is wanted. Depth that is not
+    wanted does no harm.
+    """
     if not (out_dir / entry.file).is_file():
         return False
     try:
-        content = read_token_file(out_dir / entry.file, EXTRAS if with_depth else ())
+        content = read_token_file(out_dir / entry.file, EXTRAS if wanted else ())
     except DataError:
         return False
-    if with_depth and "depth" not in content:
+    if wanted and depth_source(out_dir / entry.file) not in (wanted, RECORDED):
         return False
     return list(content["tokens"].shape) == [entry.frames, *settings.latent_size]
 
 
-def is_done(clip: Clip, entry: ClipEntry | None, out_dir: Path, settings: Manifest) -> bool:
-    """Whether a manifest lists the clip and its token file is finished.
+def is_done(clip: Clip, entry: ClipEntry | None, out_dir: Path, settings: Manifest, wanted: str) -> bool:
+    """Whether a manifest lists the clip and its token file is finished, with the depth `wanted`.
 
     Raises ClipError if the name belongs to another video, whose token file would be overwritten.
     """
-    if entry is None or not is_finished(entry, out_dir, settings, has_depth(clip)):
+    if entry is None or not is_finished(entry, out_dir, settings, wanted):
         return False
     listed = out_dir / entry.video
     if listed.exists() and clip.video.exists() and not listed.samefile(clip.video):

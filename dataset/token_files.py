@@ -4,8 +4,10 @@ A token file is an .npz with `tokens` [K, H, W] uint16, `actions` [K-1, 5] float
 ([x, y, z, yaw, pitch], metres and degrees; NaN where the source has none). `actions[t]` leads from frame t
 to frame t+1. Optional arrays, described in surroundings.py: `depth` [K, 2H, 2W] uint8, inverse ray
 distances in a code whose scale is in the manifest (`depth_scale`), and the nodes around the player, `nodes`
-[K, 7, 7, 7] uint8 and `origin` [K, 3] int32. `manifest.json`, in the same folder, records the settings that
-the files were made with, so that readers can refuse files that do not fit.
+[K, 7, 7, 7] uint8 and `origin` [K, 3] int32. Where the depth was predicted from the pictures,
+`depth_network` is the fingerprint of the network; without it depth is recorded. `manifest.json`, in the same
+folder, records the settings that the files were made with, so that readers can refuse files that do not
+fit.
 """
 
 import hashlib
@@ -27,6 +29,8 @@ SAMPLES = Path(__file__).resolve().parents[1] / "samples"  # clips in the reposi
 SAMPLE_TOKENS = SAMPLES / "tokens"  # the same clips, encoded by the shipped tokenizer
 FORMAT = 1
 EXTRAS = ("depth", "nodes", "origin")  # optional arrays of a token file
+DEPTH_NETWORK = "depth_network"  # name of the array that marks predicted depth
+RECORDED, PREDICTED = "recorded", "predicted"  # where the depth of a token file comes from
 
 
 class DataError(UserError):
@@ -45,6 +49,7 @@ class ClipEntry:
     kept: list[
         int
     ]  # kept video frames: [first, last, step], or all indices if the step varies (pack_indices)
+    depth: str = ""  # where its depth comes from: RECORDED, PREDICTED, or "" without depth
 
 
 @dataclass
@@ -65,6 +70,7 @@ class Manifest:
     precision: str = "fp32"  # of the tokenizer during encoding
     val_fraction: float = 0.1
     depth_scale: dict | None = None  # surroundings.SCALE if some token files have depth
+    depth_network: str = ""  # fingerprint of the depth network if some token files have predicted depth
     action_names: list[str] = field(default_factory=lambda: list(ACTION_NAMES))
     format: int = FORMAT
     clips: list[ClipEntry] = field(default_factory=list)
@@ -172,6 +178,14 @@ def read_token_file(path: str | Path, extras: Collection[str] = ()) -> dict[str,
     return content
 
 
+def depth_source(path: str | Path) -> str:
+    """Where the depth of a readable token file comes from: RECORDED, PREDICTED, or "" without depth."""
+    with np.load(path) as arrays:
+        if "depth" not in arrays:
+            return ""
+        return PREDICTED if DEPTH_NETWORK in arrays else RECORDED
+
+
 def with_first_pose(pose: np.ndarray, actions: np.ndarray, degrees_per_unit: float) -> np.ndarray:
     """Fills in the first of the poses [K, 5] if only that one is unknown (GF-Minecraft's begin at frame 1).
 
@@ -187,7 +201,7 @@ def with_first_pose(pose: np.ndarray, actions: np.ndarray, degrees_per_unit: flo
 def write_token_file(
     path: str | Path, tokens: np.ndarray, actions: np.ndarray, pose: np.ndarray, **extras: np.ndarray
 ) -> None:
-    """Writes one token file atomically. `extras`: see EXTRAS."""
+    """Writes one token file atomically. `extras`: see EXTRAS and DEPTH_NETWORK."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:

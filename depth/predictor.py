@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from depth.depth_net import DepthConfig, DepthNet
-from runtime.checkpoint import SHIPPED, build, load
+from runtime.checkpoint import SHIPPED, build, fingerprint, load
 from runtime.device import amp_dtype, autocast
 
 SHIPPED_DEPTH = SHIPPED / "depth.pt"
@@ -29,6 +29,11 @@ class DepthPredictor:
     @property
     def device(self) -> torch.device:
         return self.network.stem.weight.device
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify config and weights. Token files with predicted depth carry them."""
+        return fingerprint(self.config, self.network.state_dict())
 
     def to(self, device: torch.device | str) -> "DepthPredictor":
         """Moves the weights."""

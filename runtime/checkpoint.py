@@ -6,12 +6,12 @@ A checkpoint is a dict of tensors and plain values. tools/strip_checkpoint.py ma
 import hashlib
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from runtime.errors import UserError
 
@@ -88,6 +88,14 @@ def write_sums() -> None:
 def content_of(kind: str, model: nn.Module, **extra) -> dict:
     """The dict that `build` reads: a network's config and weights, with `extra` plain values."""
     return {"kind": kind, "config": asdict(model.config), "model": model.state_dict(), **extra}
+
+
+def fingerprint(config: object, weights: Mapping[str, Tensor]) -> str:
+    """16 hex digits: sha256 of a network's config, a dataclass, and of its weights by name."""
+    digest = hashlib.sha256(repr(sorted(asdict(config).items())).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def build(

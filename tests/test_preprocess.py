@@ -21,11 +21,19 @@ import torch
 import preprocess
 from dataset.picture_check import GOOD_MATCH
 from dataset.recordings import depth_path
-from dataset.surroundings import BOX, SCALE, Surroundings, write_surroundings
+from dataset.surroundings import (
+    BOX,
+    SCALE,
+    Surroundings,
+    encode_inverse_ray_distance,
+    write_surroundings,
+)
 from dataset.token_files import EXTRAS, SAMPLES, Manifest, read_token_file, split_of, unpack_indices
+from depth.depth_net import DepthConfig, DepthNet
+from depth.predictor import DEPTH_KIND, load_depth
 from metrics import measure_turns
 from runtime import checkpoint
-from runtime.video import read_frames, resize, write_video
+from runtime.video import read_frames, resize, to_float, write_video
 from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
@@ -520,7 +528,7 @@ def test_a_folder_without_clips_or_with_two_sources_is_refused(tmp_path, tokeniz
 DIES_AT_THE_THIRD_FILE = """
 import os, signal, sys
 import preprocess
-from vq_vae import clip_encoder
+from preprocessing import clip_encoder
 write, calls = clip_encoder.write_token_file, []
 def dying(path, *arrays):
     calls.append(path)
@@ -788,6 +796,187 @@ def test_help_works_without_data(tmp_path):
         "--no_check",
     ):
         assert flag in result.stdout
+
+
+# ------------------------------------------------------------ predicted depth
+
+
+def depth_network(path: Path, seed: int = 0, height: int = 16, width: int = 32) -> Path:
+    """A tiny depth network with random weights whose output differs from picture to picture."""
+    torch.manual_seed(seed)
+    net = DepthNet(DepthConfig(height, width, channels=(4, 8, 8, 8), heads=2))
+    net.output.weight.data.mul_(20)
+    checkpoint.save(path, checkpoint.content_of(DEPTH_KIND, net))
+    return path
+
+
+def predicting(network: Path) -> tuple[str, ...]:
+    return "--depth", "predicted", "--depth_ckpt", str(network)
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """Two clips, of which `a` has recorded depth."""
+    for name in "ab":
+        _, video = gamefactory_clip(tmp_path / "clips", name)
+        if name == "a":
+            give_depth(video, 20)
+    return tmp_path / "clips"
+
+
+def test_recorded_depth_is_kept_and_other_clips_get_predicted_depth(mixed, tmp_path, tokenizer, capsys):
+    network = depth_network(tmp_path / "depth.pt")
+    plain = encode(mixed, tmp_path / "plain", tokenizer)
+    assert {c.name: c.depth for c in plain.clips} == {"a": "recorded", "b": ""}
+    assert plain.depth_network == "" and plain.depth_scale == SCALE
+    capsys.readouterr()
+    manifest = encode(mixed, tmp_path / "out", tokenizer, *predicting(network))
+    assert "depth of the clips: 1 recorded, 1 predicted" in capsys.readouterr().out
+    assert {c.name: c.depth for c in manifest.clips} == {"a": "recorded", "b": "predicted"}
+    assert manifest.depth_network == load_depth(network).fingerprint and manifest.depth_scale == SCALE
+    with np.load(tmp_path / "plain" / "a.npz") as one, np.load(tmp_path / "out" / "a.npz") as other:
+        assert set(one) == set(other) == {"tokens", "actions", "pose", *EXTRAS}
+        np.testing.assert_array_equal(one["depth"], other["depth"])
+    same_tokens(tmp_path / "plain", tmp_path / "out")
+    with np.load(tmp_path / "out" / "b.npz") as arrays:
+        assert set(arrays) == {"tokens", "actions", "pose", "depth", "depth_network"}
+        assert str(arrays["depth_network"]) == manifest.depth_network
+    none = encode(mixed, tmp_path / "none", tokenizer, "--depth", "none")
+    assert {c.name: c.depth for c in none.clips} == {"a": "", "b": ""} and none.depth_scale is None
+    with np.load(tmp_path / "none" / "a.npz") as arrays:
+        assert set(arrays) == {"tokens", "actions", "pose"}
+
+
+@pytest.mark.parametrize("size", [(16, 32), (24, 48)])  # the tokenizer's, and another one
+def test_predicted_depth_is_the_code_of_the_prediction(tmp_path, tokenizer, size):
+    _, video = gamefactory_clip(tmp_path / "clips")
+    network = depth_network(tmp_path / "depth.pt", 0, *size)
+    flags = ("--fps_target", "8", *predicting(network))
+    encode(tmp_path / "clips", tmp_path / "out", tokenizer, *flags)
+    content = read_token_file(tmp_path / "out" / "clip.npz", EXTRAS)
+    assert content["depth"].shape == (10, 8, 16) and content["depth"].dtype == np.uint8
+    frames = [resize(frame, *size) for frame in read_frames(video, wanted=range(0, 20, 2))]
+    pictures, pitch = to_float(torch.from_numpy(np.stack(frames))), torch.from_numpy(content["pose"][:, 4])
+    assert pitch[0].isnan() and pitch[1:].isfinite().all()
+    predictor = load_depth(network)
+    batches = [predictor.predict(pictures[part], pitch[part]) for part in (slice(0, 7), slice(7, 10))]
+    expected = encode_inverse_ray_distance(torch.cat(batches).numpy())
+    if size == (24, 48):
+        nearest = [int(1.5 * (i + 0.5)) for i in range(16)]  # 0, 2, 3, 5, 6, 8, ... of 12 rows, 24 columns
+        expected = expected[:, nearest[:8]][:, :, nearest]
+    np.testing.assert_array_equal(content["depth"], expected)
+    assert len(np.unique(expected)) > 10 and (expected[1] != expected[9]).any()
+
+
+def test_clips_without_poses_get_depth_of_an_unknown_pitch(tmp_path, tokenizer):
+    minerl_clip(tmp_path / "clips", "run", actions=6)
+    network = depth_network(tmp_path / "depth.pt")
+    encode(tmp_path / "clips", tmp_path / "out", tokenizer, *predicting(network))
+    depth = read_token_file(tmp_path / "out" / "run.npz", EXTRAS)["depth"]
+    video = tmp_path / "clips" / "run" / "recording.mp4"
+    entry = entry_of(Manifest.load(tmp_path / "out"), "run")
+    wanted = unpack_indices(entry.kept, entry.frames)
+    frames = [resize(frame, 16, 32) for frame in read_frames(video, wanted=wanted)]
+    inverse = load_depth(network).predict(to_float(torch.from_numpy(np.stack(frames))))
+    np.testing.assert_array_equal(depth, encode_inverse_ray_distance(inverse.numpy()))
+
+
+def test_only_what_lacks_the_wanted_depth_is_encoded_again(mixed, tmp_path, tokenizer, capsys):
+    out, flags = tmp_path / "out", predicting(depth_network(tmp_path / "depth.pt"))
+    encode(mixed, out, tokenizer)
+    before = (out / "a.npz").stat().st_mtime_ns
+    expected = {"a": "recorded", "b": "predicted"}
+    runs = [  # flags, clips encoded, clips kept
+        (flags, 1, 1),  # predicts what was missing
+        (flags, 0, 2),
+        ((), 0, 2),  # depth that is there stays, and the manifest says so
+        (("--depth", "none"), 0, 2),
+        (flags, 0, 2),
+    ]
+    for words, encoded, done in runs:
+        capsys.readouterr()
+        manifest = encode(mixed, out, tokenizer, *words)
+        assert f"{encoded} clips kept, {done} already done" in capsys.readouterr().out
+        assert {c.name: c.depth for c in manifest.clips} == expected
+        assert manifest.depth_network == load_depth(tmp_path / "depth.pt").fingerprint
+    assert (out / "a.npz").stat().st_mtime_ns == before
+    give_depth(mixed / "video" / "b.mp4", 20)
+    assert entry_of(encode(mixed, out, tokenizer), "b").depth == "recorded"
+    assert read_token_file(out / "b.npz", EXTRAS)["depth"][:, 3, 4].tolist() == list(range(20))
+
+
+def test_token_files_that_no_manifest_lists_keep_their_source_of_depth(mixed, tmp_path, tokenizer, capsys):
+    """A run may be killed after it wrote a token file and before it saved the manifest again."""
+    flags = predicting(depth_network(tmp_path / "depth.pt"))
+    manifest = encode(mixed, tmp_path / "out", tokenizer, *flags)
+    listed = [(c.name, c.depth) for c in manifest.clips]
+    manifest.clips = []
+    manifest.save(tmp_path / "out")
+    capsys.readouterr()
+    again = encode(mixed, tmp_path / "out", tokenizer)
+    assert "0 clips kept, 2 already done" in capsys.readouterr().out
+    assert [(c.name, c.depth) for c in again.clips] == listed
+
+
+def test_manifests_without_the_fields_of_depth_can_be_read(mixed, tmp_path, tokenizer):
+    encode(mixed, tmp_path / "out", tokenizer)
+    path = tmp_path / "out" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["depth_network"]
+    for clip in content["clips"]:
+        del clip["depth"]
+    path.write_text(json.dumps(content))
+    assert [c.depth for c in Manifest.load(tmp_path / "out").clips] == ["", ""]
+    assert [c.depth for c in encode(mixed, tmp_path / "out", tokenizer).clips] == ["recorded", ""]
+
+
+def test_another_depth_network_in_the_same_folder_is_refused(mixed, tmp_path, tokenizer, capsys):
+    one, other = (depth_network(tmp_path / f"{seed}.pt", seed) for seed in (0, 1))
+    encode(mixed, tmp_path / "out", tokenizer, *predicting(one))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    capsys.readouterr()
+    encode(mixed, tmp_path / "out", tokenizer, *predicting(other), status=2)
+    message = capsys.readouterr().err
+    found, wanted = (load_depth(path).fingerprint for path in (one, other))
+    assert f"made with depth_network = {found}, this run has {wanted}" in message
+    assert "choose another --out_dir" in message and message.count("\n") == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_missing_depth_network_is_named_before_anything_is_encoded(mixed, tmp_path, tokenizer, capsys):
+    encode(mixed, tmp_path / "out", tokenizer, *predicting(tmp_path / "none.pt"), status=2)
+    message = capsys.readouterr().err
+    assert "none.pt: no such checkpoint" in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_depth_network_of_another_field_of_view_gives_a_warning(mixed, tmp_path, tokenizer, capsys):
+    flags = (*predicting(depth_network(tmp_path / "depth.pt")), "--no_check")
+    encode(mixed, tmp_path / "out", tokenizer, *flags)
+    assert "warning" not in capsys.readouterr().err
+    encode(mixed, tmp_path / "narrow", tokenizer, *flags, "--vertical_fov", "50")
+    assert "of 70 degrees, --vertical_fov is 50" in capsys.readouterr().err
+
+
+def test_workers_and_shards_predict_as_one_process_does(mixed, tmp_path, tokenizer):
+    flags = predicting(depth_network(tmp_path / "depth.pt"))
+    gamefactory_clip(mixed, "c", 12)
+    whole = encode(mixed, tmp_path / "whole", tokenizer, *flags)
+    result = script("preprocess.py", *arguments(mixed, tmp_path / "two", tokenizer, *flags, "--workers", "2"))
+    assert result.returncode == 0, result.stderr
+    for part in ("1/2", "2/2"):
+        shards = encode(mixed, tmp_path / "shards", tokenizer, *flags, "--shard", part)
+    for folder in ("two", "shards"):
+        same_tokens(tmp_path / folder, tmp_path / "whole")
+        for name in "bc":
+            one, other = (
+                read_token_file(tmp_path / f / f"{name}.npz", EXTRAS)["depth"] for f in (folder, "whole")
+            )
+            assert abs(one.astype(int) - other).max() <= 1, "threads may sum in another order"
+    expected = [("a", "recorded"), ("b", "predicted"), ("c", "predicted")]
+    for manifest in (whole, shards, Manifest.load(tmp_path / "two")):
+        assert [(c.name, c.depth) for c in manifest.clips] == expected
+        assert manifest.depth_network == whole.depth_network
 
 
 # ------------------------------------------------------------ alignment on real pictures

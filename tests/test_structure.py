@@ -15,6 +15,7 @@ LAYERS = (
     "dataset",
     "vq_vae",
     "depth",
+    "preprocessing",
     "model_convGru",
     "model_geometry",
     "rollout",

@@ -3,15 +3,14 @@
 Token files and world models carry the fingerprint of the tokenizer that they belong to.
 """
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from runtime import checkpoint
 from runtime.checkpoint import SHIPPED, CheckpointError, build, content_of, load
 from runtime.device import autocast
 from runtime.video import to_float
@@ -89,11 +88,8 @@ class Tokenizer:
 
 def fingerprint(vqvae: VQVAE) -> str:
     """16 hex digits: sha256 of the config and of all weights that tokens or pictures depend on."""
-    digest = hashlib.sha256(repr(sorted(asdict(vqvae.config).items())).encode())
-    for name, tensor in sorted(vqvae.state_dict().items()):
-        if "ema_" not in name:
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    weights = {name: tensor for name, tensor in vqvae.state_dict().items() if "ema_" not in name}
+    return checkpoint.fingerprint(vqvae.config, weights)
 
 
 def tokenizer_content(vqvae: VQVAE, **extra) -> dict:

@@ -1,9 +1,12 @@
 """The depth network in use: files, batches, limits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_depth_net import TINY, tiny_net
 
+from depth.depth_net import DepthNet
 from depth.predictor import BATCH, DEPTH_KIND, DepthPredictor, load_depth
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
@@ -23,6 +26,19 @@ def test_a_saved_network_predicts_the_same(tmp_path):
     torch.testing.assert_close(error, log_error.exp(), atol=1e-2, rtol=2e-2)
     torch.testing.assert_close(predictor.predict(pictures, pitch), inverse)
     assert predictor.predict(pictures[:2]).shape == (2, *TINY.size), "also without a pitch"
+
+
+def test_the_fingerprint_identifies_the_weights(tmp_path):
+    checkpoint.save(tmp_path / "depth.pt", checkpoint.content_of(DEPTH_KIND, tiny_net()))
+    original = DepthPredictor(tiny_net()).fingerprint
+    assert load_depth(tmp_path / "depth.pt").fingerprint == original and len(original) == 16
+    changed = tiny_net()
+    with torch.no_grad():
+        changed.output.bias[0] += 1e-3
+    assert DepthPredictor(changed).fingerprint != original
+    farther = DepthNet(replace(TINY, farthest_m=200.0))
+    farther.load_state_dict(tiny_net().state_dict())
+    assert DepthPredictor(farther).fingerprint != original
 
 
 def test_nothing_is_farther_than_the_sky():

@@ -1,6 +1,6 @@
 """Encodes recorded clips into token files, in this process or in several.
 
-A worker process loads its own tokenizer. A clip that cannot be used is returned with the reason, never
+A worker process loads its own networks. A clip that cannot be used is returned with the reason, never
 raised.
 """
 
@@ -12,16 +12,27 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from dataset.manifests import is_finished
-from dataset.recordings import PLANS, Clip, ClipError, Plan, has_depth, read_depth_file
-from dataset.token_files import ClipEntry, DataError, Manifest, pack_indices, split_of, write_token_file
+from dataset.manifests import is_finished, wanted_depth
+from dataset.recordings import PLANS, Clip, ClipError, Plan
+from dataset.token_files import (
+    PREDICTED,
+    RECORDED,
+    ClipEntry,
+    DataError,
+    Manifest,
+    depth_source,
+    pack_indices,
+    split_of,
+    write_token_file,
+)
+from preprocessing.clip_depth import PredictedDepth, recorded_surroundings
 from runtime.device import amp_dtype, autocast
 from runtime.video import ShortVideoError, VideoError, read_frames, resize, to_float
 from vq_vae.tokenizer import load_tokenizer
@@ -33,6 +44,8 @@ class EncodeJob:
 
     out_dir: Path
     checkpoint: Path  # of the tokenizer
+    depth: str  # "none", RECORDED or PREDICTED, see wanted_depth
+    depth_checkpoint: Path  # of the depth network, not read unless depth is PREDICTED
     device: str
     batch: int  # pictures encoded at once
     keep_failed: bool  # use MineRL trajectories without success, too
@@ -49,7 +62,7 @@ class Outcome:
     encoded: bool = False  # False with an entry: the token file existed already
     kind: str = ""  # of the reason, in a few words, for counting
     reason: str = ""
-    seconds: dict[str, float] = field(default_factory=dict)  # decode, encode, write
+    seconds: dict[str, float] = field(default_factory=dict)  # decode, encode, write, depth
 
 
 def skipped(clip: Clip, error: ClipError) -> Outcome:
@@ -89,7 +102,8 @@ def timed(items: Iterator, seconds: dict[str, float], name: str) -> Iterator:
 
 
 class ClipEncoder:
-    """The tokenizer on its device; call it with a clip to write its token file."""
+    """The tokenizer, and the depth network if needed, on a device; call it with a clip to write its token
+    file."""
 
     def __init__(self, job: EncodeJob):
         self.job = job
@@ -99,11 +113,16 @@ class ClipEncoder:
             # A picture should get the same codes on every machine; TF32 has a mantissa of only 10 bits.
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self.tokenizer = load_tokenizer(job.checkpoint, self.device)
+        self.depth = None
+        if job.depth == PREDICTED:
+            self.depth = PredictedDepth(job.depth_checkpoint, self.device, job.settings.latent_size)
 
     def __call__(self, clip: Clip) -> Outcome:
         """Writes the token file of one clip, or returns why not."""
         settings, seconds = self.job.settings, {"decode": 0.0, "encode": 0.0, "write": 0.0}
-        file = f"{clip.name}.npz"
+        if self.depth:
+            seconds["depth"] = 0.0
+        file, wanted = f"{clip.name}.npz", wanted_depth(clip, self.job.depth)
         try:
             if not clip.video.is_file():
                 raise ClipError("no video", f"{clip.video} is missing")
@@ -116,11 +135,14 @@ class ClipEncoder:
                 split=split_of(plan.world or clip.key, settings.val_fraction),
                 video=video_path(clip, self.job.out_dir),
                 kept=pack_indices(plan.frames),
+                depth=wanted,
             )
-            if self.job.resume and is_finished(entry, self.job.out_dir, settings, has_depth(clip)):
-                return Outcome(clip.name, entry)
-            extras = kept_surroundings(clip, plan, settings.latent_size)
-            tokens = self.encode(clip, plan, seconds)
+            if self.job.resume and is_finished(entry, self.job.out_dir, settings, wanted):
+                return Outcome(clip.name, replace(entry, depth=depth_source(self.job.out_dir / file)))
+            extras = {}
+            if wanted == RECORDED:
+                extras = recorded_surroundings(clip, plan, settings.latent_size)
+            tokens, predicted = self.encode(clip, plan, wanted == PREDICTED, seconds)
         except ShortVideoError as error:
             return skipped(clip, ClipError("fewer frames than actions", str(error)))
         except (VideoError, cv2.error) as error:
@@ -128,28 +150,44 @@ class ClipEncoder:
         except ClipError as error:
             return skipped(clip, error)
         with stopwatch(seconds, "write"):
-            write_token_file(self.job.out_dir / file, tokens, plan.actions, plan.pose, **extras)
+            write_token_file(self.job.out_dir / file, tokens, plan.actions, plan.pose, **extras, **predicted)
         return Outcome(clip.name, entry, encoded=True, seconds=seconds)
 
-    def encode(self, clip: Clip, plan: Plan, seconds: dict[str, float]) -> np.ndarray:
-        """Decodes the kept frames in order and encodes them batch by batch -> tokens [K, H, W] uint16.
+    def encode(
+        self, clip: Clip, plan: Plan, predict_depth: bool, seconds: dict[str, float]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Decodes the kept frames in order and encodes them batch by batch.
 
-        The frames of a clip are never in memory together. The tokens stay on the device until the end, so
-        that a GPU encodes one batch while the next is decoded.
+        Returns tokens [K, H, W] uint16, and the token file's arrays of predicted depth, {} unless
+        `predict_depth`. The frames of a clip are never in memory together. The results stay on the device
+        until the end, so that a GPU encodes one batch while the next is decoded.
         """
         height, width = self.job.settings.picture_size
         frames = read_frames(clip.video, wanted=plan.frames, at_least=plan.needed)
-        encoded, batch = [], []
-        for frame in timed(frames, seconds, "decode"):
-            batch.append(resize(frame, height, width, self.job.settings.resize))
-            if len(batch) == self.job.batch:
-                with stopwatch(seconds, "encode"):
-                    encoded.append(self.encode_batch(batch))
-                batch = []
-        with stopwatch(seconds, "encode"):
-            if batch:
+        encoded, inverse = [], []
+        batch, depth_batch, pitch = [], [], []
+
+        def finish_batch() -> None:
+            with stopwatch(seconds, "encode"):
                 encoded.append(self.encode_batch(batch))
-            return torch.cat(encoded).cpu().numpy().astype(np.uint16)
+            if predict_depth:
+                with stopwatch(seconds, "depth"):
+                    inverse.append(self.depth.predict(depth_batch, np.array(pitch)))
+            for part in (batch, depth_batch, pitch):
+                part.clear()
+
+        for frame, angle in zip(timed(frames, seconds, "decode"), plan.pose[:, 4], strict=True):
+            batch.append(resize(frame, height, width, self.job.settings.resize))
+            if predict_depth:
+                depth_batch.append(self.depth.picture(frame))
+                pitch.append(angle)
+            if len(batch) == self.job.batch:
+                finish_batch()
+        if batch:
+            finish_batch()
+        with stopwatch(seconds, "encode"):
+            tokens = torch.cat(encoded).cpu().numpy().astype(np.uint16)
+        return tokens, self.depth.extras(inverse) if predict_depth else {}
 
     def encode_batch(self, frames: list[np.ndarray]) -> torch.Tensor:
         """B pictures [Hp, Wp, 3] uint8 -> tokens [B, H, W] int64 on the device, in the run's precision."""
@@ -158,31 +196,13 @@ class ClipEncoder:
             return self.tokenizer.encode(pictures)
 
 
-def kept_surroundings(clip: Clip, plan: Plan, latent_size: list[int]) -> dict[str, np.ndarray]:
-    """The optional arrays of a token file, of the K kept frames; {} without a depth file.
-
-    depth [K, 2H, 2W], and nodes and origin where the clip has them. Depth of another size is sampled at the
-    nearest positions: a mean over an edge would lie between two surfaces. Raises ClipError if the depth
-    file is broken or of another length.
-    """
-    surroundings = read_depth_file(clip.video, plan.needed)
-    if surroundings is None:
-        return {}
-    sizes = zip(surroundings.log_inverse.shape[1:], latent_size, strict=True)
-    rows, columns = (((np.arange(2 * new) + 0.5) * old / (2 * new)).astype(int) for old, new in sizes)
-    extras = {"depth": surroundings.log_inverse[plan.frames][:, rows[:, None], columns]}
-    if surroundings.nodes is not None:
-        extras |= {"nodes": surroundings.nodes[plan.frames], "origin": surroundings.origin[plan.frames]}
-    return extras
-
-
 # ------------------------------------------------------------ several processes
 
 _encoder: ClipEncoder | None = None  # one in each worker process
 
 
 def start_worker(job: EncodeJob, threads: int) -> None:
-    """Prepares a worker process: its share of the cores, its own tokenizer."""
+    """Prepares a worker process: its share of the cores, its own networks."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and lets running clips finish
     threading.Thread(target=exit_with_parent, daemon=True).start()
