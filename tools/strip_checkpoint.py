@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Makes a checkpoint small enough to ship: without optimizer, random state and position in the data.
+"""Makes a checkpoint fit to ship: without optimizer, random state and position in the data, and without the
+absolute paths of the machine that trained it.
 
 python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt
 python tools/strip_checkpoint.py --sums        # writes checkpoints/SHA256SUMS anew
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -13,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runtime.checkpoint import CheckpointError, load, save, write_sums
 from runtime.errors import run_script
+from runtime.provenance import display_path
 
-TRAINING_ONLY = ("optimizer", "scaler", "rng", "position")
+TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "trained")
 
 
 def strip(source: Path, target: Path) -> None:
@@ -24,7 +27,16 @@ def strip(source: Path, target: Path) -> None:
     content = load(source)
     for name in TRAINING_ONLY:
         content.pop(name, None)
+    if "constants" in content:
+        content["constants"] = {name: without_paths(value) for name, value in content["constants"].items()}
     save(target, content)
+
+
+def without_paths(value: object) -> object:
+    """A constant with its absolute paths cut to what `display_path` shows; commas separate several."""
+    if not isinstance(value, str):
+        return value
+    return ",".join(display_path(part) if os.path.isabs(part) else part for part in value.split(","))
 
 
 def main(arguments: list[str] | None = None) -> int:

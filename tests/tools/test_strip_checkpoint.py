@@ -34,6 +34,15 @@ def test_keeps_what_play_needs(trained, tmp_path):
     load_world_model(tmp_path / "play.pt", tiny_tokenizer())
 
 
+def test_no_path_of_the_machine_stays(trained, tmp_path):
+    content = checkpoint.load(trained)
+    content["constants"] = {"DATA_DIRS": f"{tmp_path}/clips,tokens/mine", "LR": 1e-3, "OUT_DIR": "runs/world"}
+    checkpoint.save(trained, content)
+    assert strip_checkpoint.main([str(trained), str(tmp_path / "play.pt")]) == 0
+    constants = checkpoint.load(tmp_path / "play.pt")["constants"]
+    assert constants == {"DATA_DIRS": "clips,tokens/mine", "LR": 1e-3, "OUT_DIR": "runs/world"}
+
+
 def test_missing_file_is_one_line(tmp_path, capsys):
     assert strip_checkpoint.main([str(tmp_path / "no.pt"), str(tmp_path / "out.pt")]) == 2
     message = capsys.readouterr().err
