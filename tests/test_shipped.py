@@ -9,6 +9,9 @@ import torch
 import live_inference
 from dataset.token_files import SAMPLE_TOKENS, SAMPLES, Manifest, read_token_file, unpack_indices
 from dataset.windows import TokenClips
+from depth.depth_clips import find_depth_clips, read_clip
+from depth.predictor import load_depth
+from depth.warp_quality import GROUND, PREDICTED, warp_quality
 from metrics import psnr, token_accuracy
 from rollout.action_script import WALK, parse
 from rollout.context import START_PLACES
@@ -118,6 +121,17 @@ def test_shipped_world_turns_and_comes_back_to_the_same_view(world, tokenizer, w
     assert token_accuracy(away, left).mean() < 0.4
     back = rollout.run(-turn)[:, -1]
     assert token_accuracy(back, left).mean() > 0.75
+
+
+def test_shipped_depth_network_warps_better_than_a_flat_ground():
+    """On the sample clips, whose world it was not trained on."""
+    predictor = load_depth()
+    size = predictor.config.height, predictor.config.width
+    clips = find_depth_clips(str(SAMPLES), need_depth=False)
+    whole = (read_clip(clip, 1, size) for clip in clips)
+    rows = warp_quality(whole, predictor.config.vertical_fov_degrees, predictor, horizons=(4, 16)).rows
+    for horizon in (4, 16):
+        assert rows[PREDICTED][horizon] > rows[GROUND][horizon] + 0.3
 
 
 def test_make_play_without_a_display(tmp_path, monkeypatch, capsys):
