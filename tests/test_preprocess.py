@@ -47,6 +47,20 @@ def grey(code: int) -> int:
     return code * LEVELS_A_CODE + LEVELS_A_CODE // 2
 
 
+@pytest.fixture(scope="module", autouse=True)
+def single_thread():
+    """Ties between codes fall differently with another number of threads, and workers have one each."""
+    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that the tests start
+    yield
+    torch.set_num_threads(threads)
+    if variable is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = variable
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
     """A tokenizer for 32x16 pictures with random weights; its codes are its encodings of 32 greys."""
