@@ -1,7 +1,6 @@
 """inference.py: the kinds of start, the files written, pipes, and the refusals."""
 
 import io
-import json
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 import torch
 from conftest import tiny_vqvae, write_manifest
 from PIL import Image
+from tiny_clip import entry, make_clip
 
 import inference
 from dataset.token_files import read_token_file, write_token_file
@@ -22,7 +22,7 @@ from rollout import context
 from rollout.action_script import parse
 from rollout.rollout import Rollout
 from runtime import checkpoint
-from runtime.video import read_frames, save_image, video_fps, write_video
+from runtime.video import read_frames, save_image, video_fps
 from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,23 +66,6 @@ def load(*flags) -> tuple[context.World, Rollout, inference.InferenceConfig]:
     f = config.rollout
     world = context.load_world(f.checkpoint, f.vqvae_ckpt, f.device, f.precision)
     return world, Rollout(world.model, f.sampling, f.seed, world.dtype), config
-
-
-def make_clip(folder: Path, entries: list[dict] | None, frames: int, fps: float = 16.0) -> Path:
-    """A clip of 64x32 pictures in GF-Minecraft's layout; `entries` are its actions from "0" on."""
-    rng = np.random.default_rng(1)
-    pictures = [np.full((32, 64, 3), rng.integers(0, 256, 3), np.uint8) for _ in range(frames)]
-    clip = folder / "video" / "c.mp4"
-    write_video(clip, pictures, fps)
-    if entries is not None:
-        (folder / "metadata").mkdir(exist_ok=True)
-        content = {"actions": {str(k): entry for k, entry in enumerate(entries)}}
-        (folder / "metadata" / "c.json").write_text(json.dumps(content))
-    return clip
-
-
-def entry(yaw: float = 0.0, ws: int = 0) -> dict:
-    return {"ws": ws, "ad": 0, "scs": 0, "pitch_delta": 0.0, "yaw_delta": yaw}
 
 
 def shape_of(video: Path) -> tuple[int, ...]:

@@ -1,37 +1,18 @@
 """rollout/context.py: token files, pictures and clips as recordings."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from tiny_clip import entry, make_clip
 
 from rollout import context
 from rollout.rollout import Rollout
-from runtime.video import read_frames, save_image, write_video
+from runtime.video import read_frames, save_image
 
 
 @pytest.fixture(scope="module")
 def world(tiny):
     return context.load_world(tiny.world, tiny.tokenizer, "cpu")
-
-
-def make_clip(folder: Path, entries: list[dict] | None, frames: int, fps: float = 16.0) -> Path:
-    """A clip of 64x32 pictures in GF-Minecraft's layout; `entries` are its actions from "0" on."""
-    rng = np.random.default_rng(1)
-    pictures = [np.full((32, 64, 3), rng.integers(0, 256, 3), np.uint8) for _ in range(frames)]
-    clip = folder / "video" / "c.mp4"
-    write_video(clip, pictures, fps)
-    if entries is not None:
-        (folder / "metadata").mkdir(exist_ok=True)
-        content = {"actions": {str(k): entry for k, entry in enumerate(entries)}}
-        (folder / "metadata" / "c.json").write_text(json.dumps(content))
-    return clip
-
-
-def entry(yaw: float = 0.0, ws: int = 0) -> dict:
-    return {"ws": ws, "ad": 0, "scs": 0, "pitch_delta": 0.0, "yaw_delta": yaw}
 
 
 def test_entry_k_leads_from_frame_k_minus_1_to_k(world, tmp_path):
