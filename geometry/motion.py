@@ -10,6 +10,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from geometry.occupancy import FEATURES, REACH, SIDE, Occupancy, occupancy_around
+from geometry.physics import Body, MotionConstants, Nodes, advance
+
 METRES_PER_UNIT = 0.25  # displacement at a key action of 1 before training: 4 m/s at 16 frames/s
 REST_METRES = 0.01  # a displacement below this counts as standing still
 SCENE_CHANNELS, SCENE_GRID = 8, (5, 8)  # of the scene features that the collision head reads
@@ -90,3 +93,157 @@ def displacement_between(pose: Tensor, following: Tensor) -> Tensor:
     return torch.stack(
         [-cos * step[:, 0] - sin * step[:, 2], step[:, 1], -sin * step[:, 0] + cos * step[:, 2]], 1
     )
+
+
+STATE = 8  # velocity 3, displacement expected 3, standing, height of the feet over the node's border
+CHANNELS = 24  # of the node network
+FREE, SOLID, LOW = range(3)  # classes of nodes
+RESTING = 1e-3  # metres and metres per second, below which a player without keys does not move
+UNEXPECTED = 0.02  # metres: a step that differs by more from the expected one corrects the velocity
+PRIOR, SEEN = (
+    2.0,
+    1.0,
+)  # logits of an untrained network: of the ground under the feet; of each point's evidence
+
+
+class NodeNetwork(nn.Module):
+    """Classifies the nodes around the player from the evidence of depth: free, solid or low.
+
+    Untrained it takes the evidence as it is and, where there is none, everything under the feet as solid.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.evidence_proj = nn.Conv3d(FEATURES, CHANNELS, 1)
+        self.place = nn.Parameter(torch.zeros(1, CHANNELS, SIDE, SIDE, SIDE))
+        self.rest_proj = nn.Linear(2, CHANNELS)
+        self.block = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv3d(CHANNELS, CHANNELS, 1),
+        )
+        self.out_proj = nn.Conv3d(CHANNELS, 3, 1)
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+        below = torch.arange(SIDE) < REACH
+        self.register_buffer("prior", torch.where(below, PRIOR, -PRIOR)[:, None], persistent=False)
+
+    def forward(self, evidence: Tensor, rest: Tensor) -> Tensor:
+        """Logits [B, 3, X, Y, Z] of FREE, SOLID and LOW.
+
+        evidence [B, FEATURES, X, Y, Z]; rest [B]: height of the feet over the border of their node when they
+        last stood, in metres. It says whether the ground is covered, with snow for example.
+        """
+        rest = torch.stack([rest, (rest > 0.05).float()], 1)
+        x = self.evidence_proj(evidence) + self.place + self.rest_proj(rest)[:, :, None, None, None]
+        x = x + self.block(x)
+        points, seen = evidence.unflatten(1, (2, -1)).unbind(1)
+        solid = (SEEN * points * seen).sum(1) + self.prior * (1 - seen.mean(1))
+        fixed = torch.stack([torch.zeros_like(solid), solid, torch.full_like(solid, -4.0)], 1)
+        return self.out_proj(F.silu(x)) + fixed
+
+
+class PlayerMotion(nn.Module):
+    """The displacement of a step from the action, the last steps and the nodes around the player.
+
+    Known physics (geometry/physics.py) with the nodes that `node_network` finds in the keyframes' depth.
+    """
+
+    def __init__(self, constants: MotionConstants | None = None):
+        super().__init__()
+        self.node_network = NodeNetwork()
+        self.register_buffer("constant_values", (constants or MotionConstants()).as_tensor())
+
+    @property
+    def constants(self) -> MotionConstants:
+        """Of the game, as fitted in training; they are part of the checkpoint."""
+        return MotionConstants.from_tensor(self.constant_values)
+
+    @constants.setter
+    def constants(self, constants: MotionConstants) -> None:
+        self.constant_values.copy_(constants.as_tensor())
+
+    def init_state(self, batch: int, device: torch.device | None = None) -> Tensor:
+        """State [B, STATE] of players that stand still."""
+        state = torch.zeros(batch, STATE, device=device)
+        state[:, 6] = 1.0
+        return state
+
+    def occupancy_around(
+        self, inverse_ray_distance: Tensor, frames: Tensor, valid: Tensor, pose: Tensor, fov: float
+    ) -> Occupancy:
+        """`occupancy.occupancy_around` with this game's eye height and lattice."""
+        c = self.constants
+        return occupancy_around(inverse_ray_distance, frames, valid, pose, fov, c.eye_height, c.lattice)
+
+    def nodes(self, occupancy: Occupancy, rest: Tensor) -> Nodes:
+        """What blocks, in the box of nodes around each player; `rest` [B] as in `NodeNetwork.forward`."""
+        c = self.constants
+        kind = self.node_network(occupancy.evidence, rest).argmax(1)
+        low = torch.where((rest > 0.05) & (rest < c.step_height), rest, c.low_height)
+        top = (kind == SOLID).float() + (kind == LOW) * low[:, None, None, None]
+        return Nodes(top, occupancy.lowest)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        keys: Tensor,
+        turn: Tensor,
+        pose: Tensor,
+        displacement: Tensor,
+        state: Tensor,
+        occupancy: Occupancy | None = None,
+    ) -> tuple[Motion, Tensor]:
+        """-> the displacement of this step and the new state [B, STATE]. Deterministic, no gradient.
+
+        keys [B, 3]: what the keys ask for to the right, up and forward, each in -1..1; turn [B]: of the yaw
+        in this step, degrees; pose [B, 5] and displacement [B, 3] of the last step, true or predicted;
+        occupancy: what `occupancy_around` returns for this pose, or None if nothing is known. A player that
+        rests and presses no key stays exactly where it is.
+        """
+        c, feet = self.constants, pose[:, :3]
+        if occupancy is None:
+            occupancy = Occupancy.unknown(feet, c.lattice)
+        body = self.observed_body(feet, to_world(displacement, pose[:, 3]), state, c)
+        rest = (feet[:, 1] - occupancy.lowest[:, 1] - REACH).clamp(0, 1)
+        rest = torch.where(body.standing, rest, state[:, 7])
+        right, up, forward = keys.float().unbind(1)
+        level = torch.stack([right, torch.zeros_like(up), forward], 1)
+        level = level / level.norm(dim=1, keepdim=True).clamp(min=1)
+        yaw, jump = pose[:, 3] + turn, up > 0.5
+        wanted = c.walk_speed * to_world(level, yaw)[:, ::2]
+        after = advance(body, wanted, jump, self.nodes(occupancy, rest), c)
+        idle = body.standing & ~jump & (level.abs().amax(1) == 0) & (body.velocity.abs().amax(1) < RESTING)
+        moved = (after.feet - feet).masked_fill(idle[:, None], 0.0)
+        velocity = after.velocity.masked_fill(idle[:, None], 0.0)
+        standing = (after.standing | idle).float()
+        state = torch.cat([velocity, moved, standing[:, None], rest[:, None]], 1)
+        return Motion(from_world(moved, yaw), torch.where(moved.abs().amax(1) > 0, -10.0, 10.0)), state
+
+    def observed_body(self, feet: Tensor, moved: Tensor, state: Tensor, c: MotionConstants) -> Body:
+        """The player before a step; where the last step `moved` [B, 3] was not the expected one, its velocity
+        is taken from there."""
+        unexpected = (moved - state[:, 3:6]).abs() > UNEXPECTED
+        speed = moved / c.frame_seconds
+        falling = speed[:, 1].abs() > RESTING
+        # A step's displacement is its mean velocity; gravity has changed it by half a step's since.
+        vertical = torch.where(falling, speed[:, 1] - c.gravity * c.frame_seconds / 2, 0.0)
+        speed = torch.stack([speed[:, 0], vertical, speed[:, 2]], 1)
+        velocity = torch.where(unexpected, speed, state[:, :3])
+        standing = torch.where(unexpected[:, 1], ~falling, state[:, 6] > 0.5)
+        return Body(feet, velocity, standing)
+
+
+def to_world(displacement: Tensor, yaw: Tensor) -> Tensor:
+    """[right, up, forward] relative to the yaw [B] (degrees) -> [x, y, z], [B, 3] both."""
+    sin, cos = torch.deg2rad(yaw).sin(), torch.deg2rad(yaw).cos()
+    right, up, forward = displacement.unbind(1)
+    return torch.stack([-cos * right - sin * forward, up, -sin * right + cos * forward], 1)
+
+
+def from_world(step: Tensor, yaw: Tensor) -> Tensor:
+    """The inverse of `to_world`."""
+    sin, cos = torch.deg2rad(yaw).sin(), torch.deg2rad(yaw).cos()
+    x, y, z = step.unbind(1)
+    return torch.stack([-cos * x - sin * z, y, -sin * x + cos * z], 1)

@@ -1,6 +1,8 @@
 """Motion pretraining: the motion model learns displacements from actions and poses, without pictures."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,9 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from dataset import surroundings
+from dataset.actions import JUMP, MOVE_X, MOVE_Z
 from dataset.windows import TokenClips
-from geometry.motion import REST_METRES, Motion, displacement_between
+from geometry.motion import (
+    FREE,
+    LOW,
+    REST_METRES,
+    SOLID,
+    Motion,
+    NodeNetwork,
+    PlayerMotion,
+    displacement_between,
+)
+from geometry.occupancy import POINTS, REACH, SIDE
+from geometry.physics import MotionConstants
 from model_geometry import GeometryWorldModel
+from training.motion_windows import MotionClips, recorded_nodes
 
 BATCH, FRAMES = 64, 32  # windows, and their frames
 CONTEXT = 6  # frames with true displacements before a window is self-fed
@@ -64,3 +80,156 @@ def motion_loss(predicted: Motion, target: Tensor) -> Tensor:
     error = F.smooth_l1_loss(predicted.displacement, target, reduction="none", beta=LINEAR_BEYOND).sum(1)
     rest = F.binary_cross_entropy_with_logits(predicted.rest_logit, rests.float(), reduction="none")
     return error * ~rests + REST_WEIGHT * rest
+
+
+# ------------------------------------------------------------ the motion model with a map
+
+SAMPLES = 4096  # frames whose nodes the network is taught
+EVIDENCE_BATCH = 64  # frames whose evidence is computed together
+NODE_BATCH, NODE_LEARNING_RATE = 64, 3e-3
+HEIGHT_WEIGHT = 0.3  # of nodes more than two below or above the feet's
+NEAR_NODES = 2.0  # nodes; at about this distance a node has half the weight of the player's own
+FEW = 20  # a constant is fitted if so many steps tell of it
+UNKNOWN_NODE = -1
+
+
+def pretrain_player_motion(
+    motion: PlayerMotion, clips: MotionClips, fov: float, steps: int, seed: int
+) -> float:
+    """Fits the constants of `motion` to recorded poses and trains its node network on recorded nodes.
+
+    Returns the last cross-entropy of the nodes in nats, NaN if nothing was trained: without nodes the network
+    stays as it is.
+    """
+    motion.constants = fit_constants(
+        motion.constants,
+        [clips.pose[c] for c in clips.with_pose],
+        [clips.actions[c] for c in clips.with_pose],
+    )
+    if not clips.with_nodes or not steps:
+        return math.nan
+    evidence, rest, kind = node_samples(motion, clips, fov, min(SAMPLES, NODE_BATCH * steps), seed)
+    return train_node_network(motion.node_network, evidence, rest, kind, steps, seed)
+
+
+def fit_constants(
+    start: MotionConstants, poses: Sequence[np.ndarray], actions: Sequence[np.ndarray]
+) -> MotionConstants:
+    """The constants that recorded poses [K, 5] and actions [K-1, A] tell; the others are those of `start`.
+
+    Each is a median over the steps that depend on it alone: of keys held for long, of free fall, of first
+    steps from rest. Where a node begins follows from the heights at which the player stands.
+    """
+    T = start.frame_seconds
+    heights, walks, falls, jumps, starts = [], [], [], [], []
+    for pose, action in zip(poses, actions, strict=True):
+        moved = np.diff(pose[:, :3].astype(np.float64), axis=0)
+        level, rise = np.hypot(moved[:, 0], moved[:, 2]), moved[:, 1]
+        keys = np.hypot(action[:, MOVE_X], action[:, MOVE_Z]) > 0.5
+        flat = np.abs(rise) < 1e-3
+        held = np.convolve(keys & flat, np.ones(6))[: len(keys)] == 6  # this step and the five before it
+        walks.append(level[held])
+        heights.append(pose[1:, 1][flat & keys])
+        air = np.abs(rise) > 0.02
+        falls.append(np.diff(rise)[air[1:] & air[:-1] & (np.diff(rise) < 0)])
+        jumping = (action[1:, JUMP] > 0.5) & (action[:-1, JUMP] < 0.5) & flat[:-1] & (rise[1:] > 0.1)
+        jumps.append(rise[1:][jumping])
+        begun = keys[1:] & flat[1:] & ~keys[:-1] & (level[:-1] < 1e-3) & (level[1:] > 0.01)
+        starts.append(level[1:][begun])
+    heights, walks, falls, jumps, starts = map(np.concatenate, (heights, walks, falls, jumps, starts))
+    found = {}
+    walks = walks[walks > 0.5 * np.quantile(walks, 0.9)] if len(walks) else walks
+    if len(walks) >= FEW:
+        found["walk_speed"] = float(np.median(walks)) / T
+    if len(falls) >= FEW:
+        found["gravity"] = -float(np.median(falls)) / T**2
+    if len(jumps) >= FEW:
+        found["jump_speed"] = float(np.median(jumps)) / T + found.get("gravity", start.gravity) * T / 2
+    if len(starts) >= FEW:
+        found["ground_acceleration"] = 2 * float(np.median(starts)) / T**2
+    if len(heights) >= FEW:
+        above = np.mod(heights, 1.0)
+        found["lattice"] = (
+            0.5 if (np.abs(above - 0.5) < 0.02).mean() > (np.minimum(above, 1 - above) < 0.02).mean() else 0.0
+        )
+    return replace(start, **found)
+
+
+def node_samples(
+    motion: PlayerMotion, clips: MotionClips, fov: float, count: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames of clips with nodes: evidence [N, FEATURES, X, Y, Z] (float16), height of rest [N], and the kind of
+    each node [N, X, Y, Z] int64, UNKNOWN_NODE where it is not known."""
+    rng = np.random.default_rng([seed, 3])
+    lengths = np.array([len(clips.pose[c]) - 1 for c in clips.with_nodes])
+    frames = rng.choice(lengths.sum(), count, replace=count > lengths.sum())
+    clip = np.searchsorted(lengths.cumsum(), frames, side="right")
+    starts = np.stack([np.array(clips.with_nodes)[clip], frames - (lengths.cumsum() - lengths)[clip]], 1)
+    evidence, rest, kind = [], [], []
+    for first in tqdm(range(0, count, EVIDENCE_BATCH), desc="maps", unit="batch", leave=False, mininterval=2):
+        part = starts[first : first + EVIDENCE_BATCH]
+        windows = clips.windows(part, 1)
+        pose = windows.pose[:, 0]
+        occupancy = motion.occupancy_around(
+            windows.inverse_ray_distance, windows.frames, windows.valid, pose, fov
+        )
+        evidence.append(occupancy.evidence.half())
+        rest.append((pose[:, 1] - occupancy.lowest[:, 1] - REACH).clamp(0, 1))
+        kind.append(kind_of(recorded_nodes(clips, part, occupancy, windows.origin)))
+    return torch.cat(evidence), torch.cat(rest), torch.cat(kind)
+
+
+def kind_of(nodes: Tensor) -> Tensor:
+    """Recorded nodes (codes of surroundings.py) -> the classes of the node network, UNKNOWN_NODE elsewhere."""
+    table = torch.full((5,), UNKNOWN_NODE)
+    for code, kind in (
+        (surroundings.FREE, FREE),
+        (surroundings.LIQUID, FREE),
+        (surroundings.SOLID, SOLID),
+        (surroundings.LOW, LOW),
+    ):
+        table[code] = kind
+    return table[nodes.long()]
+
+
+def train_node_network(
+    network: NodeNetwork, evidence: Tensor, rest: Tensor, kind: Tensor, steps: int, seed: int
+) -> float:
+    """Trains on the samples of `node_samples`; returns the mean cross-entropy of the last tenth of the steps."""
+    device = next(network.parameters()).device
+    random = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(network.parameters(), NODE_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, 1.5 * (1 - s / steps)))
+    weight = node_weights(device)
+    losses = []
+    for _ in tqdm(range(steps), desc="nodes", unit="step", leave=False, mininterval=2):
+        index = torch.randint(len(evidence), (NODE_BATCH,), generator=random)
+        given, target = mirrored(evidence[index].to(device).float(), kind[index].to(device), random)
+        logits = network(given, rest[index].to(device))
+        error = F.cross_entropy(logits, target, ignore_index=UNKNOWN_NODE, reduction="none") * weight
+        loss = error.sum() / (weight * (target != UNKNOWN_NODE)).sum().clamp(min=1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss))
+    return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def node_weights(device: torch.device) -> Tensor:
+    """Weights of the nodes in the loss [X, Y, Z]: what is near the player decides its next steps."""
+    away = torch.arange(SIDE, device=device) - REACH
+    near = 1 / (1 + (away[:, None, None] ** 2 + away**2) / NEAR_NODES)
+    return near * torch.where(away.abs() <= 2, 1.0, HEIGHT_WEIGHT)[:, None]
+
+
+def mirrored(evidence: Tensor, kind: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same boxes mirrored along x and z and with x and z exchanged, each at random: physics knows no
+    direction of the compass."""
+    points = evidence.unflatten(1, (2, POINTS, POINTS, POINTS))  # [B, 2, px, py, pz, X, Y, Z]
+    for axes, node_axes in (((2, 5), (1,)), ((4, 7), (3,))):
+        if torch.rand((), generator=random) < 0.5:
+            points, kind = points.flip(axes), kind.flip(node_axes)
+    if torch.rand((), generator=random) < 0.5:
+        points, kind = points.transpose(2, 4).transpose(5, 7), kind.transpose(1, 3)
+    return points.flatten(1, 4), kind
