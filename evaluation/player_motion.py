@@ -10,11 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from dataset.actions import JUMP, MOVE_X, MOVE_Z
+from dataset.surroundings import encode_inverse_ray_distance
+from depth.predictor import DepthPredictor
 from evaluation.aggregate import Scores
-from evaluation.held_out_clips import spread_windows, thin
-from training.motion_windows import MotionClips, MotionWindows
+from evaluation.evaluated_model import EvaluatedModel
+from evaluation.held_out_clips import HeldOutClips, spread_windows, thin
+from evaluation.plan import Plan
+from geometry.motion import PlayerMotion
+from training.motion_windows import MotionClips, MotionWindows, roll_out
 
 HORIZONS = (8, 20)  # frames after the start at which the displacement is judged
 BLOCKED_METRES = 0.05  # a step with a key held that is shorter counts as blocked
@@ -23,63 +29,115 @@ DIRECTIONS = ("right", "up", "forward")
 OBSTACLE_METRES = 5.0  # distance at which the player starts towards an obstacle, or along a free path
 LEAST_METRES = 2.5  # a recorded approach may be shorter, but not shorter than this
 STOPPED_FRAMES = 3  # blocked steps after which the recording counts as stopped
-PUSHING_FRAMES = 16  # frames for which the keys are held on after the recording has stopped
+PUSHING_FRAMES = 8  # frames for which the key is held on after the recording has stopped; later it may slide
 STOP_TOLERANCE = 0.3  # metres
 STRAIGHT_DEGREES = 10.0  # most turn of a straight path
-FREE_SHARE = 0.95  # of the recorded length that a path must reach to count as free
+FREE_STEP = 0.2  # metres, least step of a free path
+FREE_SHARE = 0.95  # of the recorded length that a free path must be walked
+PATHS = 40  # of each kind
 RISE_METRES, LANDING = 0.1, 16  # a step up by more is a jump or a step; frames after it
-BATCH = 32
+BATCH, DEPTH_BATCH = 32, 32  # windows, and frames whose depth is predicted, together
 
 RollOut = Callable[[MotionWindows, int], Tensor]  # (windows, given steps) -> poses [B, T+1, 5]
 
 
 @dataclass(frozen=True)
-class Path:
-    """A straight recorded walk: `frames` steps of `clip` from `start` on."""
+class Chosen:
+    """What is rolled out. Frames are those from which the model is on its own; `given` ones come before."""
 
-    clip: int
-    start: int
-    frames: int
+    windows: np.ndarray  # [N, 2] clip, frame
+    stops: np.ndarray  # [N, 3] clip, frame, steps: straight walks that end at an obstacle
+    free: np.ndarray  # [N, 3] the same without an obstacle
+    rises: np.ndarray  # [N, 2] clip, frame: a jump or a step up begins
+    given: int
+
+    @property
+    def frames(self) -> np.ndarray:
+        """All of them: [N, 2] of clip, frame."""
+        return np.concatenate([self.windows, self.stops[:, :2], self.free[:, :2], self.rises])
 
 
-def measure(clips: MotionClips, roll_out: RollOut, given: int, count: int, seed: int, scores: Scores) -> dict:
-    """`motion.*`; returns what was rolled out, for pictures.
+def section(
+    held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan, predictor: DepthPredictor, scores: Scores
+) -> None:
+    """`measure` for the motion model of a world model, with keyframes whose depth `predictor` reads off the
+    decoded tokens. Measures nothing if the world has no such motion model or the clips have no poses."""
+    motion = getattr(evaluated.model, "motion_model", None)
+    clips = held_out.clips
+    size = [2 * n for n in held_out.manifest.latent_size]
+    motion_clips = MotionClips(
+        clips.actions, clips.pose, [np.zeros((len(pose), *size), np.uint8) for pose in clips.pose]
+    )
+    if not isinstance(motion, PlayerMotion) or not motion_clips.usable:
+        return
+    chosen = choose(motion_clips, plan.main_context - 1, plan.windows, held_out.seed)
+    fill_depth(motion_clips, chosen.frames, held_out, predictor)
 
-    `given` recorded steps before each start, `count` windows. `hN.error`: metres between the predicted and
-    the recorded position after N frames; `hN.right`, `hN.up`, `hN.forward`: of which in each direction;
-    `blocked_f1`, `blocked_precision`, `blocked_recall`; `stops`: share of recorded stops at an obstacle
-    within STOP_TOLERANCE; `free`: share of free paths that are walked to the end; `landing`: median vertical
-    error LANDING frames after a jump or step up. `standing.*`: the same errors if the player were to stay.
-    """
+    def rolled_out(windows: MotionWindows, given: int) -> Tensor:
+        return roll_out(motion, windows, given, held_out.degrees_per_unit, held_out.fov)
+
+    measure(motion_clips, chosen, rolled_out, scores)
+
+
+def choose(clips: MotionClips, given: int, count: int, seed: int) -> Chosen:
+    """`count` windows and rises, and PATHS paths of each kind, as far as there are so many."""
     lengths = [len(pose) if c in clips.usable else 0 for c, pose in enumerate(clips.pose)]
-    steps = given + max(HORIZONS)
-    starts = spread_windows(lengths, steps + 1, count, seed)
-    predicted, recorded, actions = run(clips, roll_out, starts, steps, given)
-    report_displacement(scores, starts[:, 0], predicted, recorded, given)
+    windows = spread_windows(lengths, given + max(HORIZONS) + 1, count, seed)
+    stops, free = straight_paths(clips, given)
+    rises = rising_steps(clips, given)
+    return Chosen(windows + [0, given], thin(stops, PATHS), thin(free, PATHS), thin(rises, count), given)
+
+
+def fill_depth(
+    clips: MotionClips, frames: np.ndarray, held_out: HeldOutClips, predictor: DepthPredictor
+) -> None:
+    """Predicts the depth of all keyframes that rollouts from `frames` [N, 2] of (clip, frame) read."""
+    wanted: dict[int, set[int]] = {}
+    for clip, frame in frames:
+        wanted.setdefault(int(clip), set()).update(clips.keyframes_before(int(clip), int(frame)).tolist())
+    total = sum(map(len, wanted.values()))
+    with tqdm(total=total, desc="depth of keyframes", unit="frame", leave=False) as bar:
+        for clip, numbers in wanted.items():
+            for part in np.array_split(sorted(numbers), -(-len(numbers) // DEPTH_BATCH)):
+                tokens = torch.from_numpy(held_out.clips.tokens[clip][part].astype(np.int64))
+                pitch = torch.from_numpy(clips.pose[clip][part, 4])
+                inverse = predictor.predict(held_out.decode(tokens), pitch)
+                clips.depth[clip][part] = encode_inverse_ray_distance(inverse.cpu().numpy())
+                bar.update(len(part))
+
+
+def measure(clips: MotionClips, chosen: Chosen, rolled_out: RollOut, scores: Scores) -> None:
+    """`motion.*` of rollouts of `chosen`.
+
+    `hN.error`: metres between the predicted and the recorded position after N frames; `hN.right`, `hN.up`,
+    `hN.forward`: of which in each direction; `blocked_f1`, `blocked_precision`, `blocked_recall`; `stops`:
+    share of recorded stops at an obstacle within STOP_TOLERANCE; `free`: share of free paths that are walked
+    to the end; `landing`: median vertical error LANDING frames after the beginning of a jump or step up.
+    `*_count`: how many there are. `standing.motion.hN.*`: the same errors of a player that does not move.
+    """
+    given = chosen.given
+    predicted, recorded, actions = run(
+        clips, rolled_out, chosen.windows - [0, given], given + max(HORIZONS), given
+    )
+    report_displacement(scores, chosen.windows[:, 0], predicted, recorded, given)
     report_blocked(scores, predicted, recorded, actions, given)
-    found = straight_paths(clips, given)
-    for name, paths in zip(("stops", "free"), found, strict=True):
-        chosen = thin(np.array([(p.clip, p.start, p.frames) for p in paths]).reshape(-1, 3), 40)
-        if len(chosen):
-            report_paths(scores, name, clips, roll_out, chosen, given)
-    rises = np.array(rising_steps(clips, given)).reshape(-1, 2)
-    rises = thin(rises, count)
-    if len(rises):
-        predicted, recorded, _ = run(clips, roll_out, rises - [0, given], given + LANDING, given)
+    report_paths(scores, "stops", clips, rolled_out, chosen.stops, given)
+    report_paths(scores, "free", clips, rolled_out, chosen.free, given)
+    if len(chosen.rises):
+        predicted, recorded, _ = run(clips, rolled_out, chosen.rises - [0, given], given + LANDING, given)
         error = (predicted[:, -1, 1] - recorded[:, -1, 1]).abs().numpy()
-        scores.add("motion.landing", float(np.median(error)))
+        scores.statistic("motion.landing", error, chosen.rises[:, 0], lambda e: float(np.median(e)))
         scores.add("motion.landing_count", len(error))
-    return {"starts": starts}
 
 
 def run(
-    clips: MotionClips, roll_out: RollOut, starts: np.ndarray, steps: int, given: int
+    clips: MotionClips, rolled_out: RollOut, starts: np.ndarray, steps: int, given: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predicted and recorded poses [N, steps+1, 5] and actions [N, steps, A] of windows [N, 2]."""
     parts = []
     for first in range(0, len(starts), BATCH):
         windows = clips.windows(starts[first : first + BATCH], steps, given)
-        parts.append((roll_out(windows, given), windows.pose, windows.actions))
+        parts.append((rolled_out(windows, given), windows.pose, windows.actions))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
@@ -123,41 +181,39 @@ def level_steps(pose: np.ndarray) -> np.ndarray:
     return np.hypot(moved[:, 0], moved[:, 2])
 
 
-def straight_paths(clips: MotionClips, given: int) -> tuple[list[Path], list[Path]]:
-    """Recorded walks straight forward that end at an obstacle, and those over OBSTACLE_METRES that do not."""
+def straight_paths(clips: MotionClips, given: int) -> tuple[np.ndarray, np.ndarray]:
+    """Recorded walks straight forward, [N, 3] of (clip, frame, steps): those that end at an obstacle, and
+    those over OBSTACLE_METRES that nothing stops."""
     stops, free = [], []
     for clip in clips.usable:
         pose, actions = clips.pose[clip], clips.actions[clip]
         step = level_steps(pose)
         forward = (actions[:, MOVE_Z] > 0.5) & (np.abs(actions[:, MOVE_X]) < 0.5) & (actions[:, JUMP] < 0.5)
         walked = np.concatenate([[0.0], step.cumsum()])
-        used = 0
-        for k in range(given, len(step) - STOPPED_FRAMES):
-            blocked = (
-                forward[k : k + STOPPED_FRAMES].all()
-                and (step[k : k + STOPPED_FRAMES] < BLOCKED_METRES).all()
-            )
-            if blocked and k > used and step[k - 1] >= BLOCKED_METRES:
-                start = first_of_straight(pose, forward, walked, k, given)
-                if walked[k] - walked[start] >= LEAST_METRES and start >= used:
-                    stops.append(Path(clip, start, k - start))
+        pushes = forward & (step < BLOCKED_METRES)
+        used = given
+        for k in range(given + 1, len(step) - STOPPED_FRAMES):
+            if pushes[k : k + STOPPED_FRAMES].all() and not pushes[k - 1] and k > used:
+                start = first_of_straight(pose, forward, walked, k, used)
+                if walked[k] - walked[start] >= LEAST_METRES:
+                    stops.append((clip, start, k - start))
                     used = k
         k = given
         while k < len(step):
             end = int(np.searchsorted(walked, walked[k] + OBSTACLE_METRES))
-            straight = end < len(pose) and forward[k:end].all() and (step[k + 2 : end] > 0.2).all()
-            if straight and turned(pose[k : end + 1]) < STRAIGHT_DEGREES:
-                free.append(Path(clip, k, end - k))
+            walks = end < len(pose) and forward[k:end].all() and (step[k + 2 : end] > FREE_STEP).all()
+            if walks and turned(pose[k : end + 1]) < STRAIGHT_DEGREES:
+                free.append((clip, k, end - k))
                 k = end
             k += 4
-    return stops, free
+    return np.array(stops, np.int64).reshape(-1, 3), np.array(free, np.int64).reshape(-1, 3)
 
 
-def first_of_straight(pose: np.ndarray, forward: np.ndarray, walked: np.ndarray, end: int, given: int) -> int:
+def first_of_straight(pose: np.ndarray, forward: np.ndarray, walked: np.ndarray, end: int, least: int) -> int:
     """The frame from which the player walks straight to frame `end`, at most OBSTACLE_METRES before it."""
     start = end
     while (
-        start > given
+        start > least
         and forward[start - 1]
         and walked[end] - walked[start - 1] <= OBSTACLE_METRES
         and turned(pose[start - 1 : end + 1]) < STRAIGHT_DEGREES
@@ -172,35 +228,39 @@ def turned(pose: np.ndarray) -> float:
 
 
 def report_paths(
-    scores: Scores, name: str, clips: MotionClips, roll_out: RollOut, paths: np.ndarray, given: int
+    scores: Scores, name: str, clips: MotionClips, rolled_out: RollOut, paths: np.ndarray, given: int
 ) -> None:
-    """`motion.stops` or `motion.free`, with the number of paths [N, 3] of (clip, start, frames)."""
-    right = []
+    """`motion.stops` or `motion.free` of paths [N, 3] of (clip, frame, steps), and their number."""
+    if not len(paths):
+        return
     pushing = PUSHING_FRAMES if name == "stops" else 0
-    for clip, start, frames in paths:
-        windows = clips.windows(np.array([(clip, start - given)]), given + frames + pushing, given)
-        if pushing:
-            # The last recorded command of the walk is held on, without a turn.
-            windows.actions[:, given + frames :] = windows.actions[:, given + frames - 1 : given + frames]
-            windows.actions[:, given + frames :, :2] = 0
-            windows.pose[:, given + frames + 1 :] = torch.nan
-        predicted = roll_out(windows, given)[0, :, :3].double()
-        origin, goal = windows.pose[0, given, :3].double(), windows.pose[0, given + frames, :3].double()
+    right = []
+    for first in range(0, len(paths), BATCH):
+        part = paths[first : first + BATCH]
+        windows = clips.windows(part[:, :2] - [0, given], given + int(part[:, 2].max()) + pushing, given)
+        end = torch.from_numpy(given + part[:, 2])
+        rows, time = torch.arange(len(part)), torch.arange(windows.actions.shape[1])
+        goal, origin = windows.pose[rows, end, :3], windows.pose[:, given, :3]
+        # The last command of the walk is held on, without a turn.
+        after = (time >= end[:, None])[..., None]
+        held = windows.actions[rows, end - 1][:, None] * windows.actions.new_tensor([0.0, 0, 1, 1, 0])
+        windows.actions = torch.where(after, held, windows.actions)
+        windows.pose[:, 1:] = torch.where(after, torch.nan, windows.pose[:, 1:])
+        reached = rolled_out(windows, given)[rows, end + pushing, :3]
+        away = (goal - origin)[:, [0, 2]]
+        length = away.norm(dim=1)
+        along = ((reached - origin)[:, [0, 2]] * away).sum(1) / length
         if name == "stops":
-            along = (goal - origin)[[0, 2]]
-            along = along / along.norm()
-            beyond = ((predicted[-1] - goal)[[0, 2]] * along).sum()
-            right.append(bool(beyond.abs() <= STOP_TOLERANCE))
+            right.append((along - length).abs() <= STOP_TOLERANCE)
         else:
-            length = (predicted[-1] - origin)[[0, 2]].norm() / (goal - origin)[[0, 2]].norm()
-            right.append(bool(length >= FREE_SHARE))
-    scores.mean(f"motion.{name}", np.array(right, float), paths[:, 0])
-    scores.add(f"motion.{name}_count", len(right))
+            right.append(along >= FREE_SHARE * length)
+    scores.mean(f"motion.{name}", torch.cat(right).numpy(), paths[:, 0])
+    scores.add(f"motion.{name}_count", len(paths))
 
 
-def rising_steps(clips: MotionClips, given: int) -> list[tuple[int, int]]:
-    """(clip, frame) from which a player that stood rises, by a jump or a step, not within LANDING frames of
-    another."""
+def rising_steps(clips: MotionClips, given: int) -> np.ndarray:
+    """[N, 2] of (clip, frame): a player that stood rises from there, by a jump or a step; not within LANDING
+    frames of another such frame."""
     found = []
     for clip in clips.usable:
         rise = np.diff(clips.pose[clip][:, 1].astype(np.float64))
@@ -209,4 +269,4 @@ def rising_steps(clips: MotionClips, given: int) -> list[tuple[int, int]]:
             if rise[k] > RISE_METRES and abs(rise[k - 1]) < 1e-3 and k - last >= LANDING:
                 found.append((clip, k))
                 last = k
-    return found
+    return np.array(found, np.int64).reshape(-1, 2)

@@ -95,15 +95,15 @@ def displacement_between(pose: Tensor, following: Tensor) -> Tensor:
     )
 
 
-STATE = 8  # velocity 3, displacement expected 3, standing, height of the feet over the node's border
+STATE = 8  # velocity 3, expected displacement 3, standing, y where the player last stood
 CHANNELS = 24  # of the node network
 FREE, SOLID, LOW = range(3)  # classes of nodes
 RESTING = 1e-3  # metres and metres per second, below which a player without keys does not move
 UNEXPECTED = 0.02  # metres: a step that differs by more from the expected one corrects the velocity
-PRIOR, SEEN = (
-    2.0,
-    1.0,
-)  # logits of an untrained network: of the ground under the feet; of each point's evidence
+# Logits of an untrained network: of ground that is not seen, of the evidence of each point, of a low node.
+PRIOR, SEEN, UNLIKELY = 2.0, 1.0, -4.0
+GROUND_TOLERANCE = 0.01  # metres: feet so far under a node's border stand on it
+COVERED = 0.05  # metres: feet that stand so far over a node's border stand on a low node
 
 
 class NodeNetwork(nn.Module):
@@ -116,7 +116,7 @@ class NodeNetwork(nn.Module):
         super().__init__()
         self.evidence_proj = nn.Conv3d(FEATURES, CHANNELS, 1)
         self.place = nn.Parameter(torch.zeros(1, CHANNELS, SIDE, SIDE, SIDE))
-        self.rest_proj = nn.Linear(2, CHANNELS)
+        self.ground_proj = nn.Linear(3, CHANNELS)
         self.block = nn.Sequential(
             nn.SiLU(),
             nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1),
@@ -126,21 +126,23 @@ class NodeNetwork(nn.Module):
         self.out_proj = nn.Conv3d(CHANNELS, 3, 1)
         nn.init.zeros_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
-        below = torch.arange(SIDE) < REACH
-        self.register_buffer("prior", torch.where(below, PRIOR, -PRIOR)[:, None], persistent=False)
 
-    def forward(self, evidence: Tensor, rest: Tensor) -> Tensor:
+    def forward(self, evidence: Tensor, ground: Tensor) -> Tensor:
         """Logits [B, 3, X, Y, Z] of FREE, SOLID and LOW.
 
-        evidence [B, FEATURES, X, Y, Z]; rest [B]: height of the feet over the border of their node when they
-        last stood, in metres. It says whether the ground is covered, with snow for example.
+        evidence [B, FEATURES, X, Y, Z]; ground [B]: metres from the bottom of the box to where the player
+        last stood. Its fraction says whether the ground is covered, with snow for example.
         """
-        rest = torch.stack([rest, (rest > 0.05).float()], 1)
-        x = self.evidence_proj(evidence) + self.place + self.rest_proj(rest)[:, :, None, None, None]
+        level = (ground + GROUND_TOLERANCE).floor()
+        covered = (ground - level).clamp(min=0)
+        around = torch.stack([covered, (covered > COVERED).float(), (level - REACH) / REACH], 1)
+        x = self.evidence_proj(evidence) + self.place + self.ground_proj(around)[:, :, None, None, None]
         x = x + self.block(x)
         points, seen = evidence.unflatten(1, (2, -1)).unbind(1)
-        solid = (SEEN * points * seen).sum(1) + self.prior * (1 - seen.mean(1))
-        fixed = torch.stack([torch.zeros_like(solid), solid, torch.full_like(solid, -4.0)], 1)
+        below = torch.arange(SIDE, device=ground.device) < level[:, None]
+        prior = torch.where(below, PRIOR, -PRIOR)[:, None, :, None]
+        solid = (SEEN * points * seen).sum(1) + prior * (1 - seen.mean(1))
+        fixed = torch.stack([torch.zeros_like(solid), solid, torch.full_like(solid, UNLIKELY)], 1)
         return self.out_proj(F.silu(x)) + fixed
 
 
@@ -153,16 +155,17 @@ class PlayerMotion(nn.Module):
     def __init__(self, constants: MotionConstants | None = None):
         super().__init__()
         self.node_network = NodeNetwork()
-        self.register_buffer("constant_values", (constants or MotionConstants()).as_tensor())
+        values = (constants or MotionConstants()).as_list()
+        self.register_buffer("constant_values", torch.tensor(values, dtype=torch.float64))
 
     @property
     def constants(self) -> MotionConstants:
         """Of the game, as fitted in training; they are part of the checkpoint."""
-        return MotionConstants.from_tensor(self.constant_values)
+        return MotionConstants(*self.constant_values.tolist())
 
     @constants.setter
     def constants(self, constants: MotionConstants) -> None:
-        self.constant_values.copy_(constants.as_tensor())
+        self.constant_values.copy_(torch.tensor(constants.as_list(), dtype=torch.float64))
 
     def init_state(self, batch: int, device: torch.device | None = None) -> Tensor:
         """State [B, STATE] of players that stand still."""
@@ -177,13 +180,16 @@ class PlayerMotion(nn.Module):
         c = self.constants
         return occupancy_around(inverse_ray_distance, frames, valid, pose, fov, c.eye_height, c.lattice)
 
-    def nodes(self, occupancy: Occupancy, rest: Tensor) -> Nodes:
-        """What blocks, in the box of nodes around each player; `rest` [B] as in `NodeNetwork.forward`."""
+    def filled(self, occupancy: Occupancy, ground: Tensor) -> Tensor:
+        """Filled height [B, X, Y, Z] of each node in the box around each player, 0 (free) to 1 metre.
+
+        `ground` [B] as in `NodeNetwork.forward`.
+        """
         c = self.constants
-        kind = self.node_network(occupancy.evidence, rest).argmax(1)
-        low = torch.where((rest > 0.05) & (rest < c.step_height), rest, c.low_height)
-        top = (kind == SOLID).float() + (kind == LOW) * low[:, None, None, None]
-        return Nodes(top, occupancy.lowest)
+        kind = self.node_network(occupancy.evidence, ground).argmax(1)
+        low = torch.remainder(ground + GROUND_TOLERANCE, 1.0) - GROUND_TOLERANCE
+        low = torch.where((low > COVERED) & (low < c.step_height), low, c.low_height)
+        return (kind == SOLID).float() + (kind == LOW) * low[:, None, None, None]
 
     @torch.no_grad()
     def forward(
@@ -202,28 +208,37 @@ class PlayerMotion(nn.Module):
         occupancy: what `occupancy_around` returns for this pose, or None if nothing is known. A player that
         rests and presses no key stays exactly where it is.
         """
-        c, feet = self.constants, pose[:, :3]
+        c, feet = self.constants, pose[:, :3].float()
         if occupancy is None:
             occupancy = Occupancy.unknown(feet, c.lattice)
-        body = self.observed_body(feet, to_world(displacement, pose[:, 3]), state, c)
-        rest = (feet[:, 1] - occupancy.lowest[:, 1] - REACH).clamp(0, 1)
-        rest = torch.where(body.standing, rest, state[:, 7])
+        velocity, standing = self.observed(to_world(displacement, pose[:, 3]), state, c)
+        ground = torch.where(standing, feet[:, 1], state[:, 7])
         right, up, forward = keys.float().unbind(1)
         level = torch.stack([right, torch.zeros_like(up), forward], 1)
         level = level / level.norm(dim=1, keepdim=True).clamp(min=1)
         yaw, jump = pose[:, 3] + turn, up > 0.5
         wanted = c.walk_speed * to_world(level, yaw)[:, ::2]
-        after = advance(body, wanted, jump, self.nodes(occupancy, rest), c)
-        idle = body.standing & ~jump & (level.abs().amax(1) == 0) & (body.velocity.abs().amax(1) < RESTING)
-        moved = (after.feet - feet).masked_fill(idle[:, None], 0.0)
-        velocity = after.velocity.masked_fill(idle[:, None], 0.0)
-        standing = (after.standing | idle).float()
-        state = torch.cat([velocity, moved, standing[:, None], rest[:, None]], 1)
+        # NumPy, on the CPU: see physics.py.
+        body = Body(*(x.double().cpu().numpy() for x in (feet, velocity)), standing.cpu().numpy())
+        nodes = Nodes(
+            self.filled(occupancy, ground - occupancy.lowest[:, 1]).cpu().numpy(),
+            occupancy.lowest.double().cpu().numpy(),
+        )
+        after = advance(body, wanted.double().cpu().numpy(), jump.cpu().numpy(), nodes, c)
+        moved = torch.from_numpy(after.feet - body.feet).to(feet)
+        idle = standing & ~jump & (level.abs().amax(1) == 0) & (velocity.abs().amax(1) < RESTING)
+        moved = moved.masked_fill(idle[:, None], 0.0)
+        velocity = torch.from_numpy(after.velocity).to(feet).masked_fill(idle[:, None], 0.0)
+        standing = torch.from_numpy(after.standing).to(feet.device) | idle
+        state = torch.cat([velocity, moved, standing.float()[:, None], ground[:, None]], 1)
         return Motion(from_world(moved, yaw), torch.where(moved.abs().amax(1) > 0, -10.0, 10.0)), state
 
-    def observed_body(self, feet: Tensor, moved: Tensor, state: Tensor, c: MotionConstants) -> Body:
-        """The player before a step; where the last step `moved` [B, 3] was not the expected one, its velocity
-        is taken from there."""
+    @staticmethod
+    def observed(moved: Tensor, state: Tensor, c: MotionConstants) -> tuple[Tensor, Tensor]:
+        """Velocity [B, 3] and whether the player stands [B], before a step.
+
+        Where the last step `moved` [B, 3] (x, y, z) was not the expected one, they are taken from it.
+        """
         unexpected = (moved - state[:, 3:6]).abs() > UNEXPECTED
         speed = moved / c.frame_seconds
         falling = speed[:, 1].abs() > RESTING
@@ -231,8 +246,7 @@ class PlayerMotion(nn.Module):
         vertical = torch.where(falling, speed[:, 1] - c.gravity * c.frame_seconds / 2, 0.0)
         speed = torch.stack([speed[:, 0], vertical, speed[:, 2]], 1)
         velocity = torch.where(unexpected, speed, state[:, :3])
-        standing = torch.where(unexpected[:, 1], ~falling, state[:, 6] > 0.5)
-        return Body(feet, velocity, standing)
+        return velocity, torch.where(unexpected[:, 1], ~falling, state[:, 6] > 0.5)
 
 
 def to_world(displacement: Tensor, yaw: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ SIDE = 2 * REACH + 1
 POINTS = 2  # points of a node per axis at which the depth is compared
 FRAMES = 8  # keyframes that are fused
 PROBE_RADII = (0.8, 2.0)  # metres: keyframes are chosen to show points on circles so far around the player,
-PROBE_HEIGHTS = (-0.2, 0.5, 1.5)  # so high over the feet
+PROBE_HEIGHTS = (-0.2, 1.0)  # so high over the feet
+PROBES = 8  # points on each circle
 HALF_VALUE_METRES = 2.0  # distance at which a view of a probe has half the value of one from beside it
 TOLERANCE, TOLERANCE_SHARE = 0.1, 0.05  # metres, and share of the distance, that a depth may be off
 THICKNESS = 0.6  # metres: a point so far behind a surface still belongs to it
@@ -72,23 +73,23 @@ def points_of_box(lowest: Tensor) -> Tensor:
     return lowest[:, None] + (corner + offset).view(1, -1, 3)
 
 
-def select_frames(frames: Tensor, valid: Tensor, eye: Tensor, feet: Tensor, count: int, fov: float) -> Tensor:
+def select_frames(frames: Tensor, valid: Tensor, feet: Tensor, count: int, fov: float) -> Tensor:
     """The keyframes that show most of what is around the players: indices [B, count].
 
     frames [B, M, 5]: poses of the keyframes, oldest first, with the position of the eye; valid [B, M] bool;
-    eye [B, 3] and feet [B, 3] of the players now. Greedy, as `Keyframes.select`: each next keyframe adds most
+    feet [B, 3] of the players now. Greedy, as `Keyframes.select`: each next keyframe adds most
     to those before it. Fewer valid keyframes than `count`: invalid ones fill up.
     """
     B, M = valid.shape
-    angle = torch.arange(8, device=feet.device, dtype=feet.dtype) * (math.pi / 4)
+    angle = torch.arange(PROBES, device=feet.device, dtype=feet.dtype) * (2 * math.pi / PROBES)
     circles = [
         torch.stack([radius * angle.cos(), torch.full_like(angle, height), radius * angle.sin()], 1)
         for radius in PROBE_RADII
         for height in PROBE_HEIGHTS
     ]
-    cam = in_camera_axes(feet[:, None] + torch.cat(circles), frames)
-    _, inside = camera.project(cam, 9, 16, fov)
-    value = inside * valid[..., None] / (1 + cam.norm(dim=-1) / HALF_VALUE_METRES)
+    probes = in_camera_axes(feet[:, None] + torch.cat(circles), frames)
+    _, inside = camera.project(probes.mT, 9, 16, fov)
+    value = inside * valid[..., None] / (1 + probes.norm(dim=2) / HALF_VALUE_METRES)
     newer = NEWER * torch.arange(M, device=feet.device) / M + valid
     best, taken, chosen = value.new_zeros(B, value.shape[-1]), torch.zeros_like(value[..., 0]), []
     for _ in range(min(count, M)):
@@ -101,11 +102,14 @@ def select_frames(frames: Tensor, valid: Tensor, eye: Tensor, feet: Tensor, coun
 
 
 def in_camera_axes(points: Tensor, frames: Tensor) -> Tensor:
-    """Points [B, N, 3] seen from the frames [B, K, 5] (position of the eye): [B, K, N, 3] in camera axes."""
+    """Points [B, N, 3] seen from the frames [B, K, 5] (position of the eye): [B, K, 3, N] in camera axes."""
+    B, K, _ = frames.shape
     sign = points.new_tensor([-1.0, -1.0, 1.0])
-    rotation = camera.rotation(frames[..., 3], frames[..., 4])
-    offset = (frames[..., :3] * sign)[..., None, :] @ rotation
-    return (points * sign)[:, None] @ rotation - offset
+    to_camera = camera.rotation(frames[..., 3], frames[..., 4]).mT  # [B, K, 3, 3]
+    eye = to_camera @ (frames[..., :3] * sign)[..., None]
+    # One product for all frames, and the points last: both are several times faster than the usual order.
+    seen = torch.baddbmm(eye.view(B, 3 * K, 1), to_camera.reshape(B, 3 * K, 3), (points * sign).mT, beta=-1)
+    return seen.view(B, K, 3, -1)
 
 
 def occupancy_around(
@@ -130,7 +134,7 @@ def occupancy_around(
         raise_eye = feet.new_tensor([0.0, eye_height, 0.0, 0.0, 0.0])
         frames = torch.where(valid[..., None], frames + raise_eye, 0.0)
         if count < valid.shape[1]:
-            chosen = select_frames(frames, valid, feet + raise_eye[:3], feet, count, fov)
+            chosen = select_frames(frames, valid, feet, count, fov)
             rows = torch.arange(len(chosen), device=chosen.device)[:, None]
             inverse_ray_distance = inverse_ray_distance[rows, chosen]
             frames, valid = frames[rows, chosen], valid[rows, chosen]
@@ -140,22 +144,21 @@ def occupancy_around(
 def fuse(inverse: Tensor, frames: Tensor, valid: Tensor, lowest: Tensor, fov: float) -> Tensor:
     """Evidence [B, FEATURES, X, Y, Z] of the boxes at `lowest` [B, 3], see `occupancy_around`.
 
-    inverse [B, K, h, w] of the chosen keyframes; a keyframe sees a point with the weight 1 / (1 + distance)^2.
+    inverse [B, K, h, w] of the chosen keyframes, which see a point with the weight 1 / (1 + distance)^2.
     """
     B, K, h, w = inverse.shape
-    x, y, z = in_camera_axes(points_of_box(lowest), frames).unbind(-1)  # [B, K, N] each
-    distance = (x * x + y * y + z * z).sqrt_()
-    scale = camera.focal_length(h, fov) / z.clamp(min=0.05)
-    column, row = x.mul_(scale).add_(w / 2), y.mul_(scale).add_(h / 2)
-    seen = (z > 0.05) & valid[..., None] & (column >= 0) & (column < w) & (row >= 0) & (row < h)
-    pixel = row.clamp_(0, h - 1).long() * w + column.clamp_(0, w - 1).long()
-    depth = 1 / inverse.flatten(2).gather(2, pixel).clamp(min=1 / camera.FAR_RAY_DISTANCE)
-    weight = seen / (1 + distance).square()
+    x, y, z = in_camera_axes(points_of_box(lowest), frames).unbind(2)  # [B, K, N] each
+    distance = (x * x).addcmul_(y, y).addcmul_(z, z).sqrt_()
+    scale = camera.focal_length(h, fov) / z.clamp(min=camera.NEAREST)
+    column, row = x.mul(scale).add_(w / 2), y.mul(scale).add_(h / 2)
+    seen = (z > camera.NEAREST) & (column >= 0) & (column < w) & (row >= 0) & (row < h) & valid[..., None]
+    pixel = row.clamp_(0, h - 1).floor_().mul_(w).add_(column.clamp_(0, w - 1)).long()
+    depth = inverse.flatten(2).gather(2, pixel).clamp_(min=1 / camera.FAR_RAY_DISTANCE).reciprocal_()
+    weight = (1 + distance).square_().reciprocal_() * seen
     behind = distance - depth
-    tolerance = TOLERANCE + TOLERANCE_SHARE * distance
-    free = (weight * (behind < -tolerance)).sum(1)
-    solid = (weight * ((behind >= -tolerance) & (behind < THICKNESS))).sum(1)
-    total = free + solid
-    evidence = torch.stack([(solid - free) / (total + 1e-3), total / (total + 0.1)], 1)  # [B, 2, N]
+    in_front = behind < distance.mul(-TOLERANCE_SHARE).sub_(TOLERANCE)
+    free = (weight * in_front).sum(1)
+    total = (weight * (behind < THICKNESS)).sum(1)  # [B, N]
+    evidence = torch.stack([(total - 2 * free) / (total + 1e-3), total / (total + 0.1)], 1)
     evidence = evidence.view(B, 2, SIDE, SIDE, SIDE, POINTS**3)
     return evidence.movedim(-1, 2).flatten(1, 2)

@@ -108,8 +108,8 @@ def pretrain_player_motion(
     )
     if not clips.with_nodes or not steps:
         return math.nan
-    evidence, rest, kind = node_samples(motion, clips, fov, min(SAMPLES, NODE_BATCH * steps), seed)
-    return train_node_network(motion.node_network, evidence, rest, kind, steps, seed)
+    evidence, ground, kind = node_samples(motion, clips, fov, min(SAMPLES, NODE_BATCH * steps), seed)
+    return train_node_network(motion.node_network, evidence, ground, kind, steps, seed)
 
 
 def fit_constants(
@@ -136,6 +136,8 @@ def fit_constants(
         jumps.append(rise[1:][jumping])
         begun = keys[1:] & flat[1:] & ~keys[:-1] & (level[:-1] < 1e-3) & (level[1:] > 0.01)
         starts.append(level[1:][begun])
+    if not heights:
+        return start
     heights, walks, falls, jumps, starts = map(np.concatenate, (heights, walks, falls, jumps, starts))
     found = {}
     walks = walks[walks > 0.5 * np.quantile(walks, 0.9)] if len(walks) else walks
@@ -158,14 +160,18 @@ def fit_constants(
 def node_samples(
     motion: PlayerMotion, clips: MotionClips, fov: float, count: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames of clips with nodes: evidence [N, FEATURES, X, Y, Z] (float16), height of rest [N], and the kind of
-    each node [N, X, Y, Z] int64, UNKNOWN_NODE where it is not known."""
+    """Frames of clips with nodes: what `NodeNetwork.forward` reads, and what it should say.
+
+    Evidence [N, FEATURES, X, Y, Z] (float16), ground [N], and the kind of each node [N, X, Y, Z] int64,
+    UNKNOWN_NODE where it is not known.
+    """
     rng = np.random.default_rng([seed, 3])
     lengths = np.array([len(clips.pose[c]) - 1 for c in clips.with_nodes])
     frames = rng.choice(lengths.sum(), count, replace=count > lengths.sum())
     clip = np.searchsorted(lengths.cumsum(), frames, side="right")
     starts = np.stack([np.array(clips.with_nodes)[clip], frames - (lengths.cumsum() - lengths)[clip]], 1)
-    evidence, rest, kind = [], [], []
+    stood = {c: last_stood(clips.pose[c]) for c in clips.with_nodes}
+    evidence, ground, kind = [], [], []
     for first in tqdm(range(0, count, EVIDENCE_BATCH), desc="maps", unit="batch", leave=False, mininterval=2):
         part = starts[first : first + EVIDENCE_BATCH]
         windows = clips.windows(part, 1)
@@ -174,13 +180,20 @@ def node_samples(
             windows.inverse_ray_distance, windows.frames, windows.valid, pose, fov
         )
         evidence.append(occupancy.evidence.half())
-        rest.append((pose[:, 1] - occupancy.lowest[:, 1] - REACH).clamp(0, 1))
+        under = torch.tensor([stood[clip][frame] for clip, frame in part]) - windows.origin[:, 1]
+        ground.append((under - occupancy.lowest[:, 1]).float())
         kind.append(kind_of(recorded_nodes(clips, part, occupancy, windows.origin)))
-    return torch.cat(evidence), torch.cat(rest), torch.cat(kind)
+    return torch.cat(evidence), torch.cat(ground), torch.cat(kind)
+
+
+def last_stood(pose: np.ndarray) -> np.ndarray:
+    """The height [K] at which the player of poses [K, 5] stood last; at first that of the first frame."""
+    still = np.abs(np.diff(pose[:, 1], prepend=pose[0, 1])) < 1e-3
+    return pose[np.maximum.accumulate(np.where(still, np.arange(len(pose)), 0)), 1].astype(np.float64)
 
 
 def kind_of(nodes: Tensor) -> Tensor:
-    """Recorded nodes (codes of surroundings.py) -> the classes of the node network, UNKNOWN_NODE elsewhere."""
+    """Recorded nodes (codes of surroundings.py) -> classes of the node network, UNKNOWN_NODE elsewhere."""
     table = torch.full((5,), UNKNOWN_NODE)
     for code, kind in (
         (surroundings.FREE, FREE),
@@ -193,9 +206,9 @@ def kind_of(nodes: Tensor) -> Tensor:
 
 
 def train_node_network(
-    network: NodeNetwork, evidence: Tensor, rest: Tensor, kind: Tensor, steps: int, seed: int
+    network: NodeNetwork, evidence: Tensor, ground: Tensor, kind: Tensor, steps: int, seed: int
 ) -> float:
-    """Trains on the samples of `node_samples`; returns the mean cross-entropy of the last tenth of the steps."""
+    """Trains on what `node_samples` returns; returns the mean loss of the last tenth of the steps."""
     device = next(network.parameters()).device
     random = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), NODE_LEARNING_RATE)
@@ -205,14 +218,14 @@ def train_node_network(
     for _ in tqdm(range(steps), desc="nodes", unit="step", leave=False, mininterval=2):
         index = torch.randint(len(evidence), (NODE_BATCH,), generator=random)
         given, target = mirrored(evidence[index].to(device).float(), kind[index].to(device), random)
-        logits = network(given, rest[index].to(device))
+        logits = network(given, ground[index].to(device))
         error = F.cross_entropy(logits, target, ignore_index=UNKNOWN_NODE, reduction="none") * weight
         loss = error.sum() / (weight * (target != UNKNOWN_NODE)).sum().clamp(min=1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return float(np.mean(losses[-max(1, steps // 10) :]))
 
 

@@ -20,7 +20,7 @@ REFRESH = 1  # frames between two maps of a rollout
 
 
 def observed_keyframes(pose: np.ndarray) -> np.ndarray:
-    """The frames of a clip, by index, that a rollout over it would keep as keyframes (`Keyframes.add_if_new`).
+    """The frames of a clip, by index, that a rollout would keep as keyframes (`Keyframes.add_if_new`).
 
     pose [K, 5]. The first frame is one.
     """
@@ -37,9 +37,9 @@ def observed_keyframes(pose: np.ndarray) -> np.ndarray:
 
 @dataclass
 class MotionWindows:
-    """B windows of T steps. Positions of poses are relative to a whole number of metres near each first frame.
+    """B windows of T steps. Positions are relative to whole metres near each first frame.
 
-    The first frame is the last one whose depth is known.
+    Keyframes are of frames before the model's own steps.
     """
 
     actions: Tensor  # [B, T, A]
@@ -68,9 +68,9 @@ class MotionClips:
         nodes: Sequence[np.ndarray | None] | None = None,
         origin: Sequence[np.ndarray | None] | None = None,
     ):
-        """Of each clip: actions [K-1, A], pose [K, 5], depth [K, h, w] uint8 in the code of surroundings.py,
-        and the recorded nodes [K, 7, 7, 7] with their origin [K, 3], where known. Clips without complete poses
-        or without depth are in no window."""
+        """Of each clip: actions [K-1, A], pose [K, 5], depth [K, h, w] uint8 in the code of surroundings.py
+        (only that of keyframes is read), and the recorded nodes [K, 7, 7, 7] with their origin [K, 3], where
+        known. Clips without complete poses or without depth are in no window."""
         self.actions, self.pose, self.depth = list(actions), list(pose), list(depth)
         self.nodes = list(nodes) if nodes is not None else [None] * len(self.pose)
         self.origin = list(origin) if origin is not None else [None] * len(self.pose)
@@ -93,6 +93,12 @@ class MotionClips:
             torch.from_numpy(origin),
         )
 
+    def keyframes_before(self, clip: int, frame: int) -> np.ndarray:
+        """The newest KEYFRAMES keyframes of a clip up to a frame, by index, oldest first."""
+        keyframes = self.keyframes[clip]
+        end = np.searchsorted(keyframes, frame, side="right")
+        return keyframes[max(0, end - KEYFRAMES) : end]
+
     def window(self, clip: int, start: int, steps: int, first: int) -> tuple[np.ndarray, ...]:
         """The parts of one window in the order of `MotionWindows`, its depths still in their code."""
         actions = np.full((steps, self.actions[clip].shape[1]), np.nan, np.float32)
@@ -102,9 +108,7 @@ class MotionClips:
         pose[: len(known) + 1] = self.pose[clip][start : start + steps + 1]
         origin = np.round(pose[0, :3])
         pose[:, :3] -= origin
-        keyframes = self.keyframes[clip]
-        end = np.searchsorted(keyframes, start + first, side="right")
-        kept = keyframes[max(0, end - KEYFRAMES) : end]
+        kept = self.keyframes_before(clip, start + first)
         depth = np.zeros((KEYFRAMES, *self.depth[clip].shape[1:]), np.uint8)
         frames, valid = np.zeros((KEYFRAMES, 5), np.float64), np.zeros(KEYFRAMES, bool)
         depth[: len(kept)], valid[: len(kept)] = self.depth[clip][kept], True
