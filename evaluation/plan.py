@@ -19,6 +19,9 @@ class Plan:
     look_aways: int = 16  # recorded ones, per angle
     long_rollouts: int = 16
     long_frames: int = 1024  # of each long rollout
+    walk_starts: int = 30  # from which a minute is walked
+    walk_seconds: int = 60
+    depth_windows: int = 240  # recorded frames that are warped by their depth
 
     @property
     def span(self) -> int:
@@ -35,5 +38,5 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(
     windows=4, teacher_forced_frames=320, start_windows=2, still_windows=4, memory_windows=2, look_aways=1,
-    long_rollouts=2, long_frames=192,
+    long_rollouts=2, long_frames=192, walk_starts=2, walk_seconds=2, depth_windows=24,
 )  # fmt: skip

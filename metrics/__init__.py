@@ -15,6 +15,7 @@ from metrics.flow_metrics import (
     optical_flow,
     radial_flow,
     vertical_flow,
+    warp_error,
 )
 from metrics.picture_metrics import (
     PSNR_CEILING,
@@ -25,6 +26,7 @@ from metrics.picture_metrics import (
     grey,
     mean_change,
     psnr,
+    spatial_gradient,
     ssim,
 )
 from metrics.statistics import (
@@ -75,8 +77,10 @@ __all__ = [
     "peak",
     "psnr",
     "radial_flow",
+    "spatial_gradient",
     "ssim",
     "token_accuracy",
     "unique_codes",
     "vertical_flow",
+    "warp_error",
 ]

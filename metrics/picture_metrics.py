@@ -107,6 +107,15 @@ def mean_change(frames: Tensor) -> Tensor:
     return frames.float().diff(dim=-4).abs().mean((-4, -3, -2, -1))
 
 
+def spatial_gradient(pictures: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels' luma, along rows and columns: [..., 3, H, W] -> [...].
+
+    In 0..1. The truth's value is best: below it the picture is blurred, above it noisy.
+    """
+    luma = grey(pictures)
+    return (luma.diff(dim=-1).abs().mean((-2, -1)) + luma.diff(dim=-2).abs().mean((-2, -1))) / 2
+
+
 def delta_psnr(right: Tensor, wrong: Tensor) -> Tensor:
     """PSNR under the true actions minus PSNR under other actions, in dB: how much the actions matter.
 
