@@ -165,7 +165,7 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
         load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype)
         for name, path in config.checkpoints.items()
     ]
-    extras = ("depth",) if "depth" in config.sections else ()
+    extras = ("depth",) if {"rollouts", "depth"} & set(config.sections) else ()
     clips = TokenClips(config.data_dir, config.split, tokenizer.fingerprint, extras=extras)
     for model in models:
         check_rates(model, clips)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset.token_files import RECORDED as RECORDED_DEPTH
 from depth.predictor import DepthPredictor
 from depth.warp_quality import (
     COPY,
@@ -26,7 +25,7 @@ from depth.warp_quality import (
     warp_psnr,
 )
 from evaluation.aggregate import Scores
-from evaluation.held_out_clips import HeldOutClips, spread_windows
+from evaluation.held_out_clips import HeldOutClips, has_recorded_depth, spread_windows
 from evaluation.plan import BATCH, Plan
 
 # Key of each kind of warp: the depth that the world model can have stands in its column.
@@ -58,12 +57,6 @@ def usable_clips(held_out: HeldOutClips) -> np.ndarray:
     posed = np.array([np.isfinite(pose).all() for pose in held_out.clips.pose])
     recorded = posed & [has_recorded_depth(held_out, clip) for clip in range(len(posed))]
     return recorded if recorded.any() else posed
-
-
-def has_recorded_depth(held_out: HeldOutClips, clip: int) -> bool:
-    """Whether a clip's recorded depth is loaded."""
-    loaded = held_out.clips.extras.get("depth")
-    return bool(loaded) and loaded[clip] is not None and held_out.clips.entries[clip].depth == RECORDED_DEPTH
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from depth.warp_quality import HORIZONS as DEPTH_HORIZONS
 from evaluation.aggregate import Scores
 from evaluation.evaluated_model import EvaluatedModel
 from evaluation.plan import Plan
-from evaluation.rollouts import MEAN
+from evaluation.rollouts import MEAN, PARTS
 from evaluation.walk import SECONDS
 from runtime import provenance
 
@@ -49,6 +49,9 @@ SUMMARY: tuple[Row | Heading, ...] = (
     Row("perceptual distance, frame 64", "rollout.ctx{ctx}.h64.perceptual", 3, DOWN),
     Row("edge F1, frame 20", "rollout.ctx{ctx}.h20.edge_f1", 3, UP),
     Row("different codes in a frame, frame 20", "rollout.ctx{ctx}.h20.codes", 0),
+    Row("visible cells: PSNR, frame 20, dB", "rollout.ctx{ctx}.h20.psnr_visible", 2, UP),
+    Row("disoccluded cells: PSNR, frame 20, dB", "rollout.ctx{ctx}.h20.psnr_disoccluded", 2, UP),
+    Row("… spatial gradient over the recording's", "rollout.ctx{ctx}.h20.gradient_ratio_disoccluded", 2),
     Heading("Control"),
     Row("moves when the recording moves (flow profile)", "control.flow_profile", 3, UP),
     Row("amount of motion over the recording's (flow ratio)", "control.flow_ratio", 2),
@@ -56,8 +59,10 @@ SUMMARY: tuple[Row | Heading, ...] = (
     Row("looking up and down, both in the right direction", "control.pairs.look", 3, UP),
     Row("walking forward and back, both in the right direction", "control.pairs.forward_back", 3, UP),
     Row("… measured between neighbouring frames", "control.pairs_by_frame.forward_back", 3, UP),
+    Row("… where the recording blocks neither", "control.pairs_unblocked.forward_back", 3, UP),
     Row("walking left and right, both in the right direction", "control.pairs.strafe", 3, UP),
     Row("… measured between neighbouring frames", "control.pairs_by_frame.strafe", 3, UP),
+    Row("… where the recording blocks neither", "control.pairs_unblocked.strafe", 3, UP),
     Row("recorded turns, share in the right direction", "control.sign.turn", 3, UP),
     Row("recorded walks left and right, share in the right direction", "control.sign.strafe", 3, UP),
     Row("recorded walks forward and back, share in the right direction", "control.sign.forward_back", 3, UP),
@@ -71,6 +76,8 @@ SUMMARY: tuple[Row | Heading, ...] = (
     Heading("Stability without an action"),
     Row("change between frames over the recording's", "still.change_ratio", 2, DOWN),
     Row("edge flicker over the recording's", "still.flicker_ratio", 2, DOWN),
+    Row("tokens equal to the view at the start, after 30 s", "still.long.agreement", 3, UP),
+    Row("spatial gradient over that of the start, after 30 s", "still.long.gradient_ratio", 2),
     Heading("Memory: tokens equal to the view left, after turning away and back"),
     Row("30 degrees (over the share without turning)", "memory.deg30.token_agreement", 3, UP),
     Row("60 degrees", "memory.deg60.token_agreement", 3, UP),
@@ -124,6 +131,10 @@ HORIZON_TITLES = {
     "perceptual_frames": "Perceptual distance (EffNet-Lite0) to the original pictures ↓",
     "lpips": "LPIPS to the decoded recording ↓",
     "edge_f1": "Edge F1 to the decoded recording ↑",
+    "psnr_visible": "PSNR of visible cells to the decoded recording, dB ↑",
+    "psnr_disoccluded": "PSNR of disoccluded cells to the decoded recording, dB ↑",
+    "gradient_ratio_visible": "Spatial gradient of visible cells over the recording's",
+    "gradient_ratio_disoccluded": "Spatial gradient of disoccluded cells over the recording's",
     "token_acc": "Token accuracy ↑",
     "codes": "Different codes in a frame",
 }
@@ -147,7 +158,7 @@ DEPTH_ROWS = {
     "depth.h{}.gain_share_decoded": "predicted, decoded pictures: share of the gain",
     "recording.depth.h{}.visible": "share of the view that the source shows",
 }
-HORIZON_DIGITS = {"psnr_tokens": 2, "psnr_frames": 2, "codes": 0}  # others: 3
+HORIZON_DIGITS = {"codes": 0} | {f"psnr_{name}": 2 for name in ("tokens", "frames", *PARTS)}  # others: 3
 
 
 @dataclass

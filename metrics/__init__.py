@@ -18,11 +18,13 @@ from metrics.flow_metrics import (
     warp_error,
 )
 from metrics.picture_metrics import (
+    MSE_FLOOR,
     PSNR_CEILING,
     delta_psnr,
     edge_f1,
     edge_flicker,
     edges,
+    gradient_map,
     grey,
     mean_change,
     psnr,
@@ -50,6 +52,7 @@ from metrics.token_metrics import (
 __all__ = [
     "FLOW_EVERY",
     "FLOW_NOISE",
+    "MSE_FLOOR",
     "PSNR_CEILING",
     "bits_per_token",
     "bootstrap_interval",
@@ -67,6 +70,7 @@ __all__ = [
     "flow_profile",
     "flow_sign",
     "frechet_distance",
+    "gradient_map",
     "grey",
     "horizontal_flow",
     "jensen_shannon",
