@@ -20,7 +20,7 @@ for further checkpoints. Plots, strips and videos are written into the folder ou
 import argparse
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ from rollout.arguments import add_sampling_arguments, sampling_config_of
 from rollout.sampling import SamplingConfig
 from rollout.world_model import SHIPPED_WORLD
 from runtime import provenance
-from runtime.config import SettingError
+from runtime.config import SettingError, positive_int
 from runtime.device import amp_dtype, pick_device
 from runtime.errors import run_script
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
@@ -105,6 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into a folder beside it")
     add("--quick", action="store_true", help="a smoke test: about a tenth of the clips and windows")
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
+    add("--walk_starts", type=positive_int, help=f"starts of the section walk (default {FULL.walk_starts})")
+    add("--walk_seconds", type=positive_int, help=f"length of its walks (default {FULL.walk_seconds})")
     add("--seed", type=int, default=0, help="of windows, sampling and bootstrap")
     add_sampling_arguments(parser)
     add("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -131,13 +133,20 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
         split=args.split,
         out=args.out or OUT / f"{name}.json",
         quick=args.quick,
-        plan=QUICK if args.quick else FULL,
+        plan=plan_of(args),
         sections=tuple(args.only),
         seed=args.seed,
         sampling=sampling_config_of(args),
         device=device,
         dtype=amp_dtype(device, args.precision),
     )
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan that the flags ask for."""
+    plan = QUICK if args.quick else FULL
+    asked = {"walk_starts": args.walk_starts, "walk_seconds": args.walk_seconds}
+    return replace(plan, **{name: value for name, value in asked.items() if value is not None})
 
 
 def named_checkpoints(paths: list[Path]) -> dict[str, Path]:

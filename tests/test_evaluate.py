@@ -453,6 +453,13 @@ def test_quick_evaluates_fewer_clips(files, monkeypatch, tmp_path):
     evaluate.main(files.flags("--quick", "--only", "teacher_forced", "--out", tmp_path / "a.json"))
     meta = json.loads((tmp_path / "a.json").read_text())["meta"]
     assert meta["clips"] == ["counting", "still"] and meta["quick"]
+    assert meta["plan"]["walk_starts"] == SMALL.walk_starts
+
+
+def test_the_walks_have_flags_of_their_own(files):
+    config = evaluate.parse_config(files.flags("--walk_starts", 7, "--walk_seconds", 3))
+    assert (config.plan.walk_starts, config.plan.walk_seconds) == (7, 3)
+    assert dataclasses.replace(config.plan, walk_starts=2, walk_seconds=2) == SMALL
 
 
 def test_help_lists_every_flag(capsys):
