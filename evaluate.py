@@ -3,7 +3,7 @@
 whole held-out clips.
 
     python evaluate.py                                   # the shipped world on the sample clips
-    python evaluate.py --data_dir tokens/mine            # WALKTIME
+    python evaluate.py --data_dir tokens/mine            # about an hour on two cores, half of it for walk
     python evaluate.py --quick --checkpoint runs/a/best.pt runs/b/best.pt --data_dir tokens/mine
 
 Sections: teacher_forced, rollouts, control, rotation, still, memory, long, walk, depth and tokenizer; --only
