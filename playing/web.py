@@ -32,7 +32,6 @@ from playing.bindings import COMMANDS, CONTROLS, VIEW_COMMANDS, Binding, help_li
 from playing.controls import Controls, StepClock
 from playing.overlay import overlay
 from playing.session import Session
-from runtime.errors import UserError
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {
@@ -229,16 +228,14 @@ class Server:
         """
         session, update, restarts = self.session, Update(), self.session.restarts
         if command not in (None, "overlay"):
-            try:
-                update.message = session.command(command)
-            except (UserError, OSError) as error:  # a recording of play that cannot be written
-                update.message = str(error)
+            update.message = session.command(command)
         start = action is None or session.restarts > restarts
         if start:
             self.clock.restart()
         step = session.step_due and not start
         if step:
             session.step(action)
+        update.message = "; ".join(filter(None, (session.take_notices(), update.message)))
         if step or start or command is not None:
             self.overlay_outdated = True
             update.frame = self.frame()
