@@ -56,6 +56,7 @@ class LiveConfig:
     web: bool
     host: str
     port: int
+    token: bool  # --web asks for a token on loopback, too
     headless: bool
     script: str
     frames: int | None  # None: all of the script
@@ -90,6 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--web", action="store_true", help="serve a web page to play in, instead of a window")
     add("--host", default=HOST, help="address that --web listens on (default: %(default)s)")
     add("--port", type=positive_int, default=PORT, help="port that --web listens on (default: %(default)s)")
+    add(
+        "--token",
+        action="store_true",
+        help="with --web: ask for a token also on this machine, whose other users could play otherwise",
+    )
     add("--headless", action="store_true", help="no window: write a scripted walk to a video")
     add(
         "--script",
@@ -116,6 +122,7 @@ def parse_config(arguments: list[str] | None = None) -> LiveConfig:
         web=args.web,
         host=args.host,
         port=args.port,
+        token=args.token,
         headless=args.headless or any(v is not None for v in (args.script, args.frames, args.out)),
         script=WALK if args.script is None else args.script,
         frames=args.frames,
@@ -184,7 +191,7 @@ def play_in_page(config: LiveConfig, session: Session, fps: float) -> None:
     from playing.web import serve  # here, so that the window needs no server
 
     try:
-        serve(session, fps, config.mouse_sens, config.host, config.port)
+        serve(session, fps, config.mouse_sens, config.host, config.port, config.token)
     finally:
         if message := session.stop_recording():
             print(message)
