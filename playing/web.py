@@ -131,7 +131,7 @@ class Player:
         self.connection = connection
         self.frames: deque[tuple[dict, bytes]] = deque(maxlen=FRAMES_WAITING)  # drops the oldest
         self.overlay: bytes | None = None  # the latest
-        self.messages: list[str] = []  # sent with the next frame; none is dropped
+        self.messages: deque[str] = deque(maxlen=COMMANDS_WAITING)  # sent with the next frame
         self.wants_overlay = False
         self.greeted = False  # the world as it stands has been offered
         self.sent = self.shown = 0  # numbers of binary messages
@@ -156,7 +156,8 @@ class Player:
             return pack({"kind": "overlay"}, picture)
         if self.frames:
             header, picture = self.frames.popleft()
-            message, self.messages = "; ".join(self.messages), []
+            message = "; ".join(self.messages)
+            self.messages.clear()
             return pack({**header, "overlay": self.wants_overlay, "message": message}, picture)
         return None
 
