@@ -127,8 +127,8 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     most = int(count.max())
     if not most:
         return tokens
-    # The disoccluded cells, in as many columns as the world with most of them needs, rounded up: some libraries
-    # keep a kernel for each size that they have met, which would be hundreds in a long play.
+    # The disoccluded cells, in as many columns as the world with most of them needs, rounded up: libraries
+    # may keep a kernel for each size that they have met, which would be hundreds in a long play.
     most = min(-(-most // CELLS_STEP) * CELLS_STEP, disoccluded.shape[1])
     cells = disoccluded.float().topk(most, 1).indices  # [B, most]
     valid = torch.arange(most, device=cells.device) < count[:, None]
