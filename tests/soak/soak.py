@@ -4,7 +4,7 @@
     python tests/soak/soak.py page --minutes 10        # writes outputs/soak_page.png and .json
 
 `play` walks by random keys and turns, and goes to the next start place now and then; Ctrl-C ends it early.
-`page` serves the page to a player that sends input and never reads, then to one that reads, while other clients
+`page` serves the page to a player that sends input and never reads, then to one that reads, while others
 send half of a request. Both end with status 1 if the memory grows by more than LIMIT.
 """
 
