@@ -54,6 +54,7 @@ from runtime import provenance
 from runtime.config import SettingError, positive_int
 from runtime.device import amp_dtype, pick_device
 from runtime.errors import run_script
+from runtime.outputs import check_folder, check_outputs
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 OUT = Path("outputs/eval")
@@ -169,6 +170,8 @@ def named_checkpoints(paths: list[Path]) -> dict[str, Path]:
 def evaluate(config: EvaluationConfig, command: str) -> None:
     """The whole run; `command` is written into the JSON. Raises UserError or OSError."""
     began = time.monotonic()
+    check_outputs([config.out], [*config.checkpoints.values(), config.tokenizer, config.data_dir])
+    check_folder(config.out.with_suffix(""))
     tokenizer = load_tokenizer(config.tokenizer, config.device)
     models = [
         load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype)

@@ -50,6 +50,7 @@ from luanti.game import (
 from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, RecorderOptions, plan_clips, record_world
 from runtime.config import SettingError, non_negative_int, positive_float, positive_int
 from runtime.errors import run_script
+from runtime.outputs import write_text
 from runtime.video import VideoError
 
 HUMAN_WIDTH = 1024  # pixels, least width of the window that a person plays in
@@ -235,7 +236,7 @@ def check_same_settings(config: RecordConfig) -> None:
                     f"{path}: this folder was recorded with --{name} {recorded.get(name)}, not {value}; "
                     "use the same or another --out"
                 )
-    path.write_text(json.dumps({**settings, "depth": True}, indent=1) + "\n")
+    write_text(path, json.dumps({**settings, "depth": True}, indent=1) + "\n")
 
 
 def record(config: RecordConfig, folder: Path, labels: dict[str, str]) -> int:

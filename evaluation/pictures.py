@@ -15,6 +15,7 @@ from evaluation.plan import Plan
 from evaluation.report import HORIZON_TITLES, Result
 from evaluation.rollouts import RecordedWindows, warp_picture
 from evaluation.walk import CHANGE, DETAIL
+from runtime.outputs import replacing
 from runtime.video import enlarge, grid, label, save_image, to_uint8, write_video
 
 STRIP_WINDOWS = 4  # windows or long rollouts in a strip
@@ -26,7 +27,6 @@ def draw(
     folder: Path, held_out: HeldOutClips, plan: Plan, recorded: RecordedWindows | None, results: list[Result]
 ) -> list[Path]:
     """Draws everything that was measured into `folder`; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     sections = results[0].outputs
     if "rollouts" in sections:
@@ -157,6 +157,13 @@ def figure(rows: int, columns: int):
     return plot, plot.subplots(rows, columns, squeeze=False).ravel()
 
 
+def save_plot(plot, path: Path) -> Path:
+    """Writes a figure, and returns the path. Raises OutputError."""
+    with replacing(path) as part:
+        plot.savefig(part, dpi=110)
+    return path
+
+
 def curve(axis, result: Result, prefix: str, metric: str, horizons: tuple[int, ...], **style) -> None:
     """A metric over the horizons, its 95 % interval as a band."""
     keys = [f"{prefix}.h{h}.{metric}" for h in horizons]
@@ -185,8 +192,7 @@ def horizon_plot(path: Path, plan: Plan, results: list[Result]) -> Path:
         axis.set_xticks(plan.horizons, [str(h) for h in plan.horizons])
         axis.title.set_fontsize(9)
     axes[0].legend(fontsize=7)
-    plot.savefig(path, dpi=110)
-    return path
+    return save_plot(plot, path)
 
 
 def control_plot(path: Path, results: list[Result]) -> Path:
@@ -221,8 +227,7 @@ def control_plot(path: Path, results: list[Result]) -> Path:
     for axis in (turns, pairs, keys):
         axis.legend(fontsize=7)
         axis.title.set_fontsize(9)
-    plot.savefig(path, dpi=110)
-    return path
+    return save_plot(plot, path)
 
 
 def walk_plot(path: Path, results: list[Result]) -> Path:
@@ -245,8 +250,7 @@ def walk_plot(path: Path, results: list[Result]) -> Path:
         axis.set(title=title, xlabel="second of the walk", ylim=(0, None))
         axis.title.set_fontsize(9)
     axes[0].legend(fontsize=7)
-    plot.savefig(path, dpi=110)
-    return path
+    return save_plot(plot, path)
 
 
 def memory_and_long_plot(path: Path, results: list[Result]) -> Path:
@@ -282,5 +286,4 @@ def memory_and_long_plot(path: Path, results: list[Result]) -> Path:
         axis.title.set_fontsize(9)
         if axis.lines:
             axis.legend(fontsize=7)
-    plot.savefig(path, dpi=110)
-    return path
+    return save_plot(plot, path)

@@ -37,6 +37,7 @@ from dataset.recordings import (
 from dataset.token_files import DataError
 from runtime.config import positive_int
 from runtime.errors import run_script
+from runtime.outputs import OutputError, check_folder, check_outputs
 from runtime.video import VideoError, read_frames, resize, video_fps
 
 
@@ -68,9 +69,14 @@ def pack(clip: Clip, packing: Packing) -> str:
             for frame in read_frames(clip.video, at_least=needed):
                 packed.write(resize(frame, packing.height, packing.width))
             packed.finish(content, surroundings)
-    except (ClipError, VideoError) as error:
+    except (ClipError, VideoError, OutputError) as error:
         return str(error)
     return ""
+
+
+def clip_files(metadata: Path, video: Path) -> tuple[Path, ...]:
+    """All files of a clip, whether they exist or not."""
+    return metadata, video, depth_path(video)
 
 
 def pack_all(clips: list[Clip], packing: Packing) -> Iterator[tuple[Clip, str]]:
@@ -108,6 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
 def run(packing: Packing) -> None:
     """Packs all clips and prints their size. Raises UserError."""
     _, clips = find_clips(packing.clips_dir, "gamefactory", packing.out)
+    check_folder(packing.out)
+    packed = [path for clip in clips for path in clip_files(*clip_paths(packing.out, clip.name))]
+    check_outputs(packed, [path for clip in clips for path in clip_files(clip.metadata, clip.video)])
     remove_unfinished(packing.out)
     skipped = []
     for clip, reason in tqdm(pack_all(clips, packing), total=len(clips), unit="clip"):
