@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="tokenizer that made the tokens")
     add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="folder of token files with a manifest")
     add("--split", choices=("val", "train", "all"), default="val", help="clips to evaluate on")
-    add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into a folder beside it")
+    add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into the folder NAME")
     add("--quick", action="store_true", help="a smoke test: about a tenth of the clips and windows")
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
     add("--seed", type=int, default=0, help="of windows, sampling and bootstrap")
@@ -111,7 +111,7 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
         tokenizer=args.vqvae_ckpt,
         data_dir=args.data_dir,
         split=args.split,
-        out=args.out or OUT / f"{name}.json",
+        out=json_file(args.out or OUT / f"{name}.json"),
         quick=args.quick,
         plan=QUICK if args.quick else FULL,
         sections=tuple(args.only),
@@ -120,6 +120,16 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
         device=device,
         dtype=amp_dtype(device, args.precision),
     )
+
+
+def json_file(path: Path) -> Path:
+    """The file with the ending .json, so that the folder of pictures beside it has another name.
+
+    Raises SettingError for another ending.
+    """
+    if path.suffix not in ("", ".json"):
+        raise SettingError(f"--out {path}: expected a name that ends in .json, or without an ending")
+    return path.with_suffix(".json")
 
 
 def named_checkpoints(paths: list[Path]) -> dict[str, Path]:
