@@ -10,6 +10,7 @@ from geometry.keyframes import VISIBLE
 from rollout.world_model import WorldModel
 from runtime.config import SettingError
 
+CELLS_STEP = 64  # numbers of cells to sample again are rounded up to multiples of it
 TOP_P_CODES = 256  # top-p considers no more codes: sorting all of them would cost more than the model
 
 
@@ -126,7 +127,9 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     most = int(count.max())
     if not most:
         return tokens
-    # The disoccluded cells, in as many columns as the world with most of them needs.
+    # The disoccluded cells, in as many columns as the world with most of them needs, rounded up: libraries
+    # may keep a kernel for each size that they have met, which would be hundreds in a long play.
+    most = min(-(-most // CELLS_STEP) * CELLS_STEP, disoccluded.shape[1])
     cells = disoccluded.float().topk(most, 1).indices  # [B, most]
     valid = torch.arange(most, device=cells.device) < count[:, None]
     logits = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runtime.checkpoint import CheckpointError, load, save
 from runtime.errors import run_script
+from runtime.outputs import check_outputs
 
 # old name -> new name, of whole parameters or of the modules that they begin with
 PARAMETERS = {
@@ -73,7 +74,8 @@ def convert(content: dict, path: Path) -> dict:
 
 
 def run(source: Path, target: Path) -> None:
-    """Reads, converts and writes. Raises CheckpointError."""
+    """Reads, converts and writes. Raises CheckpointError or OutputError."""
+    check_outputs([target], [source])
     if target.exists():
         raise CheckpointError(f"{target}: exists; give a new file to write")
     save(target, convert(load(source), source))
