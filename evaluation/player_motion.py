@@ -34,7 +34,6 @@ STOP_TOLERANCE = 0.3  # metres
 STRAIGHT_DEGREES = 10.0  # most turn of a straight path
 FREE_STEP = 0.2  # metres, least step of a free path
 FREE_SHARE = 0.95  # of the recorded length that a free path must be walked
-PATHS = 40  # of each kind
 RISE_METRES, LANDING = 0.1, 16  # a step up by more is a jump or a step; frames after it
 BATCH, DEPTH_BATCH = 32, 32  # windows, and frames whose depth is predicted, together
 
@@ -57,35 +56,51 @@ class Chosen:
         return np.concatenate([self.windows, self.stops[:, :2], self.free[:, :2], self.rises])
 
 
-def section(
-    held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan, predictor: DepthPredictor, scores: Scores
-) -> None:
-    """`measure` for the motion model of a world model, with keyframes whose depth `predictor` reads off the
-    decoded tokens. Measures nothing if the world has no such motion model or the clips have no poses."""
-    motion = getattr(evaluated.model, "motion_model", None)
-    clips = held_out.clips
+@dataclass
+class RecordedMotion:
+    """What is rolled out, with the depth of its keyframes."""
+
+    clips: MotionClips
+    chosen: Chosen
+
+
+def read(held_out: HeldOutClips, plan: Plan, predictor: DepthPredictor) -> RecordedMotion | None:
+    """Chooses windows and paths, and predicts the depth of their keyframes from the decoded tokens.
+
+    None if no clip has poses and is long enough.
+    """
     size = [2 * n for n in held_out.manifest.latent_size]
-    motion_clips = MotionClips(
-        clips.actions, clips.pose, [np.zeros((len(pose), *size), np.uint8) for pose in clips.pose]
-    )
-    if not isinstance(motion, PlayerMotion) or not motion_clips.usable:
+    depth = [np.zeros((len(pose), *size), np.uint8) for pose in held_out.clips.pose]
+    clips = MotionClips(held_out.clips.actions, held_out.clips.pose, depth)
+    given = plan.main_context - 1
+    if max((len(clips.pose[c]) for c in clips.usable), default=0) <= given + max(HORIZONS):
+        return None
+    chosen = choose(clips, given, plan.windows, plan.motion_paths, held_out.seed)
+    fill_depth(clips, chosen.frames, held_out, predictor)
+    return RecordedMotion(clips, chosen)
+
+
+def report(
+    held_out: HeldOutClips, evaluated: EvaluatedModel, recorded: RecordedMotion | None, scores: Scores
+) -> None:
+    """`measure` for the motion model of a world model; nothing if there is none or no poses are recorded."""
+    motion = getattr(evaluated.model, "motion_model", None)
+    if recorded is None or not isinstance(motion, PlayerMotion):
         return
-    chosen = choose(motion_clips, plan.main_context - 1, plan.windows, held_out.seed)
-    fill_depth(motion_clips, chosen.frames, held_out, predictor)
 
     def rolled_out(windows: MotionWindows, given: int) -> Tensor:
         return roll_out(motion, windows, given, held_out.degrees_per_unit, held_out.fov)
 
-    measure(motion_clips, chosen, rolled_out, scores)
+    measure(recorded.clips, recorded.chosen, rolled_out, scores)
 
 
-def choose(clips: MotionClips, given: int, count: int, seed: int) -> Chosen:
-    """`count` windows and rises, and PATHS paths of each kind, as far as there are so many."""
+def choose(clips: MotionClips, given: int, count: int, paths: int, seed: int) -> Chosen:
+    """`count` windows and rises, and `paths` paths of each kind, as far as there are so many."""
     lengths = [len(pose) if c in clips.usable else 0 for c, pose in enumerate(clips.pose)]
     windows = spread_windows(lengths, given + max(HORIZONS) + 1, count, seed)
     stops, free = straight_paths(clips, given)
     rises = rising_steps(clips, given)
-    return Chosen(windows + [0, given], thin(stops, PATHS), thin(free, PATHS), thin(rises, count), given)
+    return Chosen(windows + [0, given], thin(stops, paths), thin(free, paths), thin(rises, count), given)
 
 
 def fill_depth(

@@ -19,7 +19,7 @@ def clips() -> MotionClips:
 
 def measured(clips: MotionClips, rolled_out) -> dict[str, float]:
     scores = Scores(0)
-    player_motion.measure(clips, player_motion.choose(clips, GIVEN, 12, 0), rolled_out, scores)
+    player_motion.measure(clips, player_motion.choose(clips, GIVEN, 12, 20, 0), rolled_out, scores)
     return scores.metrics
 
 
