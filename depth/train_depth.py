@@ -12,7 +12,6 @@ CACHE_DIR. Writes last.pt, best.pt (by the error in held-out worlds), pictures a
 Ctrl-C saves; the same command then continues exactly where the run stopped.
 """
 
-import copy
 import json
 import sys
 from pathlib import Path
@@ -35,7 +34,7 @@ from runtime.config import constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
 from runtime.run_log import Means, RunLog, StopRequest
-from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
+from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from vq_vae.tokenizer import load_tokenizer
 
@@ -181,25 +180,21 @@ def train(config: Any) -> None:
 
     # model, optimizer
     network = DepthNet(network_config).to(device)
-    average = copy.deepcopy(network).requires_grad_(False)
     print(f"model: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {network_config}")
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    state = TrainingState(network, optimizer, scaler, device)
+    average = MovingAverage(network, config.average_decay)
+    state = TrainingState(network, optimizer, scaler, device, average=average)
     last = out / "last.pt"
     resumed = config.resume and last.is_file()
     if resumed:
-        content = checkpoint.load(last, DEPTH_KIND)
-        average.load_state_dict(content["model"])
-        state.restore({**content, "model": content["trained"]}, last)
+        state.restore(checkpoint.load(last, DEPTH_KIND), last)
 
     constants = constants_of(config)
 
     def save(name: str) -> None:
         """`model` is the average, which is used; `trained` is what training continues from."""
-        content = checkpoint.content_of(
-            DEPTH_KIND, average, constants=constants, trained=network.state_dict()
-        )
+        content = checkpoint.content_of(DEPTH_KIND, average.network, constants=constants)
         checkpoint.save(out / name, content | state.content())
 
     log = RunLog(out, config.wandb, config.wandb_project, constants, resumed)
@@ -233,9 +228,7 @@ def train(config: Any) -> None:
         scaler.step(optimizer)
         scaler.update()
         state.step = step = state.step + 1
-        # In the first steps the average follows fast: the untrained weights must not stay in it.
-        decay = min(config.average_decay, step / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        average.update(network, step)
         bar.update()
 
         # log
@@ -252,7 +245,7 @@ def train(config: Any) -> None:
 
         # validate; an improvement saves best.pt
         if step % config.val_steps == 0 or step == config.steps:
-            state.metrics, picture = validate(average, held_out, config, dtype)
+            state.metrics, picture = validate(average.network, held_out, config, dtype)
             log.write(step, state.metrics)
             save_image(out / f"val_{step:06d}.png", picture)
             log.picture(step, "picture | predicted | recorded depth", picture)

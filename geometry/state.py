@@ -19,8 +19,9 @@ class WorldState:
     displacement: Tensor  # [B, 3] metres to the right, up and forward in the last step
     motion: Tensor  # [B, motion_dim] state of the motion model
     keyframes: Keyframes
-    disoccluded_share: Tensor  # [B] share of the last view that no keyframe shows
-    generation: Tensor  # [B] of the last view; 0 if it was observed
+    refine: Tensor  # [B] bool: if this frame is generated it becomes a keyframe
+    inverse_ray_distance: Tensor  # [B, 2H, 2W] 1/m, of this frame, warped from the frames before it
+    visible: Tensor  # [B, 2H, 2W] bool: where that is known
 
     @classmethod
     def empty(
@@ -51,8 +52,9 @@ class WorldState:
             displacement=torch.zeros(batch, 3, device=device),
             motion=torch.zeros(batch, motion_dim, device=device),
             keyframes=Keyframes.empty(batch, keyframes, picture, latent, device),
-            disoccluded_share=torch.ones(batch, device=device),
-            generation=torch.zeros(batch, device=device),
+            refine=torch.zeros(batch, dtype=torch.bool, device=device),
+            inverse_ray_distance=torch.ones(batch, 2 * latent[0], 2 * latent[1], device=device),
+            visible=torch.zeros(batch, 2 * latent[0], 2 * latent[1], dtype=torch.bool, device=device),
         )
 
     def __getitem__(self, index: slice | Tensor) -> "WorldState":
@@ -60,7 +62,7 @@ class WorldState:
         return WorldState(
             [h[index] for h in self.hidden],
             *(x[index] for x in (self.pose, self.previous_pose, self.displacement, self.motion)),
-            *(x[index] for x in (self.keyframes, self.disoccluded_share, self.generation)),
+            *(x[index] for x in (self.keyframes, self.refine, self.inverse_ray_distance, self.visible)),
         )
 
     def with_true_pose(self, pose: Tensor | None) -> "WorldState":

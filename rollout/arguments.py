@@ -95,23 +95,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample from the most likely tokens that together have this probability (default: %(default)s)",
     )
     add(
-        "--trust",
+        "--refine",
         type=float,
-        default=PLAY.trust,
-        help="added to the gate of the warped prior in visible cells (default: %(default)s)",
-    )
-    add(
-        "--continuation",
-        type=float,
-        default=PLAY.continuation,
-        help="added to the gate of the warped prior in disoccluded cells (default: %(default)s)",
-    )
-    add(
-        "--redraw",
-        type=float,
-        default=PLAY.redraw,
-        help="sample cells anew whose source scale (source cells per cell, by length) is below this "
-        "(default: %(default)s)",
+        default=PLAY.refine,
+        help="when a keyframe is written, sample cells anew whose source scale (source cells per cell, by "
+        "length) is below this; 0: never (default: %(default)s)",
     )
     add(
         "--passes",
@@ -129,9 +117,7 @@ def sampling_config_of(args: argparse.Namespace) -> SamplingConfig:
         top_k=args.topk,
         top_p=args.topp,
         passes=args.passes,
-        trust=args.trust,
-        continuation=args.continuation,
-        redraw=args.redraw,
+        refine=args.refine,
     )
 
 

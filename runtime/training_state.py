@@ -1,5 +1,6 @@
-"""What both trainers (train.py, vq_vae/train_vqvae.py) share: learning rate, saved state, when to save."""
+"""What the trainers share: learning rate, averaged weights, saved state, when to save."""
 
+import copy
 import math
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,20 @@ def warmup_cosine(step: int, peak: float, final: float, warmup_steps: int, steps
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+class MovingAverage:
+    """An exponential moving average of a network's weights. It is what is validated and used."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """After optimizer step `step`. At first the average follows fast: the start must not stay in it."""
+        decay = min(self.decay, step / (step + 10))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+
+
 @dataclass
 class TrainingState:
     """The network, its optimizer, its loss scaler (for fp16) and the counters of a run."""
@@ -31,6 +46,12 @@ class TrainingState:
     best: float = math.inf  # lowest validation loss so far
     seconds: float = 0.0  # spent in training
     metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
+    average: MovingAverage | None = None
+
+    @property
+    def used(self) -> nn.Module:
+        """The network that is validated and saved as `model`: the average, if there is one."""
+        return self.average.network if self.average else self.model
 
     def set_learning_rate(self, value: float) -> None:
         """Sets that of the next optimizer step."""
@@ -44,6 +65,7 @@ class TrainingState:
             "best": self.best,
             "seconds": self.seconds,
             "metrics": self.metrics,
+            **({"trained": self.model.state_dict()} if self.average else {}),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": checkpoint.rng_state(self.device),
@@ -55,7 +77,9 @@ class TrainingState:
         Raises CheckpointError if the checkpoint is of a network with another config.
         """
         checkpoint.check_config(content, self.model.config, path)
-        self.model.load_state_dict(content["model"])
+        self.model.load_state_dict(content.get("trained", content["model"]))
+        if self.average:
+            self.average.network.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         checkpoint.restore_rng(content["rng"], self.device)
