@@ -1,7 +1,7 @@
 """The geometry world model: composes the next view from what was seen, and predicts the rest with a ConvGRU.
 
     tokens[t] --decode--> picture[t] --depth network--> depth[t]
-    last frame and keyframes, their depth and poses, pose[t+1] --z-buffer, fused--> composed view --encode--> z
+    last frame, keyframes, their depths and poses --z-buffer, fused--> view at pose[t+1] --encode--> z
     [z, masks, magnification, depths] --1x1--> ConvGRU 18x32 <-> 9x16 <-> 5x8 (FiLM, attention) --> features
     logits[t+1] = -gate * log(1 + |z + correction - code|^2 / scale)  +  head(features)
 

@@ -76,7 +76,8 @@ def project(points: Tensor, height: int, width: int, vertical_fov_degrees: float
     grid = torch.stack(
         [points[..., 0] / z * (2 * focal / width), points[..., 1] / z * (2 * focal / height)], -1
     )
-    return grid, (points[..., 2] > NEAREST) & (grid.abs() <= 1).all(-1)
+    x, y = grid.abs().unbind(-1)
+    return grid, (points[..., 2] > NEAREST) & (x <= 1) & (y <= 1)
 
 
 def position(pose: Tensor) -> Tensor:

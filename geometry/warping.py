@@ -2,13 +2,13 @@
 
 Each source is warped by its own depth with a z-buffer (zbuffer.py). The sources are then fused by agreement:
 
-1. A point is discarded if other sources contradict it, that is, see through it, and fewer support it. Depth is
+1. A point is discarded if more sources contradict it, that is, see through it, than support it. Depth is
    predicted and noisy; if the nearest point always won, the errors of all sources would collect in front.
 2. Points far behind the nearest remaining one of a pixel are hidden.
-3. Of the rest the source with the least parallax wins, whose depth errors shift the picture least; among equal
-   ones the least magnified.
+3. Of the rest the source with the least parallax wins, because errors of its depth shift the picture least;
+   among equal ones the least magnified.
 
-Constants: chosen by the PSNR of views composed of four frames by predicted depth, 72 views of 24 training worlds.
+The constants were chosen by the PSNR of views composed of four frames, see docs/experiments.md.
 
 What no source shows is disoccluded; it is filled, but marked as such.
 """
@@ -106,8 +106,15 @@ def compose_view(
 
     # Colours: all sources of a view stacked into one tall picture, read once.
     index = F.interpolate(chosen.float(), (Hp, Wp), mode="nearest").long()
-    full = F.interpolate(offset, (Hp, Wp), mode="bilinear").view(B, K, 2, Hp, Wp)
-    full = full.gather(1, index[:, :, None].expand(-1, -1, 2, -1, -1))[:, 0]
+    of_chosen = offset.view(B, K, 2, h, w).gather(1, chosen[:, :, None].expand(-1, -1, 2, -1, -1))[:, 0]
+    # The offset may be interpolated within a source, but not across the border of two.
+    border = chosen.float()
+    border = F.max_pool2d(border, 3, 1, 1) != -F.max_pool2d(-border, 3, 1, 1)
+    full = torch.where(
+        F.interpolate(border.float(), (Hp, Wp), mode="nearest") > 0,
+        F.interpolate(of_chosen, (Hp, Wp), mode="nearest"),
+        F.interpolate(of_chosen, (Hp, Wp), mode="bilinear"),
+    )
     full = full + camera.identity_grid(Hp, Wp, grid.device)
     x, y = full[:, 0], full[:, 1].clamp(1 / Hp - 1, 1 - 1 / Hp)
     y = (y + 1 + 2 * index[:, 0]) / K - 1
