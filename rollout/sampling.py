@@ -10,6 +10,7 @@ from geometry.keyframes import VISIBLE
 from rollout.world_model import WorldModel
 from runtime.config import SettingError
 
+PASSES_BETWEEN = 2  # at most, for a frame that does not become a keyframe
 TOP_P_CODES = 256  # top-p considers no more codes: sorting all of them would cost more than the model
 
 
@@ -108,7 +109,7 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
 
     The first pass samples all cells, and visible ones are final. Each further pass samples the least
     confident other cells again, conditioned on the others: after pass p of P, the share cos(pi p / 2P)
-    of them. A prediction without a visible mask takes one pass.
+    of them. Frames that do not become keyframes take PASSES_BETWEEN passes at most. A prediction without a visible mask takes one pass.
     """
     visible_mask = prediction.visible_mask
     if sampling.refine and visible_mask is not None:
@@ -129,10 +130,13 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     logits = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT
     noise, flat = noise.flatten(1).gather(1, cells), tokens.flatten(1).clone()
     sampled = flat.gather(1, cells)
+    passes = torch.where(prediction.refine, sampling.passes, min(sampling.passes, PASSES_BETWEEN))
     for p in range(1, sampling.passes):
+        remaining = (count * (math.pi / 2 * (p / passes).clamp(max=1)).cos()).long()
+        if not remaining.any():
+            break
         confidence = logits.log_softmax(-1).gather(2, sampled[..., None])[..., 0]
         confidence = confidence.masked_fill(~valid, torch.inf)
-        remaining = (count * math.cos(math.pi / 2 * p / sampling.passes)).long()
         rank = confidence.argsort(1).argsort(1)  # 0 is the least confident
         again = rank < remaining[:, None]
         given = torch.ones_like(disoccluded).scatter(1, cells, ~again).view_as(tokens)
