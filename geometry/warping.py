@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geometry import camera
-from geometry.zbuffer import close_cracks, splat_inverse_ray_distance
+from geometry.zbuffer import warp_by_zbuffer
 
 EXACT_SHIFT = 0.1  # cells: a shift that is whole but for so much counts as exact (standard deviation)
 SEEN_THROUGH = 1.1  # a source contradicts a point if it sees so many times farther in the point's direction
@@ -81,17 +81,16 @@ def compose_view(
     per_source = pose.repeat_interleave(K, 0)
 
     # Where each source would be read for each pixel of the view.
-    inverse = close_cracks(
-        splat_inverse_ray_distance(sources.inverse_ray_distance, sources.pose, per_source, fov)
+    filled = fallback.repeat_interleave(K, 0)
+    inverse, grid, shown = warp_by_zbuffer(
+        sources.inverse_ray_distance, sources.pose, per_source, filled, fov
     )
-    covered = (inverse > 0) & usable.view(N, 1, 1)
-    filled = torch.where(covered, inverse, fallback.repeat_interleave(K, 0))
-    grid, inside = camera.reproject(sources.pose, per_source, filled, h, w, fov)  # [N, h, w, 2]
+    shown &= usable.view(N, 1, 1)
     offset = grid.movedim(-1, 1) - camera.identity_grid(h, w, grid.device)  # smooth, so it may be resampled
     scale = source_scale(grid)
 
     # Fusion.
-    points = torch.where(covered & inside, inverse, 0.0).view(B, K, h, w)
+    points = torch.where(shown, inverse, 0.0).view(B, K, h, w)
     contradicted = contradicted_points(points[..., ::2, ::2], sources, pose, fov)
     contradicted = contradicted.repeat_interleave(2, 2).repeat_interleave(2, 3)
     candidates = points.masked_fill(contradicted, 0.0)
