@@ -47,8 +47,8 @@ def splat_inverse_ray_distance(inverse: Tensor, pose_from: Tensor, pose_to: Tens
 def close_cracks(splatted: Tensor, reach: int = CRACK_PIXELS) -> Tensor:
     """Fills gaps in splatted inverse ray distances [N, H, W], which open where a surface is magnified.
 
-    A pixel without a point is in a gap if there are points within `reach` pixels on its left and its right, or
-    then above and below. It takes the mean of the two if they are of one surface, else the farther one:
+    A pixel without a point is in a gap if there are points within `reach` pixels on its left and its right,
+    or then above and below. It takes the mean of the two if they are of one surface, else the farther one:
     through a gap one sees what is behind.
     """
     for dim in (2, 1):
