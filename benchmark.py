@@ -33,6 +33,7 @@ from rollout.context import load_world
 from rollout.world_model import SHIPPED_WORLD, architecture_of
 from runtime.config import positive_int
 from runtime.errors import UserError, run_script
+from runtime.outputs import check_outputs
 from runtime.provenance import command_line, commit, display_path, machine, versions, write_json
 from vq_vae.tokenizer import SHIPPED_TOKENIZER
 
@@ -131,7 +132,7 @@ def run(arguments: list[str]) -> None:
     """Measures and writes the JSON file. Raises UserError or OSError."""
     config = parse_config(arguments)
     announce(config)
-    config.out.parent.mkdir(parents=True, exist_ok=True)  # fail now rather than after minutes
+    check_outputs([config.out], [config.checkpoint, config.vqvae_ckpt, config.data_dir])
     try:
         write_json(config.out, run_benchmark(config, arguments))
     except torch.OutOfMemoryError:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.token_files import DataError
-from rollout.context import start_places
+from dataset.token_files import MANIFEST, DataError
+from rollout.context import find_metadata, start_places
 from rollout.sampling import PLAY, SamplingConfig
 from rollout.world_model import SHIPPED_WORLD
 from runtime.config import non_negative_int, positive_float, positive_int
@@ -156,3 +156,15 @@ def start_files(words: Sequence[str]) -> tuple[Path, ...]:
         else:
             files.append(Path(word))
     return tuple(files)
+
+
+def input_files(config: RolloutConfig, script: str | None = None) -> list[Path]:
+    """All files that a rollout reads, so that none is overwritten: networks, starts with the manifest or the
+    metadata beside them, and the file of a script "@FILE"."""
+    files = [config.checkpoint, config.vqvae_ckpt]
+    for start in config.starts or start_places().values():
+        metadata = find_metadata(start)
+        files += [start, start.parent / MANIFEST, *([] if metadata is None else [metadata])]
+    if script is not None and script.startswith("@"):
+        files.append(Path(script[1:]))
+    return files

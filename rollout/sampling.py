@@ -11,6 +11,7 @@ from rollout.world_model import WorldModel
 from runtime.config import SettingError
 
 PASSES_BETWEEN = 2  # at most, for a frame that does not become a keyframe
+CELLS_STEP = 64  # numbers of cells to sample again are rounded up to multiples of it
 TOP_P_CODES = 256  # top-p considers no more codes: sorting all of them would cost more than the model
 
 
@@ -125,7 +126,9 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     most = int(count.max())
     if not most:
         return tokens
-    # The disoccluded cells, in as many columns as the world with most of them needs.
+    # The disoccluded cells, in as many columns as the world with most of them needs, rounded up: libraries
+    # may keep a kernel for each size that they have met, which would be hundreds in a long play.
+    most = min(-(-most // CELLS_STEP) * CELLS_STEP, disoccluded.shape[1])
     cells = disoccluded.float().topk(most, 1).indices  # [B, most]
     valid = torch.arange(most, device=cells.device) < count[:, None]
     logits = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT

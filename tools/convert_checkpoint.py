@@ -24,6 +24,7 @@ from model_geometry import VIEW_CHANNELS, GeometryConfig, GeometryWorldModel
 from rollout.world_model import world_content
 from runtime.checkpoint import CheckpointError, load, save
 from runtime.errors import run_script
+from runtime.outputs import check_outputs
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, check_tokenizer, load_tokenizer
 
 # old name -> new name, of whole parameters or of the modules that they begin with
@@ -106,7 +107,8 @@ def convert(content: dict, path: Path) -> dict:
 
 
 def run(source: Path, target: Path) -> None:
-    """Reads, converts and writes. Raises CheckpointError."""
+    """Reads, converts and writes. Raises CheckpointError or OutputError."""
+    check_outputs([target], [source])
     if target.exists():
         raise CheckpointError(f"{target}: exists; give a new file to write")
     save(target, convert(load(source), source))
