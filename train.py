@@ -251,6 +251,7 @@ def train(
         state.restore(content, last)
         batches.restore(content["position"])
         if pairs:
+            checkpoint.require(content, ("pairs",), last)
             pairs.restore(content["pairs"])
         curriculum.restore(content)
     elif config.init_from:

@@ -102,9 +102,9 @@ class TrainingState:
     ) -> float:
         """Backward pass, gradient clipping and optimizer step -> the gradient's norm before clipping.
 
-        `average_gradients` replaces the gradients by their means over several processes. With a loss or gradient that
-        is not finite the weights stay as they are, and the step counts as skipped, in all processes. Raises
-        NonFiniteError if there are too many in a row.
+        `average_gradients` replaces the gradients by their means over several processes. With a loss or
+        gradient that is not finite the weights stay as they are, and the step counts as skipped, in all
+        processes. Raises NonFiniteError if there are too many in a row.
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
