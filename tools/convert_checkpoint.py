@@ -76,7 +76,8 @@ def one_view(old: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
         )
         corrections = corrections.unflatten(0, (VIEWS, dim)).mean(0)
         new[name] = torch.cat([gates.mean(0, keepdim=True), corrections, query])
-    new["gate_bias"] = torch.stack([old["gate_bias"][0], torch.zeros(())])
+    chosen, _, disoccluded = old["gate_bias"]
+    new["gate_bias"] = torch.stack([chosen, disoccluded, torch.zeros(())])
     new["log_scale"] = old["log_scale"].mean()
     return new
 
