@@ -27,6 +27,7 @@ import torch
 
 from dataset.token_files import SAMPLE_TOKENS
 from dataset.windows import TokenClips
+from depth.predictor import SHIPPED_DEPTH
 from evaluation import (
     controllability,
     long_rollouts,
@@ -62,6 +63,7 @@ class EvaluationConfig:
 
     checkpoints: dict[str, Path]  # by unique name
     tokenizer: Path
+    depth: Path
     data_dir: Path
     split: str
     out: Path
@@ -82,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", default=[SHIPPED_WORLD], help="world models to compare")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="tokenizer that made the tokens")
+    add("--depth_ckpt", type=Path, default=SHIPPED_DEPTH, help="depth network of the world models")
     add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="folder of token files with a manifest")
     add("--split", choices=("val", "train", "all"), default="val", help="clips to evaluate on")
     add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into a folder beside it")
@@ -108,6 +111,7 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
     return EvaluationConfig(
         checkpoints=checkpoints,
         tokenizer=args.vqvae_ckpt,
+        depth=args.depth_ckpt,
         data_dir=args.data_dir,
         split=args.split,
         out=args.out or OUT / f"{name}.json",
@@ -143,7 +147,7 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
     began = time.monotonic()
     tokenizer = load_tokenizer(config.tokenizer, config.device)
     models = [
-        load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype)
+        load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype, config.depth)
         for name, path in config.checkpoints.items()
     ]
     clips = TokenClips(config.data_dir, config.split, tokenizer.fingerprint)

@@ -109,7 +109,8 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
 
     The first pass samples all cells, and visible ones are final. Each further pass samples the least
     confident other cells again, conditioned on the others: after pass p of P, the share cos(pi p / 2P)
-    of them. Frames that do not become keyframes take PASSES_BETWEEN passes at most. A prediction without a visible mask takes one pass.
+    of them. Frames that do not become keyframes take PASSES_BETWEEN passes at most. A prediction without a
+    visible mask takes one pass.
     """
     visible_mask = prediction.visible_mask
     if sampling.refine and visible_mask is not None:
