@@ -17,7 +17,7 @@ from runtime.checkpoint import CheckpointError, load, save, write_sums
 from runtime.errors import run_script
 from runtime.provenance import display_path
 
-TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "trained")
+TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "pairs", "trained")
 
 
 def strip(source: Path, target: Path) -> None:
