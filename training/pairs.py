@@ -68,8 +68,8 @@ class PairPool:
         ]
         if not self.usable:
             raise DataError(
-                f"{clips.directory}: no clip of more than {SCENE_SOURCES + NEAREST_GAP} frames has poses, which "
-                "pairs need; PAIR_SHARE=0 trains on windows alone"
+                f"{clips.directory}: no clip of more than {SCENE_SOURCES + NEAREST_GAP} frames has poses, "
+                "but pairs need them; PAIR_SHARE=0 trains on windows alone"
             )
         self.position = {"round": 0, "index": 0}
         self._inputs: ViewInput | None = None
