@@ -100,7 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", default=[SHIPPED_WORLD], help="world models to compare")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="tokenizer that made the tokens")
-    add("--depth_ckpt", type=Path, default=SHIPPED_DEPTH, help="depth network for the section depth")
+    add(
+        "--depth_ckpt",
+        type=Path,
+        default=SHIPPED_DEPTH,
+        help="depth network of the world models and of the section depth",
+    )
     add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="folder of token files with a manifest")
     add("--split", choices=("val", "train", "all"), default="val", help="clips to evaluate on")
     add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into the folder NAME")
@@ -184,7 +189,7 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
     check_folder(config.out.with_suffix(""))
     tokenizer = load_tokenizer(config.tokenizer, config.device)
     models = [
-        load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype)
+        load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype, config.depth)
         for name, path in config.checkpoints.items()
     ]
     extras = ("depth",) if {"rollouts", "depth"} & set(config.sections) else ()

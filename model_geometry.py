@@ -415,10 +415,10 @@ class GeometryWorldModel(nn.Module):
         change = change * given.flatten(1).any(1)[:, None, None, None]
         return replace(prediction, features=prediction.features + change)
 
-    def logits(self, prediction: Prediction, cells: Tensor | None = None) -> Tensor:
+    def logits(self, prediction: Prediction, cells: Tensor | None = None, trust: float = 0.0) -> Tensor:
         """Logits over the next frame's codes: [B, V, H, W] float32; with `cells` [B, n]: [B, n, V].
 
-        `cells` are indices row * W + column.
+        `cells` are indices row * W + column. `trust` is added to the gate of visible cells, before softplus.
         """
         g, d = self.config, self.config.code_dim
         B, C, H, W = prediction.features.shape
@@ -437,24 +437,24 @@ class GeometryWorldModel(nn.Module):
             logits = logits.float()
             if g.prior:
                 visible, scale = (at(x[:, None]) for x in (prediction.visible_mask, prediction.source_scale))
-                gate = self.gate(gate, visible, scale)
+                gate = self.gate(gate, visible, scale, trust)
                 point = at(prediction.z) + correction.float() * self.code_space.spread
                 logits = self.add_prior(logits, point, gate)
         return logits if cells is not None else logits.mT.unflatten(2, (H, W))  # a view: it is large
 
-    def gate(self, out: Tensor, visible: Tensor, scale: Tensor) -> Tensor:
+    def gate(self, out: Tensor, visible: Tensor, scale: Tensor, trust: float = 0.0) -> Tensor:
         """Weight of the prior, 0 or more, from the network's output, and share and scale of the cells, all of
         one shape."""
         of_visible, of_disoccluded, per_octave = self.gate_bias
         magnified = scale.clamp(SCALE_RANGE[0], 1.0).log2()  # 0: not magnified, -1: twice
-        bias = torch.where(visible > VISIBLE, of_visible + per_octave * magnified, of_disoccluded)
+        of_visible = of_visible + trust + per_octave * magnified
+        bias = torch.where(visible > VISIBLE, of_visible, of_disoccluded)
         return F.softplus(out.float() + bias)
 
-    def gate_map(self, prediction: Prediction) -> Tensor:
+    def gate_map(self, prediction: Prediction, trust: float = 0.0) -> Tensor:
         """`gate` of all cells, [B, H, W]."""
-        return self.gate(
-            self.out_proj(prediction.features)[:, 0], prediction.visible_mask, prediction.source_scale
-        )
+        out = self.out_proj(prediction.features)[:, 0]
+        return self.gate(out, prediction.visible_mask, prediction.source_scale, trust)
 
     def add_prior(self, logits: Tensor, point: Tensor, gate: Tensor) -> Tensor:
         """logits [B, n, V] - gate [B, n, 1] * log(1 + d^2 / scale); d: from point [B, n, d] to each code.

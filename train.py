@@ -30,7 +30,7 @@ from tqdm import tqdm
 from dataset.windows import TokenClips, WindowBatches
 from depth.predictor import load_depth
 from metrics.perceptual import perceptual_distance
-from rollout.world_model import WORLD_KIND, load_world_model, world_content
+from rollout.world_model import WORLD_KIND, check_depth, load_world_model, world_content
 from runtime import checkpoint
 from runtime.config import SettingError, constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
@@ -248,10 +248,11 @@ def train(
         last, content = resumed
         checkpoint.require(content, ("tokenizer", "position", *curriculum.content()), last)
         check_tokenizer(content["tokenizer"], tokenizer.fingerprint, config.vqvae_ckpt, str(last))
+        if geometry:
+            check_depth(content, depth, "DEPTH_CKPT", last)
         state.restore(content, last)
         batches.restore(content["position"])
-        if pairs:
-            checkpoint.require(content, ("pairs",), last)
+        if pairs and "pairs" in content:  # a run without pairs may go on with them
             pairs.restore(content["pairs"])
         curriculum.restore(content)
     elif config.init_from:

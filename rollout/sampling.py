@@ -27,6 +27,9 @@ class SamplingConfig:
 
     `refine`: when the frame becomes a keyframe, visible cells whose source scale is below it (magnified)
     are sampled too; between keyframes they are only warped, so that their texture does not flicker. 0: never.
+
+    `trust` is added to the gate of the prior in visible cells: gates are trained on short windows and close
+    too early in a long rollout, which then drifts to the most frequent codes.
     """
 
     greedy: bool = False
@@ -36,6 +39,7 @@ class SamplingConfig:
     visible_temperature: float = 0.0
     passes: int = 1
     refine: float = 0.0
+    trust: float = 0.0
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -51,7 +55,7 @@ class SamplingConfig:
 
 
 # For play and evaluation; chosen on training clips, see docs/experiments.md.
-PLAY = SamplingConfig(temperature=1.0, top_p=0.95, passes=4, refine=0.5)
+PLAY = SamplingConfig(temperature=1.0, top_p=0.95, passes=4, refine=0.5, trust=6.0)
 
 
 @torch.no_grad()
@@ -117,7 +121,7 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     if sampling.refine and visible_mask is not None:
         magnified = (prediction.source_scale < sampling.refine) & prediction.refine[:, None, None]
         visible_mask = visible_mask * ~magnified
-    logits = model.logits(prediction)
+    logits = model.logits(prediction, trust=sampling.trust)
     tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
     if sampling.passes == 1 or sampling.greedy or visible_mask is None:
         return tokens
@@ -145,7 +149,7 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
         again = rank < remaining[:, None]
         given = torch.ones_like(disoccluded).scatter(1, cells, ~again).view_as(tokens)
         conditioned = model.condition_on_tokens(prediction, flat.view_as(tokens), given)
-        logits = model.logits(conditioned, cells)
+        logits = model.logits(conditioned, cells, sampling.trust)
         sampled = torch.where(again, _sample(logits, noise, sampling.temperature, sampling), sampled)
         flat = flat.scatter(1, cells, sampled)
     return flat.view_as(tokens)
