@@ -28,6 +28,9 @@ EVIDENCE_BATCH = 64  # frames whose evidence is computed together
 NODE_BATCH, NODE_LEARNING_RATE = 64, 3e-3
 HEIGHT_WEIGHT = 0.3  # of nodes more than two below or above the feet's
 NEAR_NODES = 2.0  # nodes; at about this distance a node has half the weight of the player's own
+OLD_SHARE, OLDEST = 0.7, 40  # share of the samples whose keyframes end some frames ago, and how many at most
+EVENT_SHARE, BEFORE_EVENT = 0.5, 16  # share of the samples that precede an event, by at most so many frames
+BLOCKED, RISING = 0.05, 0.02  # metres: of a step with a key held that is an event if shorter; of its height
 FEW = 20  # a constant is fitted if so many steps tell of it
 UNKNOWN_NODE = -1
 
@@ -105,15 +108,14 @@ def node_samples(
     UNKNOWN_NODE where it is not known.
     """
     rng = np.random.default_rng([seed, 3])
-    lengths = np.array([len(clips.pose[c]) - 1 for c in clips.with_nodes])
-    frames = rng.choice(lengths.sum(), count, replace=count > lengths.sum())
-    clip = np.searchsorted(lengths.cumsum(), frames, side="right")
-    starts = np.stack([np.array(clips.with_nodes)[clip], frames - (lengths.cumsum() - lengths)[clip]], 1)
+    starts = sample_frames(clips, count, rng)
+    # In a rollout the depth is of recorded frames: the farther it goes, the older are the last ones.
+    age = rng.integers(0, OLDEST + 1, count) * (rng.random(count) < OLD_SHARE)
     stood = {c: last_stood(clips.pose[c]) for c in clips.with_nodes}
     evidence, ground, kind = [], [], []
     for first in tqdm(range(0, count, EVIDENCE_BATCH), desc="maps", unit="batch", leave=False, mininterval=2):
         part = starts[first : first + EVIDENCE_BATCH]
-        windows = clips.windows(part, 1)
+        windows = clips.windows(part, 1, -age[first : first + EVIDENCE_BATCH])
         pose = windows.pose[:, 0]
         occupancy = motion.occupancy_around(
             windows.inverse_ray_distance, windows.frames, windows.valid, pose, fov
@@ -123,6 +125,30 @@ def node_samples(
         ground.append((under - occupancy.lowest[:, 1]).float())
         kind.append(kind_of(recorded_nodes(clips, part, occupancy, windows.origin)))
     return torch.cat(evidence), torch.cat(ground), torch.cat(kind)
+
+
+def sample_frames(clips: MotionClips, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` frames of clips with nodes, [N, 2] of (clip, frame).
+
+    EVENT_SHARE of them are shortly before a step that something blocks, or that goes up or down.
+    """
+    frames, events = [], []
+    for clip in clips.with_nodes:
+        moved = np.diff(clips.pose[clip][:, :3].astype(np.float64), axis=0)
+        keys = np.abs(clips.actions[clip][:, [MOVE_X, MOVE_Z]]).max(1) > 0.5
+        event = (keys & (np.hypot(moved[:, 0], moved[:, 2]) < BLOCKED)) | (np.abs(moved[:, 1]) > RISING)
+        soon = np.convolve(event[::-1], np.ones(BEFORE_EVENT))[: len(event)][::-1] > 0
+        rows = np.stack([np.full(len(event), clip), np.arange(len(event))], 1)
+        frames.append(rows)
+        events.append(rows[soon])
+    frames, events = np.concatenate(frames), np.concatenate(events)
+    wanted = round(EVENT_SHARE * count) if len(events) else 0
+    return np.concatenate(
+        [
+            events[rng.integers(len(events), size=wanted)],
+            frames[rng.integers(len(frames), size=count - wanted)],
+        ]
+    )
 
 
 def last_stood(pose: np.ndarray) -> np.ndarray:

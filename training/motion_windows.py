@@ -79,10 +79,14 @@ class MotionClips:
         self.with_nodes = [c for c in self.usable if self.nodes[c] is not None]
         self.keyframes = {c: observed_keyframes(self.pose[c]) for c in self.usable}
 
-    def windows(self, starts: np.ndarray, steps: int, first: int = 0) -> MotionWindows:
-        """Windows [B, 2] of (clip, start) of `steps` steps; those of `first` and later frames may be unseen:
-        keyframes are taken up to frame start + `first`. Steps beyond a clip's end are NaN."""
-        parts = [self.window(int(clip), int(start), steps, first) for clip, start in starts]
+    def windows(self, starts: np.ndarray, steps: int, given: int | np.ndarray = 0) -> MotionWindows:
+        """Windows [B, 2] of (clip, start) of `steps` steps, the first `given` of them recorded.
+
+        Keyframes are of frames up to start + `given` (an array: each window's own; negative: the player has
+        seen nothing new for so long). Steps beyond a clip's end are NaN.
+        """
+        seen = np.broadcast_to(given, len(starts))
+        parts = [self.window(int(c), int(s), steps, int(g)) for (c, s), g in zip(starts, seen, strict=True)]
         actions, pose, depth, frames, valid, origin = (np.stack(part) for part in zip(*parts, strict=True))
         return MotionWindows(
             torch.from_numpy(actions),
@@ -99,7 +103,7 @@ class MotionClips:
         end = np.searchsorted(keyframes, frame, side="right")
         return keyframes[max(0, end - KEYFRAMES) : end]
 
-    def window(self, clip: int, start: int, steps: int, first: int) -> tuple[np.ndarray, ...]:
+    def window(self, clip: int, start: int, steps: int, given: int) -> tuple[np.ndarray, ...]:
         """The parts of one window in the order of `MotionWindows`, its depths still in their code."""
         actions = np.full((steps, self.actions[clip].shape[1]), np.nan, np.float32)
         pose = np.full((steps + 1, 5), np.nan, np.float64)
@@ -108,7 +112,7 @@ class MotionClips:
         pose[: len(known) + 1] = self.pose[clip][start : start + steps + 1]
         origin = np.round(pose[0, :3])
         pose[:, :3] -= origin
-        kept = self.keyframes_before(clip, start + first)
+        kept = self.keyframes_before(clip, start + given)
         depth = np.zeros((KEYFRAMES, *self.depth[clip].shape[1:]), np.uint8)
         frames, valid = np.zeros((KEYFRAMES, 5), np.float64), np.zeros(KEYFRAMES, bool)
         depth[: len(kept)], valid[: len(kept)] = self.depth[clip][kept], True
