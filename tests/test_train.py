@@ -176,7 +176,7 @@ def test_self_fed_steps_grow_with_the_validation_rollouts_by_default(geometry, m
     monkeypatch.setattr(train, "validate", validate_with_known_psnr)
     config = replace(
         geometry, seq_len=8, seq_len_max=8, steps=8, val_steps=2, log_steps=1,
-        val_rollouts=0, val_windows=1, picture_steps=100, save_steps=100, sensitivity_steps=100,
+        val_rollouts=0, val_windows=1, picture_steps=100, save_steps=100, sensitivity_steps=100, pair_share=0.0,
     )  # fmt: skip
     default = TrainConfig()
     for name in ("ar_growth", "ar_step", "ar_len_max", "ar_start_step", "ss_min_teacher_prob"):
@@ -197,7 +197,7 @@ def test_the_geometry_model_learns_its_world_and_logs_its_terms(geometry):
     rows = logged(config.out_dir)
     cross_entropy = [row["loss_ce"] for row in rows if "loss_ce" in row]
     assert sum(cross_entropy[-5:]) < 0.8 * sum(cross_entropy[:5])
-    names = {"loss", "loss_ce", "loss_pairs", "val_rollout_psnr", "ar_len"}
+    names = {"loss", "loss_ce", "loss_pairs", "val_rollout_psnr", "ar_len", "action_sensitivity"}
     assert names <= set().union(*rows)
     psnr = [row["val_rollout_psnr"] for row in rows if "val_rollout_psnr" in row]
     improved = sum(value > max(psnr[:i], default=-1) for i, value in enumerate(psnr))
