@@ -176,7 +176,8 @@ def test_self_fed_steps_grow_with_the_validation_rollouts_by_default(geometry, m
     monkeypatch.setattr(train, "validate", validate_with_known_psnr)
     config = replace(
         geometry, seq_len=8, seq_len_max=8, steps=8, val_steps=2, log_steps=1,
-        val_rollouts=0, val_windows=1, picture_steps=100, save_steps=100, sensitivity_steps=100, pair_share=0.0,
+        val_rollouts=0, val_windows=1, picture_steps=100, save_steps=100, sensitivity_steps=100,
+        pair_share=0.0,
     )  # fmt: skip
     default = TrainConfig()
     for name in ("ar_growth", "ar_step", "ar_len_max", "ar_start_step", "ss_min_teacher_prob"):
