@@ -288,6 +288,7 @@ def train(
     log = RunLog(out, config.wandb, config.wandb_project, constants, resumed_step) if first else None
     spikes = SpikeWatch(out / "spikes.jsonl", clips, config.spike_factor)
     means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
+    window = None  # the last batch of windows: tokens, actions, poses
     model.train()
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2, disable=not first)
     # A signal to one process stops all of them after the same step.
@@ -307,9 +308,10 @@ def train(
                 result = pair_loss(model, step_loss, view, target, config.masked_decoding)
         else:
             windows, *batch = batches.next(seq_len)
-            tokens, actions, pose = (x.to(device, non_blocking=True) for x in batch)
+            window = tuple(x.to(device, non_blocking=True) for x in batch)
+            tokens = window[0]
             with autocast(device, dtype):
-                result = window_loss(model, step_loss, tokens, actions, pose, inputs)
+                result = window_loss(model, step_loss, *window, inputs)
         grad_norm = state.update(result.loss, config.grad_clip, distributed.average_gradients)
         step = state.step
         bar.update()
@@ -332,9 +334,9 @@ def train(
             row |= {"teacher_prob": inputs.teacher_prob, "seq_len": seq_len, "ar_len": inputs.ar_len}
             row |= {"lr": lr, "frames_per_s": frames_per_s, "skipped_steps": state.finite.skipped}
             row |= {"epoch": batches.position["epoch"], "epoch_completion": batches.completion}
-            if not on_pairs and step % config.sensitivity_steps < config.log_steps:
+            if window and step % config.sensitivity_steps < config.log_steps:
                 with autocast(device, dtype):
-                    row["action_sensitivity"] = action_sensitivity(model, tokens, actions, pose)
+                    row["action_sensitivity"] = action_sensitivity(model, *window)
             log.write(step, row)
             losses = {name: f"{row[name]:.3f}" for name in ("loss", "loss_pairs") if name in row}
             bar.set_postfix(**losses, fps=f"{frames_per_s:.0f}")
