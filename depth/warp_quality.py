@@ -67,15 +67,17 @@ def warp_quality(
 
     The recorded depth is left out unless all clips have it. With `tokenizer` the depth is also predicted from
     the encoded and decoded frame; the frame that is warped is always the recorded one. `fov` is the vertical
-    field of view in degrees. Raises DataError if all clips are too short.
+    field of view in degrees. Windows without poses are left out. Raises DataError if none is left.
     """
     values: dict[str, dict[int, list[Tensor]]] = {}
     for clip in clips:
-        starts = torch.tensor(range(FIRST, len(clip.pictures) - max(horizons), every))
+        starts = torch.tensor(range(FIRST, len(clip.pictures) - max(horizons), every), dtype=torch.long)
+        pose = torch.from_numpy(clip.pose)
+        known = pose.isfinite().all(1)
+        starts = starts[known[starts[:, None] + torch.tensor([0, *horizons])].all(1)]
         if not len(starts):
             continue
         pictures = to_float(torch.from_numpy(clip.pictures))
-        pose = torch.from_numpy(clip.pose)
         source, pitch = pictures[starts], pose[starts, 4]
         depths = {}
         if clip.codes is not None:  # decoded to 0 for the sky, which the warp would take for "no point"
@@ -91,7 +93,10 @@ def warp_quality(
                 found = result if kind == VISIBLE else psnr(result, pictures[starts + horizon])
                 values.setdefault(kind, {}).setdefault(horizon, []).append(found)
     if not values:
-        raise DataError(f"none of the clips has {FIRST + max(horizons) + 1} frames; give longer clips")
+        raise DataError(
+            f"none of the clips has {FIRST + max(horizons) + 1} frames with poses; give longer clips, "
+            "or clips with poses"
+        )
     windows = sum(map(len, values[COPY][horizons[0]]))
     means = {
         kind: {h: torch.cat(v).mean().item() for h, v in row.items()}
