@@ -80,31 +80,23 @@ def reprojection_error(log_inverse: Tensor, views: Views, fov: float) -> tuple[T
 
     log_inverse [N, H, W] of `views.picture`, log(1/m). For each pixel the best of the other frames counts, of
     those that show it; pixels that look better without any warp (a still camera, what moves along) do not
-    count. Both results are scalars: the mean over the pixels that count, 0 if none does. Compared at the
-    picture's size and at that of the depth: the coarser one still has a gradient where the error is large.
+    count. Both results are scalars: the mean over the pixels that count, 0 if none does. Compared at the size
+    of the depth: the gradient of finer pictures reaches less far, and costs four times as much.
     """
-    N, S = views.other_poses.shape[:2]
+    size, (N, S) = log_inverse.shape[-2:], views.other_poses.shape[:2]
     known = views.other_poses.isfinite().all(-1)  # [N, S]
     pose = views.pose.repeat_interleave(S, 0)
     other_poses = torch.where(known[..., None], views.other_poses, views.pose[:, None]).flatten(0, 1)
-    coarse = log_inverse.shape[-2:]
-    shown = shown_by_others(log_inverse.exp().repeat_interleave(S, 0), pose, other_poses, fov)
-    shown = shown.unflatten(0, (N, S)) & known[..., None, None]
-    errors, shares = [], []
-    for size in (tuple(views.picture.shape[-2:]), tuple(coarse)):
-        own = F.adaptive_avg_pool2d(views.picture, size).repeat_interleave(S, 0)
-        others = F.adaptive_avg_pool2d(views.others.flatten(0, 1), size)
-        fine = F.interpolate(log_inverse[:, None], size, mode="bilinear")[:, 0].exp()
-        grid, inside = camera.reproject(other_poses, pose, fine.repeat_interleave(S, 0), *size, fov)
-        warped = photometric_error(camera.warp(others, grid), own).unflatten(0, (N, S))
-        same = photometric_error(others, own).unflatten(0, (N, S))
-        visible = F.interpolate(shown.float(), size).bool() & inside.unflatten(0, (N, S))
-        best = warped.masked_fill(~visible, torch.inf).amin(1)
-        still = same.masked_fill(~known[..., None, None], torch.inf).amin(1)
-        counts = best.isfinite() & (best < still)
-        errors.append(torch.where(counts, best, 0.0).sum() / counts.sum().clamp(min=1))
-        shares.append(counts.float().mean())
-    return torch.stack(errors).mean(), torch.stack(shares).mean()
+    inverse = log_inverse.exp().repeat_interleave(S, 0)
+    own = F.adaptive_avg_pool2d(views.picture, size).repeat_interleave(S, 0)
+    others = F.adaptive_avg_pool2d(views.others.flatten(0, 1), size)
+    grid, _ = camera.reproject(other_poses, pose, inverse, *size, fov)
+    hidden = ~shown_by_others(inverse, pose, other_poses, fov) | ~known.flatten()[:, None, None]
+    warped = photometric_error(camera.warp(others, grid), own).masked_fill(hidden, torch.inf)
+    same = photometric_error(others, own).masked_fill(~known.flatten()[:, None, None], torch.inf)
+    best, still = (error.unflatten(0, (N, S)).amin(1) for error in (warped, same))
+    counts = best < still  # never where both are infinite
+    return torch.where(counts, best, 0.0).sum() / counts.sum().clamp(min=1), counts.float().mean()
 
 
 def smoothness_error(log_inverse: Tensor, picture: Tensor) -> Tensor:
