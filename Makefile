@@ -1,5 +1,6 @@
 # make play: set up and walk in the shipped world     make test: set up and run the tests
 # make data: set up and record the default data set   make lint: set up and run ruff
+# make soak: 20,000 steps of play and ten minutes of the page, with plots of memory and time
 PYTHON ?= python3
 VENV := .venv
 RUN_READY := $(VENV)/.ready-run
@@ -11,7 +12,7 @@ TORCH_INDEX ?=
 CPU_WHEELS := $(if $(shell command -v nvidia-smi),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 TORCH_WHEELS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),$(CPU_WHEELS))
 
-.PHONY: play data test lint setup clean
+.PHONY: play data test lint soak setup clean
 
 play: $(RUN_READY)
 	$(VENV)/bin/python live_inference.py $(ARGS)
@@ -26,6 +27,10 @@ test: $(DEV_READY)
 lint: $(DEV_READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+soak: $(DEV_READY)
+	$(VENV)/bin/python tests/soak/soak.py play $(ARGS)
+	$(VENV)/bin/python tests/soak/soak.py page $(ARGS)
 
 setup: $(RUN_READY)
 

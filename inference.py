@@ -8,7 +8,7 @@
 
 Without --script the recorded actions after the context are used, and the video shows truth | generated |
 difference. Truth is the recorded frames, encoded and decoded by the tokenizer. Several starts are rolled out
-together and shown in a grid. Writes the video (.mp4, .webm or .gif) and, beside it, a contact sheet.
+together and shown in a grid. Writes the video NAME.mp4, .webm or .gif and a contact sheet NAME_sheet.png.
 
 --script @FILE reads a script from a file: one script per line, # begins a comment. --save_actions writes one.
 --script - reads such lines from stdin and generates the frames of each line as soon as it arrives. --out -
@@ -37,11 +37,12 @@ from dataset.token_files import DataError
 from metrics import psnr, token_accuracy
 from rollout import action_script
 from rollout.action_script import WALK, captions, fit, parse_lines, read_script, write_script
-from rollout.arguments import RolloutConfig, add_arguments, config_of
+from rollout.arguments import RolloutConfig, add_arguments, config_of, input_files
 from rollout.context import Recording, decode, load_recording, load_world, prime, start_places
 from rollout.rollout import Rollout
 from runtime.config import positive_float, positive_int
 from runtime.errors import run_script
+from runtime.outputs import check_outputs, sheet_path, write_text
 from runtime.video import (
     SHEET_HEIGHT,
     check_ending,
@@ -213,8 +214,13 @@ class GeneratedFrames:
 
 def run(config: InferenceConfig) -> None:
     """Rolls out as the config says. Raises a UserError or an OSError for what the user can mend."""
-    if str(config.out) != PIPE:
+    files = [] if str(config.out) == PIPE else [config.out, sheet_path(config.out)]
+    if files:
         check_ending(config.out)
+    if config.save_actions:
+        files.append(config.save_actions)
+    check_outputs(files, input_files(config.rollout, config.script))
+    if str(config.out) != PIPE:
         roll_out(config, None)
         return
     pipe = sys.stdout.buffer
@@ -230,7 +236,7 @@ def roll_out(config: InferenceConfig, pipe: BinaryIO | None) -> None:
         read_script(config.script)  # reports an error before anything is loaded
     flags = config.rollout
     paths = flags.starts or tuple(start_places().values())[:1]
-    world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision)
+    world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision, flags.depth_ckpt)
     compared = 0 if config.script is not None else config.frames or RECORDED_FRAMES
     frames = flags.context_frames + compared if flags.context_frames else None
     recordings, context = align([load_recording(path, world, frames) for path in paths], flags.context_frames)
@@ -261,8 +267,7 @@ def roll_out(config: InferenceConfig, pipe: BinaryIO | None) -> None:
     if config.save_actions:
         if actions.recorded and len(names) > 1:
             print(f"{config.save_actions}: the actions of {names[0]}; each start had its own")
-        config.save_actions.parent.mkdir(parents=True, exist_ok=True)
-        config.save_actions.write_text(write_script(played))
+        write_text(config.save_actions, write_script(played))
         print(f"wrote {config.save_actions}")
     if not count:
         print("no action was given; nothing to write")
@@ -277,7 +282,7 @@ def roll_out(config: InferenceConfig, pipe: BinaryIO | None) -> None:
         columns = (config.columns or COLUMNS) if truth is not None else ("generated",)
         layout = Layout(names, columns)
         write_video(config.out, layout.frames(generated.pictures, truth, config.scale), fps)
-        sheet = config.out.with_suffix(".png")
+        sheet = sheet_path(config.out)
         save_image(sheet, layout.sheet(first, generated.pictures, truth, played, world.fps))
         print(f"wrote {config.out} and {sheet}")
 

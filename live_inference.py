@@ -28,11 +28,12 @@ from playing.controls import MOUSE_SENS, Controls, StepClock
 from playing.session import Session
 from playing.window import Window, missing_display
 from rollout.action_script import WALK, captions, fit, read_script
-from rollout.arguments import RolloutConfig, add_arguments, config_of
+from rollout.arguments import RolloutConfig, add_arguments, config_of, input_files
 from rollout.context import load_recording, load_world, start_places
 from rollout.rollout import Rollout
 from runtime.config import positive_float, positive_int
 from runtime.errors import run_script
+from runtime.outputs import check_outputs, sheet_path
 from runtime.video import check_ending, contact_sheet, enlarge, save_image, write_video
 
 OUT = Path("outputs/play.mp4")
@@ -55,6 +56,7 @@ class LiveConfig:
     web: bool
     host: str
     port: int
+    token: bool  # --web asks for a token on loopback, too
     headless: bool
     script: str
     frames: int | None  # None: all of the script
@@ -89,6 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--web", action="store_true", help="serve a web page to play in, instead of a window")
     add("--host", default=HOST, help="address that --web listens on (default: %(default)s)")
     add("--port", type=positive_int, default=PORT, help="port that --web listens on (default: %(default)s)")
+    add(
+        "--token",
+        action="store_true",
+        help="with --web: ask for a token also on this machine, whose other users could play otherwise",
+    )
     add("--headless", action="store_true", help="no window: write a scripted walk to a video")
     add(
         "--script",
@@ -115,6 +122,7 @@ def parse_config(arguments: list[str] | None = None) -> LiveConfig:
         web=args.web,
         host=args.host,
         port=args.port,
+        token=args.token,
         headless=args.headless or any(v is not None for v in (args.script, args.frames, args.out)),
         script=WALK if args.script is None else args.script,
         frames=args.frames,
@@ -142,7 +150,7 @@ def load_session(config: LiveConfig, only_first: bool) -> Session:
     Raises a UserError for a file that is missing, broken or of another tokenizer.
     """
     flags = config.rollout
-    world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision)
+    world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision, flags.depth_ckpt)
     paths = flags.starts or tuple(start_places().values())
     compared = 0 if only_first and not config.compare else COMPARED_FRAMES
     frames = flags.context_frames + compared if flags.context_frames else None
@@ -155,6 +163,7 @@ def run(config: LiveConfig) -> None:
     """Plays in a window, in a web page, or without a display. Raises UserError or OSError."""
     script = read_script(config.script)
     check_ending(config.out)
+    check_outputs([config.out, sheet_path(config.out)], input_files(config.rollout, config.script))
     no_display = None if config.headless or config.web else missing_display()
     session = load_session(config, only_first=config.headless or no_display is not None)
     fps = session.world.fps
@@ -182,7 +191,7 @@ def play_in_page(config: LiveConfig, session: Session, fps: float) -> None:
     from playing.web import serve  # here, so that the window needs no server
 
     try:
-        serve(session, fps, config.mouse_sens, config.host, config.port)
+        serve(session, fps, config.mouse_sens, config.host, config.port, config.token)
     finally:
         if message := session.stop_recording():
             print(message)
@@ -223,7 +232,7 @@ def play_script(session: Session, actions: np.ndarray, fps: float, scale: int, o
         f"(step p50 {p50:.1f} ms, p95 {p95:.1f} ms; the data has {fps:g} frames/s)"
     )
     write_video(out, (enlarge(frame, scale) for frame in frames[1:]), fps)
-    sheet = out.with_suffix(".png")
+    sheet = sheet_path(out)
     save_image(sheet, contact_sheet(frames, ["start", *captions(actions, fps)]))
     print(f"wrote {out} and {sheet}")
 

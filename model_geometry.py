@@ -24,7 +24,7 @@ from dataset.actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
 from depth.depth_net import Attention, ResidualBlock
 from depth.predictor import DepthPredictor
 from geometry import camera
-from geometry.keyframes import compose_next_view
+from geometry.keyframes import VISIBLE, compose_next_view
 from geometry.motion import METRES_PER_UNIT, Motion, MotionModel, displacement_between, next_pose
 from geometry.state import WorldState
 from geometry.warping import ComposedView, SourceFrames
@@ -32,8 +32,7 @@ from model_convGru import ConvGRUCell
 from vq_vae.code_space import CodeSpace, init_from_codebook
 from vq_vae.tokenizer import Tokenizer
 
-GATES = (2.5, 0.0)  # initial, before softplus: of visible cells, and the cell's scale adds the second one
-PARTLY_VISIBLE = 0.25  # cells of which less is visible have no prior, and z is 0
+GATES = (2.5, -0.5, 0.0)  # initial, before softplus: of visible and disoccluded cells, and per magnification
 OBSERVED_BELOW = 0.5  # a generation below this counts as observed
 GENERATION_MAX = 4.0
 SCALE_RANGE = (1 / 8, 2.0)  # of the magnification that the network is told
@@ -68,7 +67,7 @@ class GeometryConfig:
 class ViewInput:
     """What the network is given of the next frame before it is generated."""
 
-    z: Tensor  # [B, d, H, W] the composed view in code space; 0 where too little is visible
+    z: Tensor  # [B, d, H, W] the composed view in code space; where nothing is visible, its fill
     channels: Tensor  # [B, VIEW_CHANNELS, H, W], see `encode_view`
     pitch: Tensor  # [B] of the next view, degrees
     actions: Tensor  # [B, A]
@@ -359,7 +358,7 @@ class GeometryWorldModel(nn.Module):
                 generation / GENERATION_MAX,
             ]
             return ViewInput(
-                z=points * (view.visible_mask > PARTLY_VISIBLE)[:, None],
+                z=points,
                 channels=torch.cat([torch.stack(channels, 1), depths], 1),
                 pitch=pose[:, 4],
                 actions=actions,
@@ -416,10 +415,10 @@ class GeometryWorldModel(nn.Module):
         change = change * given.flatten(1).any(1)[:, None, None, None]
         return replace(prediction, features=prediction.features + change)
 
-    def logits(self, prediction: Prediction, cells: Tensor | None = None) -> Tensor:
+    def logits(self, prediction: Prediction, cells: Tensor | None = None, trust: float = 0.0) -> Tensor:
         """Logits over the next frame's codes: [B, V, H, W] float32; with `cells` [B, n]: [B, n, V].
 
-        `cells` are indices row * W + column.
+        `cells` are indices row * W + column. `trust` is added to the gate of visible cells, before softplus.
         """
         g, d = self.config, self.config.code_dim
         B, C, H, W = prediction.features.shape
@@ -438,23 +437,24 @@ class GeometryWorldModel(nn.Module):
             logits = logits.float()
             if g.prior:
                 visible, scale = (at(x[:, None]) for x in (prediction.visible_mask, prediction.source_scale))
-                gate = self.gate(gate, visible, scale)
+                gate = self.gate(gate, visible, scale, trust)
                 point = at(prediction.z) + correction.float() * self.code_space.spread
                 logits = self.add_prior(logits, point, gate)
         return logits if cells is not None else logits.mT.unflatten(2, (H, W))  # a view: it is large
 
-    def gate(self, out: Tensor, visible: Tensor, scale: Tensor) -> Tensor:
+    def gate(self, out: Tensor, visible: Tensor, scale: Tensor, trust: float = 0.0) -> Tensor:
         """Weight of the prior, 0 or more, from the network's output, and share and scale of the cells, all of
-        one shape. 0 where too little is visible."""
+        one shape."""
+        of_visible, of_disoccluded, per_octave = self.gate_bias
         magnified = scale.clamp(SCALE_RANGE[0], 1.0).log2()  # 0: not magnified, -1: twice
-        bias = self.gate_bias[0] + self.gate_bias[1] * magnified
-        return F.softplus(out.float() + bias) * (visible > PARTLY_VISIBLE)
+        of_visible = of_visible + trust + per_octave * magnified
+        bias = torch.where(visible > VISIBLE, of_visible, of_disoccluded)
+        return F.softplus(out.float() + bias)
 
-    def gate_map(self, prediction: Prediction) -> Tensor:
+    def gate_map(self, prediction: Prediction, trust: float = 0.0) -> Tensor:
         """`gate` of all cells, [B, H, W]."""
-        return self.gate(
-            self.out_proj(prediction.features)[:, 0], prediction.visible_mask, prediction.source_scale
-        )
+        out = self.out_proj(prediction.features)[:, 0]
+        return self.gate(out, prediction.visible_mask, prediction.source_scale, trust)
 
     def add_prior(self, logits: Tensor, point: Tensor, gate: Tensor) -> Tensor:
         """logits [B, n, V] - gate [B, n, 1] * log(1 + d^2 / scale); d: from point [B, n, d] to each code.

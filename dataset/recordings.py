@@ -22,12 +22,12 @@ from dataset import actions
 from dataset.surroundings import Surroundings, SurroundingsError, read_surroundings, write_surroundings
 from dataset.token_files import DataError, Manifest
 from runtime.errors import UserError
+from runtime.outputs import PART, make_folder, replacing, write_text
 from runtime.video import VideoError, VideoWriter, count_frames, video_fps
 
 GAMEFACTORY_FPS = 16.0  # used where a video's header has no frame rate
 RATE_TOLERANCE = 0.02  # relative difference below which two frame rates count as equal
 MISSING_FRAMES = 2  # a MineRL video that lacks more of its declared frames counts as truncated
-PART = ".part"  # in the name of an unfinished file
 MINERL_FILES = ("recording.mp4", "metadata.json", "rendered.npz")
 
 
@@ -381,15 +381,15 @@ class ClipWriter:
     video/NAME.mp4, and depth/NAME.npz if there is depth (surroundings.py).
 
     Use it as a context manager: `write` every frame, then `finish`. All files are written under temporary
-    names and then renamed, the metadata last. `options` are those of the video encoder (VideoWriter).
+    names and then renamed, the metadata last. `options` are those of the video encoder (VideoWriter). Raises
+    OutputError where a file cannot be written.
     """
 
     def __init__(self, out: Path, name: str, fps: float, **options: str):
         self.metadata, self.video = clip_paths(out, name)
         self.depth = depth_path(self.video)
-        self.metadata.parent.mkdir(parents=True, exist_ok=True)
-        self.part = self.video.with_name(f".{name}{PART}.mp4")
-        self.writer = VideoWriter(self.part, fps, **options)
+        make_folder(self.metadata.parent)
+        self.writer = VideoWriter(self.video, fps, **options)
 
     @property
     def frames(self) -> int:
@@ -403,23 +403,26 @@ class ClipWriter:
     def finish(self, content: dict, surroundings: Surroundings | None = None) -> None:
         """Writes the metadata `content`, whose `actions` entry k led to frame k, and completes the clip."""
         self.writer.close()
-        os.replace(self.part, self.video)
-        if surroundings is not None:
-            part = self.depth.with_name(f".{self.depth.stem}{PART}.npz")
-            write_surroundings(part, surroundings)
-            os.replace(part, self.depth)
-        part = self.metadata.with_name(f".{self.metadata.stem}{PART}.json")
-        part.write_text(json.dumps(content, separators=(",", ":")))
-        os.replace(part, self.metadata)
+        try:
+            if surroundings is not None:
+                with replacing(self.depth) as part:
+                    write_surroundings(part, surroundings)
+            write_text(self.metadata, json.dumps(content, separators=(",", ":")))
+        except BaseException:
+            if not self.metadata.is_file():  # half a clip is none
+                self.video.unlink(missing_ok=True)
+                self.depth.unlink(missing_ok=True)
+            raise
+
+    def discard(self) -> None:
+        """Drops a clip that is not finished."""
+        self.writer.discard()
 
     def __enter__(self) -> "ClipWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.writer.close()
-        finally:
-            self.part.unlink(missing_ok=True)
+        self.discard()
 
 
 def clip_paths(out: Path, name: str) -> tuple[Path, Path]:

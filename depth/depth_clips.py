@@ -6,7 +6,6 @@ reprojection.py.
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from dataset.token_files import DataError, split_of
 from depth.depth_net import STRIDE
 from depth.reprojection import Views
 from geometry.camera import relative_to
+from runtime.outputs import make_folder, replacing
 from runtime.video import read_frames, resize, to_float, to_uint8
 from vq_vae.code_space import CodeSpace
 from vq_vae.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ def load_clips(
     A `share` of the frames is replaced by what `tokenizer` decodes of it, see `pass_through`. Each clip is
     prepared once and kept in the folder `cache`, which may be deleted. Raises as `read_clip`.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     recipe = [step, *picture, tokenizer.fingerprint if tokenizer and share else "", share, noise]
     loaded = []
     for clip in tqdm(clips, desc="clips", unit="clip"):
@@ -149,10 +149,8 @@ def load_clips(
 
 def _write(path: Path, clip: DepthClip) -> None:
     """Writes a clip to the cache atomically, not compressed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as part, open(part, "wb") as file:
         np.savez(file, **{name: array for name in ARRAYS if (array := getattr(clip, name)) is not None})
-    os.replace(temporary, path)
 
 
 def _read(path: Path, name: str) -> DepthClip:

@@ -33,6 +33,7 @@ from depth.warp_quality import warp_quality
 from runtime.config import positive_int
 from runtime.device import pick_device
 from runtime.errors import run_script
+from runtime.outputs import check_outputs
 from runtime.video import VideoError, read_frames, read_image, resize, save_image, spread, to_float
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
 
@@ -173,6 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: Options) -> None:
     """Writes the sheet, or prints the table. Raises UserError."""
     device = pick_device(options.device)
+    if not options.warp:
+        inputs = [options.depth_ckpt, options.vqvae_ckpt, *options.clips, *options.photos]
+        check_outputs([options.out], inputs)
     predictor = load_depth(options.depth_ckpt, device)
     if options.warp:
         print_warp_quality(options, predictor, load_tokenizer(options.vqvae_ckpt, device))

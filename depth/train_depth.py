@@ -17,6 +17,7 @@ Ctrl-C saves; the same command then continues exactly where the run stopped.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ from runtime import checkpoint
 from runtime.config import SettingError, constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
+from runtime.folder_lock import lock_folder
+from runtime.outputs import make_folder
+from runtime.run_folder import last_good, set_aside
 from runtime.run_log import Means, RunLog, StopRequest
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
@@ -241,13 +245,19 @@ def warp_gain(network: DepthNet, frames: DepthFrames, config: Any) -> dict[str, 
 
 def main() -> int:
     """The command line; returns the exit status."""
-    return run_script(lambda: train(load(globals())))
+    return run_script(lambda: run(load(globals())))
 
 
-def train(config: Any) -> None:
+def run(config: Any) -> None:
+    """Trains in OUT_DIR, which no other run may use. Raises UserError."""
+    with lock_folder(config.out_dir, "train_depth.py", "OUT_DIR"), StopRequest() as stop:
+        train(config, stop)
+
+
+def train(config: Any, stop: StopRequest | None = None) -> None:
     """Trains until STEPS, or until SIGINT or SIGTERM, which save. Raises UserError."""
     out = Path(config.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     device = pick_device(config.device)
     dtype = amp_dtype(device, config.precision)
     print(f"precision: {dtype}")
@@ -273,10 +283,10 @@ def train(config: Any) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = MovingAverage(network, config.average_decay)
     state = TrainingState(network, optimizer, scaler, device, average=average)
-    last = out / "last.pt"
-    resumed = config.resume and last.is_file()
+    resumed = last_good(out, DEPTH_KIND, config.resume)
     if resumed:
-        state.restore(checkpoint.load(last, DEPTH_KIND), last)
+        last, content = resumed
+        state.restore(content, last)
     elif config.init_from:
         content = checkpoint.load(config.init_from, DEPTH_KIND)
         checkpoint.check_config(content, network.config, config.init_from)
@@ -291,8 +301,10 @@ def train(config: Any) -> None:
         content = checkpoint.content_of(DEPTH_KIND, average.network, constants=constants)
         checkpoint.save(out / name, content | state.content())
 
-    log = RunLog(out, config.wandb, config.wandb_project, constants, resumed)
-    means, save_timer, stop = Means(), SaveTimer(config.save_steps, config.save_minutes), StopRequest()
+    if not resumed:
+        set_aside(out)
+    log = RunLog(out, config.wandb, config.wandb_project, constants, state.step if resumed else None)
+    means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     network.train()
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2)
     while state.step < config.steps and not stop:
@@ -304,27 +316,22 @@ def train(config: Any) -> None:
 
         # forward, backward, clip, optimizer step
         loss, terms = loss_of(network, batch, config, dtype)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        state.step = step = state.step + 1
-        average.update(network, step)
+        grad_norm = state.update(loss, config.grad_clip)
+        step = state.step
         bar.update()
 
         # log
         means.add(
             config.batch_size,
-            {"loss": float(loss.detach()), "grad_norm": float(grad_norm)}
+            {"loss": float(loss.detach()), "grad_norm": grad_norm}
             | {name: float(value.detach()) for name, value in terms.items()},
         )
         if step % config.log_steps == 0:
             row, pictures_per_s, seconds = means.take()
             state.seconds += seconds
-            log.write(step, row | {"lr": lr, "pictures_per_s": pictures_per_s})
-            bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{lr:.1e}")
+            row |= {"lr": lr, "pictures_per_s": pictures_per_s, "skipped_steps": state.finite.skipped}
+            log.write(step, row)
+            bar.set_postfix(loss=f"{row.get('loss', math.nan):.4f}", lr=f"{lr:.1e}")
 
         # validate; an improvement saves best.pt
         if step % config.val_steps == 0 or step == config.steps:
@@ -342,7 +349,6 @@ def train(config: Any) -> None:
     bar.close()
     save("last.pt")
     log.close()
-    stop.release()
     print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
 
 

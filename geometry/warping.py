@@ -26,9 +26,7 @@ EXACT_SHIFT = 0.1  # cells: a shift that is whole but for so much counts as exac
 SEEN_THROUGH = 1.1  # a source contradicts a point if it sees so many times farther in the point's direction
 SUPPORTED = 1.1  # a source supports a point if it sees a surface at its distance, within this factor
 RELIABLE_METRES = 0.3  # the vote of a source weighs 1 / (this + its distance from the view)
-SAME_SURFACE = (
-    0.2  # a point with less than this share of the nearest one's inverse distance is hidden behind it
-)
+SAME_SURFACE = 0.2  # a point of less than this share of the nearest inverse distance is hidden behind it
 PARALLAX_COST = 8.0  # of a source's score, per metre of baseline over a metre of distance
 SCALE_MAX = 1.0  # a source of more cells per cell of the view than this is no better
 
@@ -91,7 +89,7 @@ def compose_view(
 
     # Fusion.
     points = torch.where(shown, inverse, 0.0).view(B, K, h, w)
-    contradicted = contradicted_points(points[..., ::2, ::2], sources, pose, fov)
+    contradicted = contradicted_points(points[..., ::2, ::2], sources, usable, pose, fov)
     contradicted = contradicted.repeat_interleave(2, 2).repeat_interleave(2, 3)
     candidates = points.masked_fill(contradicted, 0.0)
     nearest = candidates.amax(1, keepdim=True)
@@ -147,13 +145,15 @@ def compose_view(
     )
 
 
-def contradicted_points(points: Tensor, sources: SourceFrames, pose: Tensor, fov: float) -> Tensor:
+def contradicted_points(
+    points: Tensor, sources: SourceFrames, usable: Tensor, pose: Tensor, fov: float
+) -> Tensor:
     """[B, K, h, w] bool: points of a view that more sources contradict than support.
 
     points [B, K, h, w]: inverse ray distances (1/m) from the view at `pose` [B, 5], 0 where there is none.
     Source j contradicts a point if it sees farther than it, by SEEN_THROUGH, in all of a neighbourhood of
     3 x 3 pixels, and supports it if it sees a surface within SUPPORTED of it. The point's own source supports
-    it.
+    it. Sources that are not `usable` [B, K] have no vote.
     """
     B, K, h, w = points.shape
     depth = sources.inverse_ray_distance
@@ -179,7 +179,8 @@ def contradicted_points(points: Tensor, sources: SourceFrames, pose: Tensor, fov
     support = inside & (ratio < SUPPORTED) & (ratio > 1 / SUPPORTED)
     own = torch.eye(K, dtype=torch.bool, device=points.device)[None, :, :, None, None]
     weight = 1 / (RELIABLE_METRES + (pose[:, None] - sources.pose.view(B, K, 5))[..., :3].norm(dim=-1))
-    votes = ((support | own).float() - (against & ~own).float()) * weight[:, :, None, None, None]
+    weight = (weight * usable)[:, :, None, None, None]
+    votes = ((support | own).float() - (against & ~own).float()) * weight
     return (votes.sum(1) < 0) & (points > 0)
 
 

@@ -3,7 +3,8 @@
  * 1. A virtual clock that starts at the date LOCKSTEP_DATE (Unix seconds). It advances by exactly one frame of the
  *    recording for each drawn frame, however long the machine takes. When the main thread sleeps, the clock advances
  *    by that time and the thread does not wait. Other threads sleep in real time, but LOCKSTEP_SPEED times shorter,
- *    since the game's clock runs about that many times faster than real time.
+ *    since the game's clock runs about that many times faster than real time. The same holds for waits with a
+ *    deadline: for a semaphore, a condition variable or a mutex.
  * 2. A stop at each buffer swap. The game sends one byte on the socket LOCKSTEP_FD and, if requested, the picture
  *    (width x height BGRA) and its depth. It then waits for one byte that requests what to send at the next frame:
  *    SEND_PICTURE or SEND_NOTHING. Input sent in the meantime takes effect in that frame. The game ends when the
@@ -12,14 +13,21 @@
  *    pixels. For each block the four pixels around its centre are sent, as floats in 0..1. The lowest row comes
  *    first, as in the picture.
  *
+ * A missing or impossible value of a LOCKSTEP_ variable ends the game with a message on stderr. Without LOCKSTEP_FD
+ * the library does nothing.
+ *
  * Build: cc -O2 -shared -fPIC -o lockstep.so lockstep.c -ldl
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -28,6 +36,7 @@
 #include <unistd.h>
 
 #define SECOND 1000000000LL
+#define MOST_PIXELS 16384 /* per side of the picture */
 #define GL_BGRA 0x80E1
 #define GL_UNSIGNED_BYTE 0x1401
 #define GL_DEPTH_COMPONENT 0x1902
@@ -35,38 +44,78 @@
 enum { SEND_NOTHING = 'b', SEND_PICTURE = 'p' };
 
 static int recorder = -1, width, height, strip, block, show_every;
-static long long frame_ns;
-static double speed;
+static long long frame_ns, speed;
 static unsigned char *picture;
 static float *depth, *centres;
 static struct timespec start[2]; /* of CLOCK_REALTIME and of the monotonic clocks */
 static long long elapsed;        /* virtual nanoseconds since `start` */
 
-static int number(const char *name, int otherwise)
+/* Ends the game with a message. */
+__attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...)
+{
+    va_list values;
+    va_start(values, format);
+    fputs("lockstep: ", stderr);
+    vfprintf(stderr, format, values);
+    fputc('\n', stderr);
+    va_end(values);
+    _exit(2);
+}
+
+/* The variable as a whole number from `least` to `most`; `otherwise` if it is not set. */
+static int number(const char *name, int otherwise, int least, int most)
 {
     const char *text = getenv(name);
-    return text ? atoi(text) : otherwise;
+    char *end;
+    if (!text)
+        return otherwise;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (errno || end == text || *end || value < least || value > most)
+        fail("%s=%s: expected a whole number from %d to %d", name, text, least, most);
+    return (int)value;
+}
+
+static void *allocate(size_t count, size_t size)
+{
+    void *memory = calloc(count, size);
+    if (!memory)
+        fail("out of memory: %zu bytes", count * size);
+    return memory;
+}
+
+/* The function of this name that is in use without this library. */
+static void *next(const char *name)
+{
+    void *found = dlsym(RTLD_NEXT, name);
+    if (!found)
+        fail("%s: no such function", name);
+    return found;
 }
 
 static void real_time(clockid_t clock, struct timespec *t) { syscall(SYS_clock_gettime, clock, t); }
 
 __attribute__((constructor)) static void set_up(void)
 {
-    if (recorder >= 0)
+    int socket = number("LOCKSTEP_FD", -1, 0, INT_MAX);
+    if (socket < 0)
         return;
-    start[0].tv_sec = number("LOCKSTEP_DATE", 1000000000);
+    start[0].tv_sec = number("LOCKSTEP_DATE", 1000000000, 0, INT_MAX);
     real_time(CLOCK_MONOTONIC, &start[1]);
-    width = number("LOCKSTEP_WIDTH", 0);
-    height = number("LOCKSTEP_HEIGHT", 0);
-    strip = number("LOCKSTEP_STRIP", 0);
-    block = number("LOCKSTEP_BLOCK", 4);
-    frame_ns = SECOND / number("LOCKSTEP_FPS", 16);
-    speed = number("LOCKSTEP_SPEED", 1);
-    show_every = number("LOCKSTEP_SHOW_EVERY", 1);
-    picture = malloc((size_t)width * height * 4);
-    depth = malloc((size_t)width * height * sizeof *depth);
-    centres = malloc((size_t)width * height * sizeof *centres);
-    recorder = number("LOCKSTEP_FD", -1);
+    width = number("LOCKSTEP_WIDTH", 0, 1, MOST_PIXELS);
+    height = number("LOCKSTEP_HEIGHT", 0, 1, MOST_PIXELS);
+    if (!width || !height)
+        fail("LOCKSTEP_WIDTH and LOCKSTEP_HEIGHT: expected the size of the picture");
+    strip = number("LOCKSTEP_STRIP", 0, 0, (height - 1) / 2);
+    block = number("LOCKSTEP_BLOCK", 4, 2, MOST_PIXELS);
+    frame_ns = SECOND / number("LOCKSTEP_FPS", 16, 1, 1000);
+    speed = number("LOCKSTEP_SPEED", 1, 1, 1000);
+    show_every = number("LOCKSTEP_SHOW_EVERY", 1, 1, INT_MAX);
+    size_t pixels = (size_t)width * (size_t)height;
+    picture = allocate(pixels, 4);
+    depth = allocate(pixels, sizeof *depth);
+    centres = allocate(pixels, sizeof *centres);
+    recorder = socket; /* last: from now on the clock is virtual */
     unsetenv("LD_PRELOAD"); /* programs that the game starts run in real time */
 }
 
@@ -78,7 +127,12 @@ static int is_virtual(clockid_t clock)
            clock == CLOCK_MONOTONIC_COARSE || clock == CLOCK_MONOTONIC_RAW || clock == CLOCK_BOOTTIME;
 }
 
-static long long ns(const struct timespec *t) { return t->tv_sec * SECOND + t->tv_nsec; }
+static long long ns(const struct timespec *t)
+{
+    if (t->tv_sec > LLONG_MAX / SECOND - 1) /* "for ever" */
+        return LLONG_MAX;
+    return t->tv_sec * SECOND + t->tv_nsec;
+}
 
 static struct timespec timespec_of(long long n) { return (struct timespec){n / SECOND, n % SECOND}; }
 
@@ -91,7 +145,7 @@ static long long virtual_now(clockid_t clock)
 int clock_gettime(clockid_t clock, struct timespec *t)
 {
     if (!is_virtual(clock) || recorder < 0)
-        return syscall(SYS_clock_gettime, clock, t);
+        return (int)syscall(SYS_clock_gettime, clock, t);
     *t = timespec_of(virtual_now(clock));
     return 0;
 }
@@ -123,7 +177,7 @@ static int sleep_for(long long n)
         __atomic_add_fetch(&elapsed, n, __ATOMIC_RELAXED);
         n = 0; /* still yields to the other threads */
     }
-    struct timespec t = timespec_of((long long)(n / speed));
+    struct timespec t = timespec_of(n / speed);
     syscall(SYS_nanosleep, &t, NULL);
     return 0;
 }
@@ -149,22 +203,47 @@ int clock_nanosleep(clockid_t clock, int flags, const struct timespec *wanted, s
 static struct timespec real_deadline(clockid_t clock, const struct timespec *deadline)
 {
     struct timespec now;
+    if (recorder < 0 || !is_virtual(clock))
+        return *deadline;
     long long left = ns(deadline) - virtual_now(clock);
     if (left < 0)
         left = 0;
     if (left > 3600 * SECOND)
         left = 3600 * SECOND;
     real_time(clock, &now);
-    return timespec_of(ns(&now) + (long long)(left / speed));
+    return timespec_of(ns(&now) + left / speed);
+}
+
+/* The result of a wait with a deadline. When the main thread has waited in vain, the clock advances to the deadline:
+ * nothing else would advance it, and the thread might wait again and again. */
+static int after_wait(int result, int timed_out, clockid_t clock, const struct timespec *deadline)
+{
+    if (timed_out && recorder >= 0 && is_virtual(clock) && syscall(SYS_gettid) == getpid()) {
+        long long left = ns(deadline) - virtual_now(clock);
+        if (left > 0)
+            __atomic_add_fetch(&elapsed, left, __ATOMIC_RELAXED);
+    }
+    return result;
+}
+
+int sem_clockwait(sem_t *restrict semaphore, clockid_t clock, const struct timespec *restrict deadline)
+{
+    static int (*real)(sem_t *, clockid_t, const struct timespec *);
+    if (!real)
+        real = next("sem_clockwait");
+    struct timespec until = real_deadline(clock, deadline);
+    int result = real(semaphore, clock, &until);
+    return after_wait(result, result && errno == ETIMEDOUT, clock, deadline);
 }
 
 int sem_timedwait(sem_t *restrict semaphore, const struct timespec *restrict deadline)
 {
     static int (*real)(sem_t *, const struct timespec *);
     if (!real)
-        real = dlsym(RTLD_NEXT, "sem_timedwait");
+        real = next("sem_timedwait");
     struct timespec until = real_deadline(CLOCK_REALTIME, deadline);
-    return real(semaphore, &until);
+    int result = real(semaphore, &until);
+    return after_wait(result, result && errno == ETIMEDOUT, CLOCK_REALTIME, deadline);
 }
 
 int pthread_cond_clockwait(pthread_cond_t *condition, pthread_mutex_t *mutex, clockid_t clock,
@@ -172,9 +251,42 @@ int pthread_cond_clockwait(pthread_cond_t *condition, pthread_mutex_t *mutex, cl
 {
     static int (*real)(pthread_cond_t *, pthread_mutex_t *, clockid_t, const struct timespec *);
     if (!real)
-        real = dlsym(RTLD_NEXT, "pthread_cond_clockwait");
+        real = next("pthread_cond_clockwait");
     struct timespec until = real_deadline(clock, deadline);
-    return real(condition, mutex, clock, &until);
+    int result = real(condition, mutex, clock, &until);
+    return after_wait(result, result == ETIMEDOUT, clock, deadline);
+}
+
+/* The clock of the condition is an attribute that cannot be read, so it is the clock that is nearest to the deadline:
+ * the two are decades apart. */
+int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *restrict mutex,
+                           const struct timespec *restrict deadline)
+{
+    struct timespec now[2];
+    clock_gettime(CLOCK_REALTIME, &now[0]);
+    clock_gettime(CLOCK_MONOTONIC, &now[1]);
+    int wall = llabs(ns(deadline) - ns(&now[0])) < llabs(ns(deadline) - ns(&now[1]));
+    return pthread_cond_clockwait(condition, mutex, wall ? CLOCK_REALTIME : CLOCK_MONOTONIC, deadline);
+}
+
+int pthread_mutex_clocklock(pthread_mutex_t *mutex, clockid_t clock, const struct timespec *deadline)
+{
+    static int (*real)(pthread_mutex_t *, clockid_t, const struct timespec *);
+    if (!real)
+        real = next("pthread_mutex_clocklock");
+    struct timespec until = real_deadline(clock, deadline);
+    int result = real(mutex, clock, &until);
+    return after_wait(result, result == ETIMEDOUT, clock, deadline);
+}
+
+int pthread_mutex_timedlock(pthread_mutex_t *restrict mutex, const struct timespec *restrict deadline)
+{
+    static int (*real)(pthread_mutex_t *, const struct timespec *);
+    if (!real)
+        real = next("pthread_mutex_timedlock");
+    struct timespec until = real_deadline(CLOCK_REALTIME, deadline);
+    int result = real(mutex, &until);
+    return after_wait(result, result == ETIMEDOUT, CLOCK_REALTIME, deadline);
 }
 
 /* ---- the stop at each frame ---- */
@@ -201,7 +313,7 @@ static void send_depth(ReadPixels *read_pixels)
     read_pixels(0, strip, width, rows, GL_DEPTH_COMPONENT, GL_FLOAT, depth);
     for (int y = block / 2; y < rows; y += block)
         for (int x = block / 2; x < width; x += block) {
-            const float *at = depth + (size_t)y * width + x;
+            const float *at = depth + (ptrdiff_t)y * width + x;
             *centre++ = at[-width - 1];
             *centre++ = at[-width];
             *centre++ = at[-1];
@@ -222,8 +334,10 @@ static int stop_at_frame(void)
     if (order == SEND_PICTURE) {
         if (!read_pixels)
             read_pixels = dlsym(RTLD_DEFAULT, "glReadPixels");
+        if (!read_pixels)
+            fail("glReadPixels: no such function; the game does not draw with OpenGL");
         read_pixels(0, 0, width, height, GL_BGRA, GL_UNSIGNED_BYTE, picture);
-        send_all(picture, (size_t)width * height * 4);
+        send_all(picture, (size_t)width * (size_t)height * 4);
         send_depth(read_pixels);
     }
     ssize_t got;
@@ -239,7 +353,7 @@ void glXSwapBuffers(void *display, unsigned long drawable)
 {
     static void (*real)(void *, unsigned long);
     if (!real)
-        real = dlsym(RTLD_NEXT, "glXSwapBuffers");
+        real = next("glXSwapBuffers");
     if (stop_at_frame())
         real(display, drawable);
 }
@@ -248,7 +362,7 @@ void SDL_GL_SwapWindow(void *window) /* newer versions of the game use SDL */
 {
     static void (*real)(void *);
     if (!real)
-        real = dlsym(RTLD_NEXT, "SDL_GL_SwapWindow");
+        real = next("SDL_GL_SwapWindow");
     if (stop_at_frame())
         real(window);
 }

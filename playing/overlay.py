@@ -38,7 +38,7 @@ def overlay(session: Session) -> np.ndarray | None:
     if prediction is None or not isinstance(model, GeometryWorldModel):
         return None
     with autocast(session.rollout.device, session.rollout.dtype):
-        gate = model.gate_map(prediction)[0].float().cpu().numpy() / GATE_MAX
+        gate = model.gate_map(prediction, session.rollout.sampling.trust)[0].float().cpu().numpy() / GATE_MAX
     width = CELL * gate.shape[1]
     column = np.concatenate(
         [

@@ -15,7 +15,10 @@ SCALE = 4  # size of a pixel of the world in the video
 
 
 class PlayRecorder:
-    """Writes one clip: `add` each frame, then `finish`."""
+    """Writes one clip: `add` each frame, then `finish`.
+
+    Raises OutputError where a file cannot be written; the clip is then dropped.
+    """
 
     def __init__(self, out: Path, name: str, fps: float):
         self.out, self.name = out, name
@@ -26,7 +29,11 @@ class PlayRecorder:
     def add(self, picture: np.ndarray, action: np.ndarray, pose: np.ndarray) -> None:
         """Adds a picture [H, W, 3] uint8, the action [5] that led to it, and its pose [5] (metres, degrees;
         NaN, written as 0, where unknown)."""
-        self.writer.write(enlarge(picture, SCALE))
+        try:
+            self.writer.write(enlarge(picture, SCALE))
+        except BaseException:
+            self.writer.discard()
+            raise
         x, y, z, yaw, pitch = (float(v) for v in np.nan_to_num(pose))
         entry = {**to_gamefactory(action), "yaw": yaw, "pitch": pitch, "pos": [x, y, z]}
         self.entries[str(len(self.entries))] = entry

@@ -14,6 +14,7 @@ from dataset.actions import ACTION_DIM, PITCH, YAW, wrap
 from playing.play_recorder import PlayRecorder
 from rollout.context import Recording, World, decode, prime
 from rollout.rollout import Rollout
+from runtime.errors import UserError
 from runtime.video import save_image
 
 OUT = Path("outputs/play")  # recordings of play and screenshots
@@ -45,6 +46,7 @@ class Session:
         self.paused = self.compare = False
         self.step_requested = False  # one step although paused
         self.recorder: PlayRecorder | None = None  # while play is recorded
+        self.notices: list[str] = []  # for the player, of what happened without a command
         self.restarts = 0  # how often the rollout was primed
         self.seconds: deque[tuple[float, ...]] = deque(maxlen=100_000)  # per step, of each of STEP_PARTS
         self.commands: dict[str, Callable[[], str]] = {
@@ -72,7 +74,8 @@ class Session:
 
     def restart(self) -> None:
         """Primes the rollout anew, with its current seed; ends a recording of play."""
-        self.stop_recording()
+        if message := self.stop_recording():
+            self.notices.append(message)
         self.restarts += 1
         self.context = self.recording.first(self.context_frames)
         prime(self.rollout, [self.context])
@@ -127,8 +130,17 @@ class Session:
         if self.compare:
             self.truth = self.true_picture()
         if self.recorder is not None:
-            self.recorder.add(self.picture, self.action, self.pose)
+            try:
+                self.recorder.add(self.picture, self.action, self.pose)
+            except UserError as error:  # play goes on
+                self.recorder = None
+                self.notices.append(f"recording dropped: {error}")
         return self.picture
+
+    def take_notices(self) -> str:
+        """What happened since the last call, for the player; empty if nothing did."""
+        message, self.notices = "; ".join(self.notices), []
+        return message
 
     # ------------------------------------------------------------ commands
 
@@ -242,20 +254,31 @@ class Session:
         return f"{self.name}_{datetime.now():%Y%m%d_%H%M%S_%f}"[:-3]
 
     def start_recording(self) -> str:
-        """Starts a recording of play -> the message for the player."""
-        self.recorder = PlayRecorder(self.out, self.file_stem(), self.world.fps)
-        self.recorder.add(self.picture, self.action, self.pose)
-        return f"recording {self.recorder.name}"
+        """Starts a recording of play -> the message for the player, also if it cannot be written."""
+        try:
+            recorder = PlayRecorder(self.out, self.file_stem(), self.world.fps)
+            recorder.add(self.picture, self.action, self.pose)
+        except UserError as error:
+            return f"not recording: {error}"
+        self.recorder = recorder
+        return f"recording {recorder.name}"
 
     def stop_recording(self) -> str:
-        """Ends the recording of play -> the message for the player; empty if there is none."""
+        """Ends the recording of play -> the message for the player, also if it cannot be written; empty if
+        there is none."""
         if self.recorder is None:
             return ""
         recorder, self.recorder = self.recorder, None
-        return f"wrote {recorder.finish()} and its actions"
+        try:
+            return f"wrote {recorder.finish()} and its actions"
+        except UserError as error:
+            return f"recording dropped: {error}"
 
     def screenshot(self, picture: np.ndarray | None = None) -> str:
         """Writes a picture [H, W, 3] uint8 (None: that of the world) -> the message for the player."""
         path = self.out / f"{self.file_stem()}.png"
-        save_image(path, self.picture if picture is None else picture)
+        try:
+            save_image(path, self.picture if picture is None else picture)
+        except UserError as error:
+            return str(error)
         return f"wrote {path}"

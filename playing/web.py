@@ -29,18 +29,12 @@ import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from playing.bindings import COMMANDS, CONTROLS, VIEW_COMMANDS, Binding, help_lines
+from playing.connections import HEADERS, Connections
 from playing.controls import Controls, StepClock
 from playing.overlay import overlay
 from playing.session import Session
-from runtime.errors import UserError
 
 PAGE = Path(__file__).with_name("page.html")
-PAGE_HEADERS = {
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",  # the address contains the token
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src blob: data:; connect-src 'self' ws: wss:; frame-ancestors 'none'",
-}
 BUSY, MALFORMED = 4001, 4002  # close codes in the range for applications
 FRAMES_WAITING = 2  # frames to be sent; a slow page misses the older ones
 # Messages that are sent and not shown by the page yet. More would queue up in the buffers of the system or of
@@ -52,6 +46,7 @@ HEARTBEAT_SECONDS = 10.0
 CLOSE_SECONDS = 2.0  # that a page has to answer a close frame
 MAX_MESSAGE = 4096  # bytes
 MAX_LOOK = 1e6  # pixels
+MAX_MESSAGES, MESSAGES_SECONDS = 50, 0.1  # messages of a page in so many seconds; more wait in its buffers
 CONTROL_NAMES = frozenset(b.name for b in CONTROLS)
 COMMAND_NAMES = frozenset(b.name for b in COMMANDS) | {"overlay"}  # the page handles the other view commands
 
@@ -136,7 +131,7 @@ class Player:
         self.connection = connection
         self.frames: deque[tuple[dict, bytes]] = deque(maxlen=FRAMES_WAITING)  # drops the oldest
         self.overlay: bytes | None = None  # the latest
-        self.messages: list[str] = []  # sent with the next frame; none is dropped
+        self.messages: deque[str] = deque(maxlen=COMMANDS_WAITING)  # sent with the next frame
         self.wants_overlay = False
         self.greeted = False  # the world as it stands has been offered
         self.sent = self.shown = 0  # numbers of binary messages
@@ -161,7 +156,8 @@ class Player:
             return pack({"kind": "overlay"}, picture)
         if self.frames:
             header, picture = self.frames.popleft()
-            message, self.messages = "; ".join(self.messages), []
+            message = "; ".join(self.messages)
+            self.messages.clear()
             return pack({**header, "overlay": self.wants_overlay, "message": message}, picture)
         return None
 
@@ -193,10 +189,6 @@ class Server:
         self.commands: deque[str] = deque(maxlen=COMMANDS_WAITING)
         self.overlay_time = -1e9  # when the overlay was drawn last
         self.overlay_outdated = True  # the world has changed since
-        self.app = web.Application(middlewares=[self.guard])
-        self.app.router.add_get("/", self.page)
-        self.app.router.add_get("/play", self.play)
-        self.app.on_shutdown.append(self.dismiss)
 
     # ------------------------------------------------------------ the world loop
 
@@ -229,16 +221,14 @@ class Server:
         """
         session, update, restarts = self.session, Update(), self.session.restarts
         if command not in (None, "overlay"):
-            try:
-                update.message = session.command(command)
-            except (UserError, OSError) as error:  # a recording of play that cannot be written
-                update.message = str(error)
+            update.message = session.command(command)
         start = action is None or session.restarts > restarts
         if start:
             self.clock.restart()
         step = session.step_due and not start
         if step:
             session.step(action)
+        update.message = "; ".join(filter(None, (session.take_notices(), update.message)))
         if step or start or command is not None:
             self.overlay_outdated = True
             update.frame = self.frame()
@@ -260,30 +250,43 @@ class Server:
 
     # ------------------------------------------------------------ requests
 
-    @web.middleware
-    async def guard(self, request: web.Request, handler) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Refuses requests without the token, and those of other sites' pages in the player's browser."""
         try:
-            name = urlsplit(f"//{request.host}").hostname
+            address = urlsplit(f"//{request.host}")
+            name, port = address.hostname, address.port or 80
         except ValueError:
-            name = None
+            name, port = None, 0
         if self.local and not is_loopback(name):  # another site's name that resolves to this machine
             raise web.HTTPForbidden(
                 text=f"This server is for this machine only; open http://localhost/, not {request.host}.\n"
             )
-        if self.token is not None:
-            given = request.query.get("token", "").encode(errors="replace")
-            if not secrets.compare_digest(given, self.token.encode()):
-                raise web.HTTPForbidden(
-                    text="The token is missing or wrong; open the address that live_inference.py printed.\n"
-                )
-        return await handler(request)
+        cookie = f"ochre_token_{port}"  # cookies know no ports
+        in_address = self.is_token(request.query.get("token"))
+        if not (in_address or self.is_token(request.cookies.get(cookie))):
+            raise web.HTTPForbidden(
+                text="The token is missing or wrong; open the address that live_inference.py printed.\n"
+            )
+        if request.method != "GET":
+            raise web.HTTPMethodNotAllowed(request.method, ["GET"])
+        if request.path == "/play":
+            return await self.play(request)
+        if request.path != "/":
+            raise web.HTTPNotFound()
+        if "token" in request.query:  # from now on in a cookie: an address stays in the browser's history
+            there = web.HTTPSeeOther("/")
+            if self.token is not None:
+                there.set_cookie(cookie, self.token, httponly=True, samesite="Lax")
+            raise there
+        return web.Response(text=PAGE.read_text("utf-8"), content_type="text/html")
 
-    async def page(self, request: web.Request) -> web.Response:
-        """GET /"""
-        return web.Response(text=PAGE.read_text("utf-8"), content_type="text/html", headers=PAGE_HEADERS)
+    def is_token(self, given: str | None) -> bool:
+        """Whether this is the token. Anything is if none is required."""
+        return self.token is None or secrets.compare_digest(
+            (given or "").encode(errors="replace"), self.token.encode()
+        )
 
-    async def play(self, request: web.Request) -> web.StreamResponse:
+    async def play(self, request: web.BaseRequest) -> web.StreamResponse:
         """GET /play: the WebSocket of the page that plays. A second page is refused with BUSY."""
         try:
             origin = urlsplit(request.headers.get("Origin", "")).netloc
@@ -292,8 +295,9 @@ class Server:
         if origin.lower() != request.host.lower():
             raise web.HTTPForbidden(text="Only this server's own page may play.\n")
         connection = web.WebSocketResponse(
-            heartbeat=HEARTBEAT_SECONDS, max_msg_size=MAX_MESSAGE, compress=False
+            heartbeat=HEARTBEAT_SECONDS, max_msg_size=MAX_MESSAGE, compress=False, autoping=False
         )
+        connection.headers.update(HEADERS)
         await connection.prepare(request)
         if self.player is not None:
             await self.close(
@@ -316,10 +320,24 @@ class Server:
         return connection
 
     async def listen(self, player: Player) -> str:
-        """Handles messages until the page disconnects (-> "") or sends a malformed one (-> the reason)."""
+        """Handles messages until the page disconnects (-> "") or sends a malformed one (-> the reason).
+
+        A page that sends more than MAX_MESSAGES has to wait, so that a flood does not slow the world.
+        """
+        began, count = 0.0, 0
         async for message in player.connection:
+            now = time.monotonic()
+            if now - began > MESSAGES_SECONDS:
+                began, count = now, 0
+            count += 1
+            if count > MAX_MESSAGES:
+                await asyncio.sleep(began + MESSAGES_SECONDS - now)
             if message.type == WSMsgType.ERROR:  # aiohttp has closed the connection
                 return ""
+            if message.type == WSMsgType.PING:
+                await player.connection.pong(message.data)
+            if message.type in (WSMsgType.PING, WSMsgType.PONG):
+                continue
             if message.type != WSMsgType.TEXT:
                 return "not text"
             try:
@@ -342,7 +360,7 @@ class Server:
         return ""
 
     async def close(
-        self, request: web.Request, connection: web.WebSocketResponse, code: int, reason: str
+        self, request: web.BaseRequest, connection: web.WebSocketResponse, code: int, reason: str
     ) -> None:
         """Closes a connection; aborts it if the page does not answer."""
         short = reason.encode()[:120].decode(errors="ignore").encode()  # at most 123 bytes fit
@@ -352,7 +370,7 @@ class Server:
             if request.transport is not None:
                 request.transport.abort()
 
-    async def dismiss(self, app: web.Application) -> None:
+    async def dismiss(self) -> None:
         """Closes the player's connection when the server stops."""
         if self.player is not None:
             with suppress(asyncio.TimeoutError):
@@ -365,19 +383,20 @@ class Server:
 
     async def serve(self, host: str, port: int) -> None:
         """Serves until it is cancelled. Raises OSError if nothing can be bound to the port."""
-        runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=CLOSE_SECONDS)
-        await runner.setup()
+        connections = Connections(self.answer)
         try:
-            try:
-                await web.TCPSite(runner, host, port).start()
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise OSError(f"port {port} of {host} is in use; give another one with --port") from None
-                raise OSError(f"cannot serve on {host}, port {port} (--host, --port): {error}") from None
-            print(self.address(host, runner.addresses[0][1]), flush=True)
+            listener = await asyncio.get_running_loop().create_server(connections.new, host or None, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(f"port {port} of {host} is in use; give another one with --port") from None
+            raise OSError(f"cannot serve on {host}, port {port} (--host, --port): {error}") from None
+        try:
+            print(self.address(host, listener.sockets[0].getsockname()[1]), flush=True)
             await self.run()
         finally:
-            await runner.cleanup()
+            listener.close()
+            await self.dismiss()
+            await connections.close(CLOSE_SECONDS)
 
     def address(self, host: str, port: int) -> str:
         """The message that names the address to open."""
@@ -398,15 +417,15 @@ def serve(
     degrees_per_pixel: float,
     host: str = "127.0.0.1",
     port: int = 8000,
-    token: str | None = None,
+    require_token: bool = False,
 ) -> None:
     """Serves the session to one page at a time, until Ctrl-C. The caller ends the session.
 
-    `degrees_per_pixel`: turn for a CSS pixel of mouse motion. `token` None: no token on loopback, a random
-    one on any other host. Raises OSError if nothing can be bound to the port.
+    `degrees_per_pixel`: turn for a CSS pixel of mouse motion. On any host but loopback, or with
+    `require_token`, the page asks for a random token, which is in the address that is printed. Raises OSError
+    if nothing can be bound to the port.
     """
-    if token is None and not is_loopback(host):
-        token = secrets.token_urlsafe(16)
+    token = secrets.token_urlsafe(16) if require_token or not is_loopback(host) else None
 
     async def run() -> None:  # asyncio's objects belong to the running loop
         controls = Controls(fps, session.world.degrees_per_unit, degrees_per_pixel)

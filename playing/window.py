@@ -120,6 +120,9 @@ class Window:
         step = not self.restarted and self.session.step_due
         if step:
             self.session.step(self.controls.take_action())
+        if notice := self.session.take_notices():
+            print(notice)
+            self.show_message(notice)
         self.restarted = False
         if self.clock.too_slow and not self.warned:
             self.warned = True

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.token_files import DataError
-from rollout.context import start_places
+from dataset.token_files import MANIFEST, DataError
+from depth.predictor import SHIPPED_DEPTH
+from rollout.context import find_metadata, start_places
 from rollout.sampling import PLAY, SamplingConfig
 from rollout.world_model import SHIPPED_WORLD
 from runtime.config import non_negative_int, positive_float, positive_int
@@ -21,6 +22,7 @@ class RolloutConfig:
 
     checkpoint: Path
     vqvae_ckpt: Path
+    depth_ckpt: Path
     starts: tuple[Path, ...]  # token files, pictures or clips; empty if no flag names any
     context_frames: int  # 0: all
     sampling: SamplingConfig
@@ -43,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=SHIPPED_TOKENIZER,
         help="tokenizer of the world model (default: the one that ships)",
+    )
+    add(
+        "--depth_ckpt",
+        type=Path,
+        default=SHIPPED_DEPTH,
+        help="depth network of the world model (default: the one that ships)",
     )
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
@@ -102,6 +110,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "length) is below this; 0: never (default: %(default)s)",
     )
     add(
+        "--trust",
+        type=float,
+        default=PLAY.trust,
+        help="added to the gate of the composed view's prior in visible cells (default: %(default)s)",
+    )
+    add(
         "--passes",
         type=positive_int,
         default=PLAY.passes,
@@ -118,6 +132,7 @@ def sampling_config_of(args: argparse.Namespace) -> SamplingConfig:
         top_p=args.topp,
         passes=args.passes,
         refine=args.refine,
+        trust=args.trust,
     )
 
 
@@ -129,6 +144,7 @@ def config_of(args: argparse.Namespace) -> RolloutConfig:
     return RolloutConfig(
         checkpoint=args.checkpoint,
         vqvae_ckpt=args.vqvae_ckpt,
+        depth_ckpt=args.depth_ckpt,
         starts=start_files(args.start or args.context_npz or ()),
         context_frames=args.context_frames,
         sampling=sampling_config_of(args),
@@ -156,3 +172,15 @@ def start_files(words: Sequence[str]) -> tuple[Path, ...]:
         else:
             files.append(Path(word))
     return tuple(files)
+
+
+def input_files(config: RolloutConfig, script: str | None = None) -> list[Path]:
+    """All files that a rollout reads, so that none is overwritten: networks, starts with the manifest or the
+    metadata beside them, and the file of a script "@FILE"."""
+    files = [config.checkpoint, config.vqvae_ckpt]
+    for start in config.starts or start_places().values():
+        metadata = find_metadata(start)
+        files += [start, start.parent / MANIFEST, *([] if metadata is None else [metadata])]
+    if script is not None and script.startswith("@"):
+        files.append(Path(script[1:]))
+    return files

@@ -11,6 +11,7 @@ from rollout.world_model import WorldModel
 from runtime.config import SettingError
 
 PASSES_BETWEEN = 2  # at most, for a frame that does not become a keyframe
+CELLS_STEP = 64  # numbers of cells to sample again are rounded up to multiples of it
 TOP_P_CODES = 256  # top-p considers no more codes: sorting all of them would cost more than the model
 
 
@@ -26,6 +27,9 @@ class SamplingConfig:
 
     `refine`: when the frame becomes a keyframe, visible cells whose source scale is below it (magnified)
     are sampled too; between keyframes they are only warped, so that their texture does not flicker. 0: never.
+
+    `trust` is added to the gate of the prior in visible cells: gates are trained on short windows and close
+    too early in a long rollout, which then drifts to the most frequent codes.
     """
 
     greedy: bool = False
@@ -35,6 +39,7 @@ class SamplingConfig:
     visible_temperature: float = 0.0
     passes: int = 1
     refine: float = 0.0
+    trust: float = 0.0
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -50,7 +55,7 @@ class SamplingConfig:
 
 
 # For play and evaluation; chosen on training clips, see docs/experiments.md.
-PLAY = SamplingConfig(temperature=1.0, top_p=0.95, passes=4, refine=0.5)
+PLAY = SamplingConfig(temperature=1.0, top_p=0.95, passes=4, refine=0.5, trust=6.0)
 
 
 @torch.no_grad()
@@ -116,7 +121,7 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     if sampling.refine and visible_mask is not None:
         magnified = (prediction.source_scale < sampling.refine) & prediction.refine[:, None, None]
         visible_mask = visible_mask * ~magnified
-    logits = model.logits(prediction)
+    logits = model.logits(prediction, trust=sampling.trust)
     tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
     if sampling.passes == 1 or sampling.greedy or visible_mask is None:
         return tokens
@@ -125,7 +130,9 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     most = int(count.max())
     if not most:
         return tokens
-    # The disoccluded cells, in as many columns as the world with most of them needs.
+    # The disoccluded cells, in as many columns as the world with most of them needs, rounded up: libraries
+    # may keep a kernel for each size that they have met, which would be hundreds in a long play.
+    most = min(-(-most // CELLS_STEP) * CELLS_STEP, disoccluded.shape[1])
     cells = disoccluded.float().topk(most, 1).indices  # [B, most]
     valid = torch.arange(most, device=cells.device) < count[:, None]
     logits = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT
@@ -142,7 +149,7 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
         again = rank < remaining[:, None]
         given = torch.ones_like(disoccluded).scatter(1, cells, ~again).view_as(tokens)
         conditioned = model.condition_on_tokens(prediction, flat.view_as(tokens), given)
-        logits = model.logits(conditioned, cells)
+        logits = model.logits(conditioned, cells, sampling.trust)
         sampled = torch.where(again, _sample(logits, noise, sampling.temperature, sampling), sampled)
         flat = flat.scatter(1, cells, sampled)
     return flat.view_as(tokens)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from depth.predictor import SHIPPED_DEPTH, load_depth
+from depth.predictor import SHIPPED_DEPTH, DepthPredictor, load_depth
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from model_geometry import GeometryConfig, GeometryWorldModel
 from runtime.checkpoint import SHIPPED, CheckpointError, build, content_of, load
@@ -48,7 +48,7 @@ class WorldModel(Protocol):
         at hand. `true_pose` [B, 5]: recorded pose, NaN where unknown.
         """
 
-    def logits(self, prediction: Any, cells: Tensor | None = None) -> Tensor:
+    def logits(self, prediction: Any, cells: Tensor | None = None, trust: float = 0.0) -> Tensor:
         """Logits [B, V, H, W] over the codes, or [B, n, V] of the cells [B, n]."""
 
     def condition_on_tokens(self, prediction: Any, tokens: Tensor, given: Tensor) -> Any:
@@ -79,6 +79,18 @@ def world_content(model: WorldModel, **extra) -> dict:
     )
 
 
+def check_depth(content: dict, depth: DepthPredictor, setting: str, path: str | Path) -> None:
+    """Raises CheckpointError if the world model's checkpoint `path` was trained with another depth network.
+
+    `setting` is the flag or constant that names the depth network.
+    """
+    if content.get("depth", depth.fingerprint) != depth.fingerprint:
+        raise CheckpointError(
+            f"{depth.path}: depth network {depth.fingerprint}, but {path} was trained with "
+            f"{content['depth']}; give that network ({setting})"
+        )
+
+
 def load_world_model(
     path: str | Path,
     tokenizer: Tokenizer,
@@ -90,7 +102,7 @@ def load_world_model(
     Raises CheckpointError if it was trained with another tokenizer or depth network, or has an architecture
     or parameter names that this version does not know.
     """
-    content = load(path, WORLD_KIND)
+    content = load(path, WORLD_KIND, needed=("tokenizer",))
     check_tokenizer(
         content["tokenizer"], tokenizer.fingerprint, "the tokenizer checkpoint (--vqvae_ckpt)", str(path)
     )
@@ -108,11 +120,7 @@ def load_world_model(
                 f"python tools/convert_checkpoint.py {path} NEW.pt"
             )
         depth = load_depth(depth_ckpt, device)
-        if content.get("depth", depth.fingerprint) != depth.fingerprint:
-            raise CheckpointError(
-                f"{depth_ckpt}: depth network {depth.fingerprint}, but {path} was trained with "
-                f"{content['depth']}; give that network"
-            )
+        check_depth(content, depth, "--depth_ckpt", path)
         model = build(lambda config: model_class(config, tokenizer, depth), config_class, content, path)
     else:
         model = build(lambda config: model_class(config, tokenizer), config_class, content, path)

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import torch
 
+from runtime.outputs import write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -74,9 +76,5 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Writes `content` atomically (a temporary file, then a rename); makes missing folders."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    """Writes `content`, complete or not at all; makes missing folders. Raises OutputError."""
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,9 +1,11 @@
 """Pictures and videos: decoding clips in order, writing videos that browsers play, contact sheets."""
 
 import math
+import os
+import warnings
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
+from runtime.outputs import commit, open_part, output_error, replacing, write_bytes
 
 RESIZE = {"area": cv2.INTER_AREA, "bicubic": cv2.INTER_CUBIC}
 CODECS = {
@@ -131,19 +134,57 @@ def check_ending(path: str | Path, endings: Collection[str] = (*CODECS, ".gif"))
         )
 
 
+class _Sink:
+    """The file that PyAV writes a video to, which never fails: PyAV ends the interpreter if it is to close a
+    video whose header could not be written. After an error the rest is dropped; `error` keeps it.
+    """
+
+    def __init__(self, path: Path):
+        self.file = open(path, "wb", buffering=0)
+        self.name = path.name  # PyAV chooses the format by the ending
+        self.position = self.end = 0
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        view = memoryview(content)
+        while len(view) and self.error is None:
+            try:
+                view = view[self.file.write(view) :]  # the system may take only a part
+            except OSError as error:
+                self.error = error
+        self.position += len(content)
+        self.end = max(self.end, self.position)
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.end}[whence]
+        if self.error is None:
+            self.file.seek(self.position)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+
 class VideoWriter:
     """Writes a video frame by frame, .mp4 (H.264) or .webm (VP9), which browsers play.
 
-    Use it as a context manager, or `close` it: the file is complete only then. `options` override those of
-    CODECS. Raises VideoError for another ending, or an odd width or height.
+    The video has its name only once it is complete: after `close`, or at the end of a `with` block. An
+    exception in the block, or `discard`, leaves a file of that name as it was. `options` override those of
+    CODECS. Raises VideoError for another ending, or an odd width or height; OutputError if the file cannot be
+    written.
     """
 
     def __init__(self, path: str | Path, fps: float, **options: str):
         self.path = Path(path)
         check_ending(path, CODECS)
         codec, usual = CODECS[self.path.suffix]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.container = av.open(str(path), "w")
+        self.part, self.target = open_part(path)
+        try:
+            self.sink = _Sink(self.part)
+        except OSError as error:
+            raise output_error(path, error) from None
+        self.container = av.open(self.sink, "w", format=self.path.suffix.removeprefix("."))
         rate = Fraction(fps).limit_denominator(1000)
         self.stream = self.container.add_stream(codec, rate=rate, options={**usual, **options})
         self.stream.pix_fmt = "yuv420p"
@@ -154,30 +195,58 @@ class VideoWriter:
     def write(self, frame: np.ndarray) -> None:
         """Adds a frame, [H, W, 3] uint8 RGB."""
         if self.size is None:
-            height, width = self.size = frame.shape[:2]
+            height, width = frame.shape[:2]
             if height % 2 or width % 2:
                 raise VideoError(f"{self.path}: frames are {width}x{height}; width and height must be even")
+            self.size = height, width
             self.stream.width, self.stream.height = width, height
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         self.container.mux(self.stream.encode(picture))
+        self._check()
         self.frames += 1
 
+    def _check(self) -> None:
+        """Raises OutputError if the file could not be written."""
+        if self.sink.error is not None:
+            raise output_error(self.path, self.sink.error)
+
     def close(self) -> None:
-        """Writes the remaining packets and closes the file. A second call does nothing."""
+        """Completes the video and gives it its name. A second call does nothing.
+
+        Raises OutputError, or VideoError if it has no frame.
+        """
+        if self.closed:
+            return
+        try:
+            if not self.frames:
+                raise VideoError(f"{self.path}: no frame to write")
+            self.container.mux(self.stream.encode())
+            self.container.close()
+            self._check()
+            commit(self.part, self.target)
+        except OSError as error:
+            raise output_error(self.path, error) from None
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Drops what has no name yet. A second call does nothing."""
         if self.closed:
             return
         self.closed = True
-        try:
-            if self.size:
-                self.container.mux(self.stream.encode())
-        finally:
+        with suppress(av.FFmpegError):
             self.container.close()
+        self.sink.file.close()
+        self.part.unlink(missing_ok=True)
 
     def __enter__(self) -> "VideoWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
@@ -219,9 +288,11 @@ def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> Non
         Image.fromarray(picture(n)).quantize(palette=palette, dither=Image.Dither.NONE)
         for n in range(len(compressed))
     )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # disposal 1: only changed pixels are stored.
-    next(quantized).save(path, save_all=True, append_images=quantized, duration=durations, loop=0, disposal=1)
+    with replacing(path) as part:
+        # disposal 1: only changed pixels are stored.
+        next(quantized).save(
+            part, save_all=True, append_images=quantized, duration=durations, loop=0, disposal=1
+        )
 
 
 def label(frame: np.ndarray, text: str) -> np.ndarray:
@@ -253,19 +324,30 @@ def contact_sheet(frames: list[np.ndarray], captions: list[str], cells: int = SH
 
 
 def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Writes an [H, W, 3] uint8 RGB picture in the format of the ending (.png, .jpg)."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise VideoError(f"{path}: could not be written; use .png or .jpg")
+    """Writes an [H, W, 3] uint8 RGB picture in the format of the ending (.png, .jpg).
+
+    Raises VideoError for another ending, OutputError if the file cannot be written.
+    """
+    try:
+        encoded = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    except cv2.error:
+        raise VideoError(f"{path}: cannot write a picture with this ending; use .png or .jpg") from None
+    write_bytes(path, encoded.tobytes())
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """[H, W, 3] uint8 RGB. Raises VideoError if the file is missing or not a picture."""
     if not Path(path).is_file():
         raise VideoError(f"{path}: no such picture")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Image.open(path).close()  # reads the header; raises for more than 90 million pixels
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except Exception as error:  # a damaged picture can fail in any way
+        raise VideoError(f"{path}: not a picture that can be read ({one_line(error)}); use another") from None
     if image is None:
-        raise VideoError(f"{path}: not a picture that can be read")
+        raise VideoError(f"{path}: not a picture that can be read; use another")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

@@ -79,8 +79,8 @@ def test_recorded_actions_are_shown_beside_the_truth(run, tiny, tmp_path):
     assert shape_of(tmp_path / "out.mp4") == (30, 16 * 4 + 16, 3 * 32 * 4, 3)  # 16: the strip with the names
     assert video_fps(tmp_path / "out.mp4") == 16
     assert "PSNR" in out and "token accuracy" in out and "frames/s" in out
-    assert str(tmp_path / "out.mp4") in out and str(tmp_path / "out.png") in out
-    assert cv2.imread(str(tmp_path / "out.png")) is not None
+    assert str(tmp_path / "out.mp4") in out and str(tmp_path / "out_sheet.png") in out
+    assert cv2.imread(str(tmp_path / "out_sheet.png")) is not None
 
 
 def test_a_perfect_rollout_scores_perfectly(run, tiny, tmp_path):
@@ -209,7 +209,7 @@ def test_video_and_sheet_name_the_starts(run, tiny, tmp_path):
         write_token_file(tmp_path / f"{name}.npz", **read_token_file(tiny.tokens))
         starts = "--context_npz", tiny.tokens, tmp_path / f"{name}.npz"
         assert run(*starts, "--frames", 2, "--columns", "generated")[0] == 0
-        shown[name] = next(read_frames(tmp_path / "out.mp4")), cv2.imread(str(tmp_path / "out.png"))
+        shown[name] = next(read_frames(tmp_path / "out.mp4")), cv2.imread(str(tmp_path / "out_sheet.png"))
     for here, there in zip(shown["here"], shown["there"], strict=True):
         assert here.shape == there.shape and (here != there).any()  # the same except for the name
 
@@ -399,6 +399,49 @@ def test_bad_flags_are_refused_before_anything_is_loaded(run, tmp_path):
         with pytest.raises(SystemExit) as caught:
             inference.build_parser().parse_args(flags)
         assert caught.value.code == 2
+
+
+def test_no_input_is_overwritten(run, tiny, tmp_path):
+    photo, script = tmp_path / "photo.png", tmp_path / "walk.txt"
+    save_image(photo, np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    script.write_text("w*2\n")
+    clip = make_clip(tmp_path, [entry(), entry()], 2)
+    metadata = tmp_path / "metadata" / "c.json"
+    tokens = tmp_path / "tokens" / "copy.npz"
+    tokens.parent.mkdir()
+    tokens.write_bytes(tiny.tokens.read_bytes())
+    write_manifest(tokens, load_tokenizer(tiny.tokenizer).fingerprint)
+    (tmp_path / "link.mp4").symlink_to(clip)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for flags, named in (
+        (["--start", clip, "--out", clip], clip),
+        (["--start", clip, "--out", tmp_path / "link.mp4"], tmp_path / "link.mp4"),
+        (["--start", clip, "--save_actions", metadata], metadata),
+        (["--start", photo, "--save_actions", photo, "--script", "w"], photo),
+        (["--start", photo, "--script", f"@{script}", "--save_actions", script], script),
+        (["--context_npz", tokens, "--save_actions", tokens], tokens),
+        (["--context_npz", tokens, "--save_actions", tokens.with_name("manifest.json")], "manifest.json"),
+        (["--context_npz", tokens, "--save_actions", tiny.world], tiny.world),
+        (["--context_npz", tokens, "--save_actions", tmp_path / "out_sheet.png"], "out_sheet.png"),
+        (["--start", photo, "--script", "w", "--out", photo / "out.mp4"], "out.mp4"),
+    ):
+        refused(run(*flags), str(named))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert run("--start", photo, "--script", "w*2", "--out", tmp_path / "photo.mp4")[0] == 0
+    assert photo.read_bytes() == before[photo] and (tmp_path / "photo_sheet.png").is_file()
+
+
+def test_a_failing_run_keeps_the_video_of_the_last_one(run, tiny, tmp_path, monkeypatch):
+    out = tmp_path / "out.mp4"
+    assert run("--context_npz", tiny.tokens, "--script", "w*2", "--save_actions", tmp_path / "w.txt")[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("runtime.outputs.os.fsync", fail)
+    refused(run("--context_npz", tiny.tokens, "--script", "w*3"), str(out), "free some space")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before and out in before
 
 
 @pytest.mark.parametrize("script", ["inference.py", "live_inference.py"])

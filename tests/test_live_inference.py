@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pygame
 import pytest
 
@@ -38,7 +39,7 @@ def test_without_a_display_a_walk_is_written_to_a_video(play, tmp_path):
     frames = list(read_frames(tmp_path / "outputs" / "play.mp4"))
     assert len(frames) == len(parse(WALK)) and frames[0].shape == (64, 128, 3)
     assert video_fps(tmp_path / "outputs" / "play.mp4") == 16
-    assert min(cv2.imread(str(tmp_path / "outputs" / "play.png")).shape[:2]) > 200
+    assert min(cv2.imread(str(tmp_path / "outputs" / "play_sheet.png")).shape[:2]) > 200
 
 
 def test_headless_script(play, tmp_path):
@@ -47,7 +48,7 @@ def test_headless_script(play, tmp_path):
     assert status == 0 and "no display" not in out
     frames = list(read_frames(video))
     assert len(frames) == 9 and frames[0].shape == (32, 64, 3)
-    assert (tmp_path / "walk.png").is_file()
+    assert (tmp_path / "walk_sheet.png").is_file()
 
 
 def test_a_rate_above_that_of_the_data_is_limited(play):
@@ -64,6 +65,20 @@ def test_refusals(play, tmp_path):
     ):
         status, _, err = play(*flags)
         assert status == 2 and part in err and err.count("error: ") == 1 and "Traceback" not in err
+
+
+def test_no_start_is_overwritten(play, tmp_path):
+    """--start photo.png --out photo.mp4 once wrote the contact sheet over the photo."""
+    photo, sheet = tmp_path / "photo.png", tmp_path / "photo_sheet.png"
+    for path in (photo, sheet):
+        cv2.imwrite(str(path), np.zeros((16, 32, 3), np.uint8))
+    before = photo.read_bytes()
+    assert play("--start", photo, "--script", "w*2", "--out", tmp_path / "photo.mp4")[0] == 0
+    assert photo.read_bytes() == before
+    for start, out in ((sheet, "photo.mp4"), (tmp_path / "photo.mp4", "photo.mp4")):
+        content = start.read_bytes()
+        status, _, err = play("--start", start, "--script", "w*2", "--out", tmp_path / out)
+        assert status == 2 and f"{start}: is read by this run" in err and start.read_bytes() == content
 
 
 def test_the_whole_program_in_a_window(play, monkeypatch, tmp_path):

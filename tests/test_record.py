@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -467,8 +468,7 @@ def test_a_folder_without_clips_accepts_other_settings(tmp_path):
 
 
 def test_a_second_recorder_in_a_folder_is_refused(capsys, tmp_path):
-    lock = tmp_path / ".recorder" / "lock"
-    lock.parent.mkdir()
+    lock = tmp_path / ".lock"
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "another record.py" in run_error(capsys, "--out", tmp_path)
@@ -536,14 +536,76 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
 
 
-@pytest.mark.skipif(compiler() is None, reason=f"no C compiler: {INSTALL}")
+needs_compiler = pytest.mark.skipif(compiler() is None, reason=f"no C compiler: {INSTALL}")
+
+
+@needs_compiler
 def test_the_shim_compiles_without_a_warning(tmp_path):
-    command = [compiler(), "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC"]
+    command = [compiler(), "-Wall", "-Wextra", "-Wconversion", "-Werror", "-O2", "-shared", "-fPIC"]
+    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
+    if "Free Software Foundation" in version:  # GCC, which alone has this
+        command.append("-fanalyzer")
     done = subprocess.run(
         [*command, "-o", str(tmp_path / "x.so"), str(ROOT / "luanti" / "lockstep.c"), "-ldl"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory):
+    """Runs tests/luanti/waits.c with lockstep.c; gives its exit status, stdout and stderr."""
+    folder = tmp_path_factory.mktemp("shim")
+    library = build_shim(folder / "lockstep.so")
+    source = ROOT / "tests" / "luanti" / "waits.c"
+    command = [compiler(), "-O1", "-pthread", "-o", str(folder / "waits"), str(source)]
+    subprocess.run(command, check=True)
+
+    def shim(what: str, **variables: int | str) -> tuple[int, str, str]:
+        ours, theirs = socket.socketpair()
+        size = {"WIDTH": 64, "HEIGHT": 32, "SPEED": 10, "FD": theirs.fileno()}
+        env = {f"LOCKSTEP_{name}": str(value) for name, value in {**size, **variables}.items()}
+        done = subprocess.run(
+            [folder / "waits", what], env={**env, "LD_PRELOAD": str(library)}, pass_fds=[theirs.fileno()],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        ours.close()
+        theirs.close()
+        return done.returncode, done.stdout, done.stderr
+
+    return shim
+
+
+@needs_compiler
+@pytest.mark.parametrize("what", ["cond", "cond_monotonic", "cond_clock", "mutex", "mutex_clock", "sem"])
+def test_waits_with_a_deadline_are_on_the_virtual_clock(shim, what):
+    """Two virtual seconds at ten times the speed, not at once or never. In the main thread the clock then
+    shows the deadline."""
+    status, out, error = shim(what)
+    assert status == 0, error
+    for line in out.splitlines():
+        thread, timed_out, real, virtual = line.split()
+        assert timed_out == "1" and 0.15 < float(real) < 1.5, line
+        assert thread == "other" or 2 <= float(virtual) < 2.1, line
+    assert len(out.splitlines()) == 2
+
+
+@needs_compiler
+def test_waits_for_ever_do_not_end(shim):
+    assert shim("for_ever")[:2] == (0, "signalled\n")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("FPS", 0), ("FPS", "x"), ("WIDTH", -1), ("HEIGHT", 10**9), ("SPEED", 0), ("BLOCK", 0), ("STRIP", 16),
+     ("FD", "9" * 30), ("SHOW_EVERY", 0)],
+)  # fmt: skip
+def test_impossible_settings_of_the_shim_are_named(shim, name, value):
+    status, out, error = shim("cond", **{name: value})
+    assert (status, out) == (2, "")
+    assert error.startswith(f"lockstep: LOCKSTEP_{name}={value}: expected a whole number from ")
+    assert error.count("\n") == 1
 
 
 def test_the_output_of_a_failing_compiler_is_shown(tmp_path, monkeypatch):

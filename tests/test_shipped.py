@@ -145,4 +145,4 @@ def test_make_play_without_a_display(tmp_path, monkeypatch, capsys):
     frames = list(read_frames(tmp_path / "play.mp4"))
     assert len(frames) == len(parse(WALK))
     assert frames[0].shape == (72 * live_inference.VIDEO_SCALE, 128 * live_inference.VIDEO_SCALE, 3)
-    assert (tmp_path / "play.png").is_file()
+    assert (tmp_path / "play_sheet.png").is_file()

@@ -19,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from depth.predictor import load_depth
+from depth.predictor import SHIPPED_DEPTH, load_depth
 from model_geometry import VIEW_CHANNELS, GeometryConfig, GeometryWorldModel
 from rollout.world_model import world_content
 from runtime.checkpoint import CheckpointError, load, save
 from runtime.errors import run_script
+from runtime.outputs import check_outputs
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, check_tokenizer, load_tokenizer
 
 # old name -> new name, of whole parameters or of the modules that they begin with
@@ -75,13 +76,17 @@ def one_view(old: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
         )
         corrections = corrections.unflatten(0, (VIEWS, dim)).mean(0)
         new[name] = torch.cat([gates.mean(0, keepdim=True), corrections, query])
-    new["gate_bias"] = torch.stack([old["gate_bias"][0], torch.zeros(())])
+    chosen, _, disoccluded = old["gate_bias"]
+    new["gate_bias"] = torch.stack([chosen, disoccluded, torch.zeros(())])
     new["log_scale"] = old["log_scale"].mean()
     return new
 
 
-def convert(content: dict, path: Path) -> dict:
-    """The checkpoint's content for 0.7. Raises CheckpointError if it is not one of version 0.5 or 0.6."""
+def convert(content: dict, path: Path, vqvae_ckpt: Path, depth_ckpt: Path) -> dict:
+    """The checkpoint's content for 0.7, with the depth network in `depth_ckpt`.
+
+    Raises CheckpointError if it is not one of version 0.5 or 0.6, or of another tokenizer.
+    """
     weights = content.get("model", {})
     if content.get("architecture") != "geometry" or not {"code_axes", "depth_head.0.weight"} & set(weights):
         raise CheckpointError(f"{path}: expected a geometry world of version 0.5 or 0.6; nothing to convert")
@@ -95,21 +100,22 @@ def convert(content: dict, path: Path) -> dict:
         weights = {new_name(name): tensor for name, tensor in weights.items()}
     config = {name: value for name, value in content["config"].items() if name not in REMOVED_SWITCHES}
     config = GeometryConfig(**config | {"sources": GeometryConfig.sources})
-    tokenizer = load_tokenizer(SHIPPED_TOKENIZER)
-    check_tokenizer(content["tokenizer"], tokenizer.fingerprint, str(SHIPPED_TOKENIZER), str(path))
+    tokenizer = load_tokenizer(vqvae_ckpt)
+    check_tokenizer(content["tokenizer"], tokenizer.fingerprint, f"{vqvae_ckpt} (--vqvae_ckpt)", str(path))
     torch.manual_seed(0)
-    model = GeometryWorldModel(config, tokenizer, load_depth())
+    model = GeometryWorldModel(config, tokenizer, load_depth(depth_ckpt))
     start = model.state_dict() | one_view(weights, config.code_dim)
     model.load_state_dict(start)
     kept = {name: content[name] for name in ("data",) if name in content}
     return world_content(model, **kept)
 
 
-def run(source: Path, target: Path) -> None:
-    """Reads, converts and writes. Raises CheckpointError."""
+def run(source: Path, target: Path, vqvae_ckpt: Path, depth_ckpt: Path) -> None:
+    """Reads, converts and writes. Raises CheckpointError or OutputError."""
+    check_outputs([target], [source, vqvae_ckpt, depth_ckpt])
     if target.exists():
         raise CheckpointError(f"{target}: exists; give a new file to write")
-    save(target, convert(load(source), source))
+    save(target, convert(load(source), source, vqvae_ckpt, depth_ckpt))
     print(f"wrote {target}")
 
 
@@ -120,8 +126,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, help="checkpoint of version 0.5 or 0.6")
     parser.add_argument("target", type=Path, help="new file to write")
+    add = parser.add_argument
+    add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="its tokenizer (default: ships)")
+    add("--depth_ckpt", type=Path, default=SHIPPED_DEPTH, help="depth network to use (default: ships)")
     args = parser.parse_args(arguments)
-    return run_script(lambda: run(args.source, args.target))
+    return run_script(lambda: run(args.source, args.target, args.vqvae_ckpt, args.depth_ckpt))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.token_files import ClipEntry, DataError, Manifest, read_token_file, write_token_file
+from dataset.token_files import (
+    MANIFEST,
+    ClipEntry,
+    DataError,
+    Manifest,
+    read_token_file,
+    write_token_file,
+)
 from runtime.errors import run_script
+from runtime.outputs import check_outputs, make_folder
 
 START_PLACE_FRAMES = 161  # 16 of context, and nine seconds to compare a rollout with
 
@@ -34,12 +42,13 @@ def cut_start_places(source: Path, target: Path, start_places: Mapping[str, tupl
     """Writes START_PLACE_FRAMES frames of each start place, and a manifest, into the folder `target`.
 
     `source` is a folder of token files, `start_places` maps a name to a clip and its first frame. Raises
-    DataError for a clip that does not exist or is too short.
+    DataError for a clip that does not exist or is too short, OutputError if a file would be overwritten.
     """
     manifest = Manifest.load(source)
     clips = {clip.name: clip for clip in manifest.clips}
     entries = []
-    target.mkdir(parents=True, exist_ok=True)
+    check_outputs([target / MANIFEST, *(target / f"{name}.npz" for name in start_places)], [source])
+    make_folder(target)
     for name, (clip, first) in start_places.items():
         if clip not in clips or clips[clip].frames < first + START_PLACE_FRAMES:
             raise DataError(

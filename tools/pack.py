@@ -37,7 +37,10 @@ from dataset.recordings import (
 from dataset.token_files import DataError
 from runtime.config import positive_int
 from runtime.errors import run_script
+from runtime.folder_lock import lock_folder
+from runtime.outputs import OutputError, check_folder, check_outputs
 from runtime.video import VideoError, read_frames, resize, video_fps
+from runtime.worker_process import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,19 @@ def pack(clip: Clip, packing: Packing) -> str:
             for frame in read_frames(clip.video, at_least=needed):
                 packed.write(resize(frame, packing.height, packing.width))
             packed.finish(content, surroundings)
-    except (ClipError, VideoError) as error:
+    except (ClipError, VideoError, OutputError) as error:
         return str(error)
     return ""
 
 
+def clip_files(metadata: Path, video: Path) -> tuple[Path, ...]:
+    """All files of a clip, whether they exist or not."""
+    return metadata, video, depth_path(video)
+
+
 def pack_all(clips: list[Clip], packing: Packing) -> Iterator[tuple[Clip, str]]:
     """Packs the clips in `jobs` processes; yields each clip with the result of `pack` when it is finished."""
-    with ProcessPoolExecutor(packing.jobs) as pool:
+    with ProcessPoolExecutor(packing.jobs, initializer=end_with_parent) as pool:
         pending = {pool.submit(pack, clip, packing): clip for clip in clips}
         for done in as_completed(pending):
             yield pending[done], done.result()
@@ -107,7 +115,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(packing: Packing) -> None:
     """Packs all clips and prints their size. Raises UserError."""
+    with lock_folder(packing.out, "pack.py", "folder"):
+        pack_folder(packing)
+
+
+def pack_folder(packing: Packing) -> None:
+    """As `run`, in a folder that no other run uses."""
     _, clips = find_clips(packing.clips_dir, "gamefactory", packing.out)
+    check_folder(packing.out)
+    packed = [path for clip in clips for path in clip_files(*clip_paths(packing.out, clip.name))]
+    check_outputs(packed, [path for clip in clips for path in clip_files(clip.metadata, clip.video)])
     remove_unfinished(packing.out)
     skipped = []
     for clip, reason in tqdm(pack_all(clips, packing), total=len(clips), unit="clip"):

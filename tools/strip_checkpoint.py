@@ -13,17 +13,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.checkpoint import CheckpointError, load, save, write_sums
+from runtime.checkpoint import load, save, write_sums
 from runtime.errors import run_script
+from runtime.outputs import check_outputs
 from runtime.provenance import display_path
 
-TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "trained")
+TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "pairs", "trained")
 
 
 def strip(source: Path, target: Path) -> None:
-    """Copies a checkpoint without what only training needs. Raises CheckpointError."""
-    if target.exists() and source.resolve() == target.resolve():
-        raise CheckpointError(f"{target}: is the checkpoint to read; give another file to write")
+    """Copies a checkpoint without what only training needs. Raises CheckpointError or OutputError."""
+    check_outputs([target], [source])
     content = load(source)
     for name in TRAINING_ONLY:
         content.pop(name, None)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset.surroundings import FARTHEST, decode_inverse_ray_distance
+from dataset.token_files import DataError
 from dataset.windows import TokenClips
 from geometry import camera
 from geometry.keyframes import GENERATED_PENALTY, RESAMPLED_PENALTY
@@ -55,7 +56,8 @@ class PairPool:
         seed: int,
     ):
         """`size`: pairs of a round; `passes`: how often each is used. `recorded_depth`: share of the scenes
-        warped by recorded depth, where there is any, instead of predicted depth."""
+        warped by recorded depth, where there is any, instead of predicted depth. Raises DataError if no clip
+        has poses and is long enough."""
         self.model, self.clips, self.batch, self.size, self.passes = model, clips, batch, size, passes
         self.recorded_depth, self.token_noise, self.similar_share = recorded_depth, token_noise, similar_share
         self.seed = seed
@@ -64,6 +66,11 @@ class PairPool:
             for c, pose in enumerate(clips.pose)
             if len(pose) > SCENE_SOURCES + NEAREST_GAP and np.isfinite(pose).all()
         ]
+        if not self.usable:
+            raise DataError(
+                f"{clips.directory}: no clip of more than {SCENE_SOURCES + NEAREST_GAP} frames has poses, "
+                "but pairs need them; PAIR_SHARE=0 trains on windows alone"
+            )
         self.position = {"round": 0, "index": 0}
         self._inputs: ViewInput | None = None
         self._target: Tensor | None = None
@@ -76,9 +83,10 @@ class PairPool:
     def next(self) -> tuple[ViewInput, Tensor]:
         """The next batch: the network's input, and the recorded tokens [B, H, W]."""
         p = self.position
-        if self._inputs is None or p["index"] + self.batch > len(self._order):
-            if self._inputs is not None:
-                p.update(round=p["round"] + 1, index=0)
+        if self._inputs is None:
+            self.make_round(p["round"])
+        if p["index"] + self.batch > len(self._order):
+            p.update(round=p["round"] + 1, index=0)
             self.make_round(p["round"])
         device = next(self.model.parameters()).device
         rows = torch.from_numpy(self._order[p["index"] : p["index"] + self.batch])
@@ -89,7 +97,8 @@ class PairPool:
     def make_round(self, number: int) -> None:
         """Makes the pairs of a round and their order."""
         # Global random state is left alone: a resumed run makes its round at another time.
-        with torch.random.fork_rng(devices=[]):
+        device = next(self.model.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed * 1_000_003 + number)
             rng = np.random.default_rng([self.seed, number, 7])
             parts = [

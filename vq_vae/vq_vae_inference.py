@@ -23,6 +23,7 @@ from metrics import code_usage, psnr
 from runtime.config import positive_int
 from runtime.device import pick_device
 from runtime.errors import UserError, run_script
+from runtime.outputs import check_outputs
 from runtime.video import (
     RESIZE,
     VideoError,
@@ -124,6 +125,8 @@ def sheet(
 
 def run(options: Options) -> None:
     """Writes the sheet and prints the PSNR. Raises UserError."""
+    inputs = (options.vqvae_ckpt, options.pictures, options.clip)
+    check_outputs([options.out], [path for path in inputs if path])
     device = pick_device(options.device)
     tokenizer = load_tokenizer(options.vqvae_ckpt, device)
     height, width = tokenizer.config.height, tokenizer.config.width

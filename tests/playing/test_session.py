@@ -1,5 +1,6 @@
 """playing/session.py: statistics, commands without effect."""
 
+import errno
 import json
 
 import numpy as np
@@ -24,9 +25,11 @@ def test_stats_are_those_of_the_steps(session):
     assert stats["yaw"] == pytest.approx(18) and stats["pitch"] == pytest.approx(-9)
     assert stats["unique_codes"] == len(session.rollout.tokens.unique())
     assert stats["position"] == []  # the baseline has no pose
-    parts = sum(stats[f"{part}_ms"] for part in ("model", "sampling", "decode"))
-    assert 0 < parts and stats["step_ms"] == pytest.approx(parts, rel=0.5)
     assert json.loads(json.dumps(stats)) == stats
+    assert len(session.seconds) == 3 and min(session.seconds[0]) > 0
+    session.seconds = [(0.001, 0.002, 0.003), (0.002, 0.003, 0.004), (0.003, 0.004, 0.005)]
+    shown = {name: value for name, value in session.stats().items() if name.endswith("_ms")}
+    assert shown == {"step_ms": 9, "model_ms": 2, "sampling_ms": 3, "decode_ms": 4}
 
 
 def test_compare_is_refused_without_recorded_actions(session):
@@ -47,3 +50,32 @@ def test_sampling_stays_within_its_limits(session):
         session.command("more passes")
     assert session.rollout.sampling.passes == MAX_PASSES
     assert session.sampling_label == f"temperature 1, passes {MAX_PASSES}"
+
+
+def test_a_recording_that_cannot_be_written_is_reported_and_play_goes_on(session, tmp_path):
+    session.out = tmp_path / "file"
+    session.out.write_text("not a folder")
+    for command in ("record", "record"):
+        message = session.command(command)
+        assert message.startswith("not recording: ") and "a part of the path is a file" in message
+    assert "cannot be written" in session.screenshot() and session.recorder is None
+
+    session.out = tmp_path / "play"
+    assert session.command("record").startswith("recording ")
+
+    session.recorder.writer.writer.sink.error = OSError(errno.ENOSPC, "No space left on device")
+    session.step(np.zeros(5, np.float32))
+    notice = session.take_notices()
+    assert notice.startswith("recording dropped: ") and "No space left on device; free some space" in notice
+    assert session.recorder is None and session.steps == 1 and session.take_notices() == ""
+    session.step(np.zeros(5, np.float32))
+    assert session.steps == 2 and not any(tmp_path.glob("play/*/.*"))
+
+    session.command("record")
+    session.command("restart")  # ends the recording
+    assert session.take_notices().startswith("wrote ")
+    session.command("record")
+    (tmp_path / "play" / "metadata").rename(tmp_path / "moved")
+    (tmp_path / "play" / "metadata").write_text("a file in the way")
+    assert session.command("record").startswith("recording dropped: ")
+    assert len(list(tmp_path.glob("play/video/*"))) == 1  # that of the recording before

@@ -26,7 +26,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from dataset.actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
-from playing import web
+from playing import connections, web
 from playing.controls import Controls, StepClock
 from playing.session import Session
 
@@ -344,23 +344,38 @@ def test_the_token_is_required_everywhere(session):
             ):
                 async with at.client.get(f"{at.url}/{query}") as answer:
                     assert answer.status == status and "token" in await answer.text()
-            async with at.client.get(f"{at.url}/?token=s3cret") as answer:
-                assert answer.status == 200
             assert await at.refused(Origin=at.url) == 403
             page = await at.connect("?token=s3cret")
             assert (await page.receive())[0]["kind"] == "hello"
+            await page.connection.close()
+
+            # A browser: the first request moves the token out of the address, into a cookie.
+            async with at.client.get(f"{at.url}/?token=s3cret", allow_redirects=False) as answer:
+                assert answer.status == 303 and answer.headers["Location"] == "/"
+                cookie = answer.headers["Set-Cookie"]
+                assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and f"_{at.port}=s3cret" in cookie
+            jar = aiohttp.CookieJar(unsafe=True)  # keeps those of IP addresses, too
+            async with aiohttp.ClientSession(cookie_jar=jar) as at.client:
+                async with at.client.get(f"{at.url}/?token=s3cret") as answer:
+                    assert answer.status == 200 and str(answer.url) == at.url + "/"
+                page = await at.connect()
+                assert (await page.receive())[0]["kind"] == "hello"
 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_serve_until_ctrl_c(session, host, capsys):
-    """Prints the address, requires a token where other machines can connect, and stops cleanly."""
+@pytest.mark.parametrize(
+    ("host", "require_token"), [("127.0.0.1", False), ("127.0.0.1", True), ("0.0.0.0", False)]
+)
+def test_serve_until_ctrl_c(session, host, require_token, capsys):
+    """Prints the address, requires a token where others can connect or if asked to, and stops cleanly."""
     port, found = free_port(), {}
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with_token = require_token or host == "0.0.0.0"
 
     def status(query: str) -> int:
         try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}/{query}").status
+            return browser.open(f"http://127.0.0.1:{port}/{query}").status
         except urllib.error.HTTPError as error:
             return error.code
 
@@ -378,11 +393,11 @@ def test_serve_until_ctrl_c(session, host, capsys):
 
     thread = threading.Thread(target=visit)
     thread.start()
-    web.serve(session, FPS, SENS, host, port)
+    web.serve(session, FPS, SENS, host, port, require_token)
     thread.join()
     assert f"ssh -L {port}:127.0.0.1:{port} USER@HOST" in found["out"]
-    assert ("token=" in found["out"]) == (host == "0.0.0.0")
-    assert (found["without"], found["with"]) == (403 if host == "0.0.0.0" else 200, 200)
+    assert ("token=" in found["out"]) == with_token
+    assert (found["without"], found["with"]) == (403 if with_token else 200, 200)
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind((host, port))
@@ -395,6 +410,151 @@ def test_a_port_in_use_is_named(session):
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=rf"port {port} .*in use.*--port"):
             web.serve(session, FPS, SENS, port=port)
+
+
+async def exchange(port: int, content: bytes) -> bytes:
+    """What the server answers to these bytes until it ends the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(content)
+    try:
+        return await asyncio.wait_for(reader.read(), PATIENCE)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def test_half_sent_requests_are_ended_and_starve_nobody(session, monkeypatch):
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 1.5)
+
+    async def scenario():
+        async with served(session, token="s3cret") as at:
+            half = []
+            for _ in range(100):
+                reader, writer = await asyncio.open_connection("127.0.0.1", at.port)
+                writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: ")
+                half.append((reader, writer))
+            page = await at.connect("?token=s3cret")
+            assert (await page.receive())[0]["kind"] == "hello"
+            for reader, writer in half:  # each is ended, the first ones at once
+                with suppress(ConnectionError):
+                    assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+                writer.close()
+            await page.receive_until(lambda header: header["kind"] == "frame")
+
+    asyncio.run(scenario())
+
+
+def test_the_number_of_connections_is_limited():
+    class Transport:
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    async def scenario():
+        door = connections.Connections(None)
+        some = [door.new() for _ in range(connections.MAX_WAITING + 5)]
+        for connection in some:
+            connection.connection_made(Transport())
+        assert [c.transport.aborted for c in some] == [True] * 5 + [False] * connections.MAX_WAITING
+        assert list(door.waiting) == some[5:]
+        some[9].data_received(b"x" * (connections.MAX_HEAD + 1))
+        assert some[9].transport.aborted
+        door.server._connections = dict.fromkeys(range(connections.MAX_CONNECTIONS))  # aiohttp's
+        late = door.new()
+        late.connection_made(Transport())
+        assert late.transport.aborted and late not in door.waiting
+        door.server._connections = {}
+        await door.close(0.1)
+        assert all(connection.transport.aborted for connection in some)
+
+    asyncio.run(scenario())
+
+
+MALFORMED_REQUESTS = [
+    b"\r\n\r\n", b"hello\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"G\0T / HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost 1\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: walk\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1:x\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"y" * 9000 + b"\r\n\r\n",
+    b"GET /play HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1\r\nUpgrade: walk\r\n\r\n",
+    b"GET /play HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: short\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET /%00%ff HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: \xff=\xfe; a=b; =; ochre_token_80=\xe9\r\n\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", [None, "s3cret"])
+def test_malformed_requests_are_refused_without_a_traceback(session, caplog, capsys, token):
+    async def scenario():
+        async with served(session, token=token) as at:
+            for content in MALFORMED_REQUESTS[: -1 if token is None else None]:
+                answer = await exchange(at.port, content)
+                assert re.match(rb"HTTP/1\.[01] 4\d\d ", answer), content
+                assert b"Content-Security-Policy: default-src 'none'" in answer, content
+                assert b"aiohttp" not in answer and b"Python" not in answer and b"Traceback" not in answer
+            assert await exchange(at.port, b"x" * 20_000) == b""
+            page = await at.connect(f"?token={token}")
+            assert (await page.receive())[0]["kind"] == "hello"
+
+    asyncio.run(scenario())
+    printed = capsys.readouterr()
+    assert not caplog.records and "Traceback" not in printed.out + printed.err
+
+
+def test_every_answer_has_the_headers(session):
+    async def scenario():
+        async with served(session) as at:
+            for method, path, status in (
+                ("GET", "/", 200), ("GET", "/gone", 404), ("POST", "/", 405), ("GET", "/play", 403),
+            ):  # fmt: skip
+                async with at.client.request(method, at.url + path) as answer:
+                    assert answer.status == status
+                    policy = answer.headers["Content-Security-Policy"]
+                    for part in (
+                        "default-src 'none'",
+                        "connect-src 'self';",
+                        "base-uri 'none'",
+                        "form-action",
+                    ):
+                        assert part in policy
+                    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                    assert answer.headers["Server"] == "Ochre" and answer.headers["Connection"] == "close"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", ["look", "ping"])
+def test_a_flood_is_slowed_down(session, monkeypatch, kind):
+    """It waits in the buffers, so the world goes on."""
+    handled = []
+    monkeypatch.setattr(Controls, "look", lambda *_: handled.append(1))
+    pong = aiohttp.web.WebSocketResponse.pong
+    monkeypatch.setattr(aiohttp.web.WebSocketResponse, "pong", lambda *_: (handled.append(1), pong(*_))[1])
+
+    async def scenario():
+        async with served(session) as at:
+            page = await at.connect()
+            steps, began = session.steps, time.monotonic()
+
+            async def flood():
+                for _ in range(20_000):
+                    if kind == "look":
+                        await page.send(look=[1, 0])
+                    else:
+                        await page.connection.ping()
+
+            task = asyncio.create_task(flood())
+            await asyncio.sleep(1)
+            limit = web.MAX_MESSAGES * (2 + (time.monotonic() - began) / web.MESSAGES_SECONDS)
+            assert web.MAX_MESSAGES < len(handled) <= limit
+            assert session.steps > steps + 5
+            task.cancel()
+
+    asyncio.run(scenario())
 
 
 def test_a_second_page_is_refused_and_the_first_plays_on(session):

@@ -1,12 +1,15 @@
 """Sampling tokens, and rollouts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import TINY_WORLD, tiny_tokenizer
 
 from model_convGru import ConvGRUWorldModel
+from rollout import sampling as sampling_module
 from rollout.rollout import Rollout
-from rollout.sampling import SamplingConfig, sample_from_logits
+from rollout.sampling import SamplingConfig, sample_from_logits, sample_tokens
 from runtime.config import SettingError
 from runtime.video import to_float, to_uint8
 
@@ -259,3 +262,35 @@ def test_pictures_survive_the_way_to_floats_and_back():
 
 def test_colours_out_of_range_are_clipped_not_wrapped():
     assert to_uint8(torch.tensor([-0.5, 1.5, 0.5]).view(1, 3, 1, 1)).flatten().tolist() == [0, 255, 128]
+
+
+class Cells(torch.nn.Module):
+    """A world model for one prediction, whose logits do not depend on it; notes the numbers of cells."""
+
+    def __init__(self, worlds: int):
+        super().__init__()
+        self.all = 3 * torch.randn(worlds, 12, 18, 32, generator=generator(4))
+        self.sizes = set()
+
+    def condition_on_tokens(self, prediction, tokens, given):
+        return prediction
+
+    def logits(self, prediction, cells=None, trust=None):
+        if cells is None:
+            return self.all
+        self.sizes.add(cells.shape[1])
+        return self.all.flatten(2).mT.gather(1, cells[..., None].expand(-1, -1, 12))
+
+
+def test_the_numbers_of_cells_sampled_again_are_few(monkeypatch):
+    """Libraries keep a kernel for each; the tokens are those of the exact numbers."""
+    model, found = Cells(3), {}
+    for step in (64, 1):
+        monkeypatch.setattr(sampling_module, "CELLS_STEP", step)
+        model.sizes.clear()
+        for n in range(40):
+            noise, shown = torch.rand(2, 3, 18, 32, generator=generator(n))
+            prediction = SimpleNamespace(visible_mask=(shown < n / 39).float())
+            tokens = sample_tokens(model, prediction, SamplingConfig(passes=2 + n % 2), noise)
+            assert torch.equal(found.setdefault(n, tokens), tokens)
+        assert (max(model.sizes) <= 576) and (len(model.sizes) <= 9) == (step == 64)

@@ -106,3 +106,12 @@ def test_a_clip_with_depth_of_another_length_is_skipped(clips, tmp_path, capsys)
 def test_a_folder_without_clips_is_refused(tmp_path, capsys):
     assert pack.main([str(tmp_path), str(tmp_path / "packed")]) == 2
     assert f"{tmp_path}: has no gamefactory clip" in capsys.readouterr().err
+
+
+def test_clips_are_not_packed_over_themselves(clips, capsys):
+    before = {path: path.read_bytes() for path in clips.rglob("*") if path.is_file()}
+    assert pack.main([str(clips), str(clips)]) == 2
+    assert "is read by this run and would be overwritten" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in clips.rglob("*") if path.is_file()} == before
+    assert pack.main([str(clips), str(next(iter(before)))]) == 2
+    assert "is a file, not a folder" in capsys.readouterr().err

@@ -52,4 +52,4 @@ def test_missing_file_is_one_line(tmp_path, capsys):
 def test_never_writes_over_its_input(trained, capsys):
     before = trained.read_bytes()
     assert strip_checkpoint.main([str(trained), str(trained)]) == 2
-    assert "give another file" in capsys.readouterr().err and trained.read_bytes() == before
+    assert "is read by this run" in capsys.readouterr().err and trained.read_bytes() == before
