@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--depth_ckpt",
         type=Path,
         default=SHIPPED_DEPTH,
-        help="depth network for the sections depth and motion",
+        help="depth network of the world models and of the sections depth and motion",
     )
     add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="folder of token files with a manifest")
     add("--split", choices=("val", "train", "all"), default="val", help="clips to evaluate on")
@@ -192,7 +192,7 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
     check_folder(config.out.with_suffix(""))
     tokenizer = load_tokenizer(config.tokenizer, config.device)
     models = [
-        load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype)
+        load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype, config.depth)
         for name, path in config.checkpoints.items()
     ]
     extras = ("depth",) if {"rollouts", "depth"} & set(config.sections) else ()

@@ -13,9 +13,8 @@ from torch import Tensor
 from geometry.occupancy import FEATURES, REACH, SIDE, Occupancy, occupancy_around
 from geometry.physics import Body, MotionConstants, Nodes, advance
 
-METRES_PER_UNIT = 0.25  # displacement at a key action of 1 before training: 4 m/s at 16 frames/s
+METRES_PER_UNIT = 0.25  # of a step at full speed: the unit in which networks are told displacements
 REST_METRES = 0.01  # a displacement below this counts as standing still
-SCENE_CHANNELS, SCENE_GRID = 8, (5, 8)  # of the scene features that the collision head reads
 
 
 @dataclass
@@ -29,48 +28,6 @@ class Motion:
     def mode(self) -> Tensor:
         """[B, 3] metres; exactly 0 where standing still is likelier, so that the picture does not drift."""
         return self.displacement.masked_fill(self.rest_logit[:, None] > 0, 0.0)
-
-
-class MotionModel(nn.Module):
-    """Predicts the displacement of a step from the action, past displacements and the scene.
-
-    `motion_gru` and `motion_head` are trained beforehand on actions and poses alone
-    (training/motion_pretraining.py). `collision_head` scales the displacement by what the scene shows.
-    """
-
-    def __init__(self, action_dim: int, state_dim: int, scene_channels: int):
-        super().__init__()
-        self.scene_proj = nn.Conv2d(scene_channels, SCENE_CHANNELS, 1)
-        features = SCENE_CHANNELS * SCENE_GRID[0] * SCENE_GRID[1]
-        self.collision_head = nn.Sequential(nn.Linear(action_dim + features, 64), nn.SiLU(), nn.Linear(64, 3))
-        self.motion_gru = nn.GRUCell(action_dim + 3, state_dim)
-        self.motion_head = nn.Linear(state_dim, 4)  # displacement, logit of rest
-        for last in (self.motion_head, self.collision_head[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-    def forward(
-        self,
-        actions: Tensor,
-        keys: Tensor,
-        displacement: Tensor,
-        state: Tensor,
-        scene: Tensor | None = None,
-    ) -> tuple[Motion, Tensor]:
-        """-> the displacement of this step and the new motion state [B, state_dim].
-
-        actions [B, A]; keys [B, 3]: what the keys ask for to the right, up and forward, each in -1..1;
-        displacement [B, 3] of the step before; scene [B, C, h, w]: the coarsest recurrent state, or None.
-        """
-        # Batches with pictures are small. Their gradient would undo what was learnt from large ones.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and scene is None):
-            state = self.motion_gru(torch.cat([actions, displacement / METRES_PER_UNIT], 1), state)
-            change, rest = self.motion_head(state).split([3, 1], 1)
-        free, passable = METRES_PER_UNIT * (keys + change).float(), 1.0
-        if scene is not None:
-            around = F.adaptive_avg_pool2d(self.scene_proj(scene), SCENE_GRID).flatten(1)
-            passable = 2 * torch.sigmoid(self.collision_head(torch.cat([actions, around], 1)).float())
-        return Motion(free * passable, rest[:, 0].float()), state
 
 
 def next_pose(pose: Tensor, turn: Tensor, displacement: Tensor) -> Tensor:
