@@ -5,7 +5,6 @@ dataset/surroundings.py describes the depth files.
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from dataset.recordings import (
 )
 from dataset.surroundings import decode_inverse_ray_distance
 from dataset.token_files import DataError, split_of
+from runtime.arrays import ArraysError, read_arrays
 from runtime.outputs import make_folder, replacing
 from runtime.video import read_frames, resize, to_float, to_uint8
 from vq_vae.code_space import CodeSpace
@@ -126,10 +126,10 @@ def _write(path: Path, clip: DepthClip) -> None:
 def _read(path: Path, name: str) -> DepthClip:
     """A clip from the cache. Raises DataError if the file is broken."""
     try:
-        with np.load(path) as arrays:
-            return DepthClip(name, *(arrays[part] for part in ("pictures", "decoded", "codes", "pose")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete it, it is made again") from None
+        arrays = read_arrays(path, ("pictures", "decoded", "codes", "pose"), most_bytes=2**34)
+    except (OSError, ArraysError) as error:
+        raise DataError(f"{error}; delete it, it is made again") from None
+    return DepthClip(name, **arrays)
 
 
 @torch.inference_mode()

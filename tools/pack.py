@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tqdm import tqdm
 
@@ -39,8 +40,11 @@ from runtime.config import positive_int
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import OutputError, check_folder, check_outputs
+from runtime.ranges import PictureSide, Range, flag
 from runtime.video import VideoError, read_frames, resize, video_fps
 from runtime.worker_process import end_with_parent
+
+Quality = Annotated[int, Range(0, 51)]  # x264's constant rate factor
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("clips", type=Path, help="folder with clips in GF-Minecraft's layout")
     parser.add_argument("out", type=Path, help="folder for the packed clips")
     add = parser.add_argument
-    add("--width", type=positive_int, default=128, help="pixels (default 128)")
-    add("--height", type=positive_int, default=72, help="pixels (default 72)")
+    add("--width", type=flag(PictureSide), default=128, help="pixels (default 128)")
+    add("--height", type=flag(PictureSide), default=72, help="pixels (default 72)")
     crf_help = "x264's quality, 18 (good) to 28 (small) (default 20)"
-    add("--crf", type=positive_int, default=20, help=crf_help)
+    add("--crf", type=flag(Quality), default=20, help=crf_help)
     jobs_help = "processes (default: one per core)"
     add("--jobs", type=positive_int, default=os.cpu_count() or 1, help=jobs_help)
     return parser

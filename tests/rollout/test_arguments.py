@@ -9,7 +9,6 @@ from dataset.token_files import DataError
 from rollout.arguments import RolloutConfig, add_arguments, config_of
 from rollout.context import start_places
 from rollout.sampling import PLAY
-from runtime.config import SettingError
 
 
 def config(*flags: str) -> RolloutConfig:
@@ -40,5 +39,5 @@ def test_sampling_flags():
     sampling = config(*flags.split()).sampling
     assert (sampling.greedy, sampling.temperature, sampling.top_k, sampling.top_p) == (True, 0.5, 7, 0.8)
     assert (sampling.trust, sampling.continuation, sampling.redraw, sampling.passes) == (1, 2, 0, 3)
-    with pytest.raises(SettingError, match="top_p 2.0"):
+    with pytest.raises(SystemExit):
         config("--topp", "2")
