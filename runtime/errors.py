@@ -1,5 +1,6 @@
 """The base class of errors that a user can fix, and the function that prints them."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -23,11 +24,22 @@ def run_script(body: Callable[[], int | None], interrupted: str = "") -> int:
     which prints `interrupted`.
     """
     try:
-        return body() or 0
+        status = body() or 0
+        sys.stdout.flush()
+        return status
     except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        drop_unwritten_output()
         return 2
     except KeyboardInterrupt:
         if interrupted:
             print(interrupted, file=sys.stderr)
         return 130
+
+
+def drop_unwritten_output() -> None:
+    """Drops what stdout cannot take (a full disk, a closed pipe): Python would complain again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")
