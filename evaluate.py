@@ -1,25 +1,26 @@
 #!/usr/bin/env python3
-"""Evaluates prediction, control, sharpness, stability, memory and long rollouts of world models on whole
-held-out clips.
+"""Evaluates prediction, control, sharpness, stability, memory, long rollouts and walks of world models on
+whole held-out clips.
 
     python evaluate.py                                   # the shipped world on the sample clips
-    python evaluate.py --data_dir tokens/mine            # under half an hour on two cores
+    python evaluate.py --data_dir tokens/mine            # about an hour on two cores, half of it for walk
     python evaluate.py --quick --checkpoint runs/a/best.pt runs/b/best.pt --data_dir tokens/mine
 
-Sections: teacher_forced, rollouts, control, rotation, still, memory, long and tokenizer; --only selects some.
+Sections: teacher_forced, rollouts, control, rotation, still, memory, long, walk, depth and tokenizer; --only
+selects some. depth measures the depth network, the others the world model and the tokenizer.
 The tables compare the models with copying the last frame (copy), with that frame warped as the camera rotated
 (rot), with the same and moved over a flat ground (geo), and with the recording as the tokenizer reconstructs
 it (recording).
 
 Prints tables in Markdown and writes outputs/eval/NAME.json: `metrics` (flat), `ci95` (95 % bootstrap
-intervals over clips), `series` (over the frames of long rollouts), `meta`, and `others`, the same for further
-checkpoints. Plots, strips and videos are written into the folder outputs/eval/NAME.
+intervals over clips), `series` (over the frames of long rollouts and walks), `meta`, and `others`, the same
+for further checkpoints. Plots, strips and videos are written into the folder outputs/eval/NAME.
 """
 
 import argparse
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,10 @@ import torch
 
 from dataset.token_files import SAMPLE_TOKENS
 from dataset.windows import TokenClips
+from depth.predictor import SHIPPED_DEPTH, load_depth
 from evaluation import (
     controllability,
+    depth_warps,
     long_rollouts,
     memory,
     pictures,
@@ -36,6 +39,7 @@ from evaluation import (
     rollouts,
     teacher_forced,
     tokenizer_quality,
+    walk,
 )
 from evaluation.aggregate import Scores
 from evaluation.evaluated_model import EvaluatedModel, check_rates, load_model
@@ -47,14 +51,17 @@ from rollout.arguments import add_sampling_arguments, sampling_config_of
 from rollout.sampling import SamplingConfig
 from rollout.world_model import SHIPPED_WORLD
 from runtime import provenance
-from runtime.config import SettingError
+from runtime.config import SettingError, positive_int
 from runtime.device import amp_dtype, pick_device
 from runtime.errors import run_script
 from runtime.outputs import check_folder, check_outputs
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 OUT = Path("outputs/eval")
-SECTIONS = ("teacher_forced", "rollouts", "control", "rotation", "still", "memory", "long", "tokenizer")
+SECTIONS = (
+    "teacher_forced", "rollouts", "control", "rotation", "still", "memory", "long", "walk", "depth",
+    "tokenizer",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class EvaluationConfig:
 
     checkpoints: dict[str, Path]  # by unique name
     tokenizer: Path
+    depth: Path
     data_dir: Path
     split: str
     out: Path
@@ -75,6 +83,15 @@ class EvaluationConfig:
     dtype: torch.dtype
 
 
+@dataclass
+class Recorded:
+    """What the sections need of the recordings, and what does not depend on the model; None if not needed."""
+
+    windows: rollouts.RecordedWindows | None = None
+    walks: walk.RecordedWalks | None = None
+    warps: depth_warps.DepthWarps | None = None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = argparse.ArgumentParser(
@@ -83,11 +100,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", default=[SHIPPED_WORLD], help="world models to compare")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="tokenizer that made the tokens")
+    add("--depth_ckpt", type=Path, default=SHIPPED_DEPTH, help="depth network for the section depth")
     add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="folder of token files with a manifest")
     add("--split", choices=("val", "train", "all"), default="val", help="clips to evaluate on")
     add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into a folder beside it")
     add("--quick", action="store_true", help="a smoke test: about a tenth of the clips and windows")
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
+    add("--walk_starts", type=positive_int, help=f"starts of the section walk (default {FULL.walk_starts})")
+    add("--walk_seconds", type=positive_int, help=f"length of its walks (default {FULL.walk_seconds})")
     add("--seed", type=int, default=0, help="of windows, sampling and bootstrap")
     add_sampling_arguments(parser)
     add("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -109,17 +129,25 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
     return EvaluationConfig(
         checkpoints=checkpoints,
         tokenizer=args.vqvae_ckpt,
+        depth=args.depth_ckpt,
         data_dir=args.data_dir,
         split=args.split,
         out=args.out or OUT / f"{name}.json",
         quick=args.quick,
-        plan=QUICK if args.quick else FULL,
+        plan=plan_of(args),
         sections=tuple(args.only),
         seed=args.seed,
         sampling=sampling_config_of(args),
         device=device,
         dtype=amp_dtype(device, args.precision),
     )
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan that the flags ask for."""
+    plan = QUICK if args.quick else FULL
+    asked = {"walk_starts": args.walk_starts, "walk_seconds": args.walk_seconds}
+    return replace(plan, **{name: value for name, value in asked.items() if value is not None})
 
 
 def named_checkpoints(paths: list[Path]) -> dict[str, Path]:
@@ -149,7 +177,8 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
         load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype)
         for name, path in config.checkpoints.items()
     ]
-    clips = TokenClips(config.data_dir, config.split, tokenizer.fingerprint)
+    extras = ("depth",) if {"rollouts", "depth"} & set(config.sections) else ()
+    clips = TokenClips(config.data_dir, config.split, tokenizer.fingerprint, extras=extras)
     for model in models:
         check_rates(model, clips)
     if config.quick:
@@ -163,10 +192,15 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
         )
         print(f"inverse dynamics: {origin}")
     networks = load_picture_networks(inverse_dynamics, config.device)
+    predictor = load_depth(config.depth, config.device) if "depth" in config.sections else None
 
-    recorded = None
+    recorded = Recorded()
     if {"rollouts", "tokenizer"} & set(config.sections):
-        recorded = rollouts.read_windows(held_out, config.plan, networks)
+        recorded.windows = rollouts.read_windows(held_out, config.plan, networks)
+    if "walk" in config.sections:
+        recorded.walks = walk.read_walks(held_out, config.plan, networks)
+    if predictor is not None:
+        recorded.warps = depth_warps.read(held_out, config.plan, predictor)
     results = [run_sections(config, model, held_out, networks, recorded) for model in models]
 
     meta = {
@@ -190,9 +224,9 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
     first, *others = (report.as_json(result, meta) for result in results)
     provenance.write_json(config.out, {**first, "others": {other["meta"]["name"]: other for other in others}})
     tables = report.heading(first["meta"]), report.summary(results, config.plan)
-    print("", *tables, report.horizons(results, config.plan), sep="\n\n")
+    print("", *tables, report.horizons(results, config.plan), *report.more_tables(results), sep="\n\n")
     folder = config.out.with_suffix("")
-    print("", config.out, *pictures.draw(folder, held_out, config.plan, recorded, results), sep="\n")
+    print("", config.out, *pictures.draw(folder, held_out, config.plan, recorded.windows, results), sep="\n")
 
 
 def run_sections(
@@ -200,20 +234,22 @@ def run_sections(
     model: EvaluatedModel,
     held_out: HeldOutClips,
     networks: PictureNetworks,
-    recorded: rollouts.RecordedWindows | None,
+    recorded: Recorded,
 ) -> report.Result:
     """The selected sections for one model."""
     plan, scores = config.plan, Scores(config.seed)
     result = report.Result(model, scores)
     sections = {
         "teacher_forced": lambda: teacher_forced.measure(held_out, model, plan, scores),
-        "rollouts": lambda: rollouts.measure(held_out, model, plan, networks, recorded, scores),
+        "rollouts": lambda: rollouts.measure(held_out, model, plan, networks, recorded.windows, scores),
         "control": lambda: controllability.control(held_out, model, plan, scores),
         "rotation": lambda: controllability.rotation(held_out, model, plan, scores),
         "still": lambda: controllability.standing_still(held_out, model, plan, scores),
         "memory": lambda: memory.measure(held_out, model, plan, networks, scores),
         "long": lambda: long_rollouts.measure(held_out, model, plan, networks, scores),
-        "tokenizer": lambda: tokenizer_quality.measure(held_out, recorded, scores),
+        "walk": lambda: walk.measure(held_out, model, plan, networks, recorded.walks, scores),
+        "depth": lambda: depth_warps.report(recorded.warps, scores),
+        "tokenizer": lambda: tokenizer_quality.measure(held_out, recorded.windows, scores),
     }
     for name in config.sections:
         began = time.monotonic()

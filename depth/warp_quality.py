@@ -7,6 +7,7 @@ compared with the later frame. Nothing else is learnt or filled in, so the PSNR 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,9 +37,8 @@ class WarpQuality:
     windows: int
 
     def gain_share(self, kind: str, horizon: int) -> float:
-        """The gain of `kind` over the flat ground, in shares of that of the recorded depth."""
-        ground, recorded, found = (self.rows[row][horizon] for row in (GROUND, RECORDED, kind))
-        return (found - ground) / (recorded - ground)
+        """`gain_share` of the means at a horizon."""
+        return gain_share(*(self.rows[row][horizon] for row in (kind, GROUND, RECORDED)))
 
     def table(self) -> str:
         """The rows as text."""
@@ -55,6 +55,11 @@ class WarpQuality:
         return "\n".join(lines)
 
 
+def gain_share(found: float, ground: float, recorded: float) -> float:
+    """The gain in dB of a kind of warp over the flat ground, in shares of that of the recorded depth."""
+    return (found - ground) / (recorded - ground)
+
+
 def warp_quality(
     clips: Iterable[DepthClip],
     fov: float,
@@ -69,36 +74,64 @@ def warp_quality(
     the encoded and decoded frame; the frame that is warped is always the recorded one. `fov` is the vertical
     field of view in degrees. Raises DataError if all clips are too short.
     """
-    values: dict[str, dict[int, list[Tensor]]] = {}
+    values: dict[str, list[Tensor]] = {}  # kind -> [n, F] of each clip
     for clip in clips:
         starts = torch.tensor(range(FIRST, len(clip.pictures) - max(horizons), every))
         if not len(starts):
             continue
-        pictures = to_float(torch.from_numpy(clip.pictures))
-        pose = torch.from_numpy(clip.pose)
-        source, pitch = pictures[starts], pose[starts, 4]
-        depths = {}
-        if clip.codes is not None:  # decoded to 0 for the sky, which the warp would take for "no point"
-            recorded = torch.from_numpy(decode_inverse_ray_distance(clip.codes[starts]))
-            depths[RECORDED] = recorded.clamp(min=1 / FARTHEST)
-        if predictor:
-            depths[PREDICTED] = predictor.predict(source, pitch).cpu()
-            if tokenizer:
-                decoded = torch.cat(list(tokenizer.decode_frames(tokenizer.encode_frames(source))))
-                depths[DECODED] = predictor.predict(decoded, pitch).cpu()
-        for horizon in horizons:
-            for kind, result in _warps(source, depths, pose[starts], pose[starts + horizon], fov).items():
-                found = result if kind == VISIBLE else psnr(result, pictures[starts + horizon])
-                values.setdefault(kind, {}).setdefault(horizon, []).append(found)
+        at = starts[:, None] + torch.tensor([0, *horizons])
+        pictures = to_float(torch.from_numpy(clip.pictures[at.flatten()])).unflatten(0, at.shape)
+        pose = torch.from_numpy(clip.pose)[at]
+        codes = None if clip.codes is None else clip.codes[starts]
+        depths = source_depths(pictures[:, 0], pose[:, 0, 4], codes, predictor, tokenizer)
+        for kind, found in warp_psnr(pictures, pose, depths, fov).items():
+            values.setdefault(kind, []).append(found)
     if not values:
         raise DataError(f"none of the clips has {FIRST + max(horizons) + 1} frames; give longer clips")
-    windows = sum(map(len, values[COPY][horizons[0]]))
+    windows = sum(map(len, values[COPY]))
     means = {
-        kind: {h: torch.cat(v).mean().item() for h, v in row.items()}
-        for kind, row in values.items()
-        if sum(map(len, row[horizons[0]])) == windows
+        kind: dict(zip(horizons, torch.cat(found).mean(0).tolist(), strict=True))
+        for kind, found in values.items()
+        if sum(map(len, found)) == windows
     }
     return WarpQuality(means, windows)
+
+
+def source_depths(
+    source: Tensor,
+    pitch: Tensor,
+    codes: np.ndarray | None,
+    predictor: DepthPredictor | None,
+    tokenizer: Tokenizer | None,
+) -> dict[str, Tensor]:
+    """The depths of frames by kind, inverse ray distances [N, H, W] in 1/m.
+
+    source [N, 3, Hp, Wp] in [0, 1]; pitch [N] in degrees, NaN where unknown; codes [N, H, W] uint8 of the
+    recorded depth, None without it. With `tokenizer` depth is also predicted from encoded and decoded frames.
+    """
+    depths = {}
+    if codes is not None:  # decoded to 0 for the sky, which the warp would take for "no point"
+        depths[RECORDED] = torch.from_numpy(decode_inverse_ray_distance(codes)).clamp(min=1 / FARTHEST)
+    if predictor:
+        depths[PREDICTED] = predictor.predict(source, pitch).cpu()
+        if tokenizer:
+            decoded = torch.cat(list(tokenizer.decode_frames(tokenizer.encode_frames(source))))
+            depths[DECODED] = predictor.predict(decoded, pitch).cpu()
+    return depths
+
+
+def warp_psnr(pictures: Tensor, pose: Tensor, depths: dict[str, Tensor], fov: float) -> dict[str, Tensor]:
+    """Frames warped to the poses of later ones in all ways, against those.
+
+    pictures [N, 1+F, 3, Hp, Wp], the source first; pose [N, 1+F, 5]; depths of the source by kind. Returns
+    PSNR in dB by kind, and VISIBLE with the recorded depth: [N, F].
+    """
+    values: dict[str, list[Tensor]] = {}
+    for i in range(1, pictures.shape[1]):
+        for kind, result in _warps(pictures[:, 0], depths, pose[:, 0], pose[:, i], fov).items():
+            found = result if kind == VISIBLE else psnr(result, pictures[:, i])
+            values.setdefault(kind, []).append(found)
+    return {kind: torch.stack(found, 1) for kind, found in values.items()}
 
 
 def _warps(

@@ -7,7 +7,18 @@ import torch
 from torch import Tensor
 
 import metrics
-from dataset.actions import CLASS_NAMES, DEGREES_PER_UNIT, PITCH, YAW, action_class, encode, wrap
+from dataset.actions import (
+    CLASS_NAMES,
+    DEGREES_PER_UNIT,
+    JUMP,
+    MOVE_X,
+    MOVE_Z,
+    PITCH,
+    YAW,
+    action_class,
+    encode,
+    wrap,
+)
 from evaluation.aggregate import Scores
 from evaluation.evaluated_model import EvaluatedModel
 from evaluation.held_out_clips import HeldOutClips, thin
@@ -18,6 +29,8 @@ FRAMES = 16  # of each command: one second
 # Degrees per frame. Over FLOW_EVERY frames the optical flow can still follow them in recorded pictures.
 TURN, LOOK = 2.0, 1.5
 MIN_METRES, MIN_DEGREES = 2.0, 10.0  # a recorded second must move or turn more than this to show an effect
+BLOCKED_METRES = 0.05  # per frame: a recorded player who moves less while a key is held is blocked
+SAME_PLACE, SAME_VIEW = 0.5, 15.0  # metres and degrees around a start, within which that is blocked there too
 MAX_PITCH = 30.0  # degrees from level at a start window, so that the camera can pitch up and down
 AT_REST = 1e-3  # metres or degrees between two frames: below, nothing moved
 
@@ -94,6 +107,10 @@ def control(
     over FLOW_EVERY frames, as in the published protocol, which is wrong for some fast recorded motion;
     `control.command_by_frame.*` and `control.pairs_by_frame.*` measure it between neighbouring frames.
 
+    `control.pairs_unblocked.*`, `control.pairs_unblocked_by_frame.*`: of walks and strafes, the same without
+    the starts at which the recording blocks one of the two commands (`blocked_commands`);
+    `control.blocked.*`: the share of such starts.
+
     `recording.control.*`: the same of decoded recorded seconds with a single command; of pairs, the product
     of the two shares.
 
@@ -127,7 +144,55 @@ def control(
             if all(command in recorded for command in commands):
                 shares = [successes["recording.", suffix, command].mean() for command in commands]
                 scores.add(f"recording.control.pairs{suffix}.{pair}", float(np.prod(shares)))
+    report_unblocked(held_out, plan, windows, successes, scores)
     return examples
+
+
+def report_unblocked(
+    held_out: HeldOutClips,
+    plan: Plan,
+    windows: np.ndarray,
+    successes: dict[tuple[str, str, str], np.ndarray],
+    scores: Scores,
+) -> None:
+    """`control.pairs_unblocked.*` and `control.blocked.*` of `control`."""
+    blocked = blocked_commands(held_out, windows, plan)
+    for pair, commands in PAIRS.items():
+        if not all(command in blocked for command in commands):
+            continue
+        free = ~np.logical_or(*(blocked[command] for command in commands))
+        scores.mean(f"control.blocked.{pair}", ~free, windows[:, 0])
+        for suffix in FLOW_STEPS:
+            both = np.logical_and(*(successes["", suffix, command] for command in commands))
+            scores.mean(f"control.pairs_unblocked{suffix}.{pair}", both[free], windows[free, 0])
+
+
+def blocked_commands(held_out: HeldOutClips, windows: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
+    """At which starts the recording shows that an obstacle blocks a walk or strafe: command -> [N] bool.
+
+    In two frames in a row of the context or the next second the keys of the command are held and the player
+    moves less than BLOCKED_METRES, still within SAME_PLACE and SAME_VIEW of the start. So most obstacles,
+    those that the recorded player did not touch, are missed. All False where poses were not recorded.
+    """
+    keys = {
+        name: np.sign([command.move_x, command.move_z])
+        for name, command in COMMANDS.items()
+        if command.move_x or command.move_z
+    }
+    blocked = {name: np.zeros(len(windows), bool) for name in keys}
+    for n, (clip, start) in enumerate(windows):
+        at = start + plan.main_context - 1  # the frame that the commands start from
+        near = slice(start, at + FRAMES)
+        actions, pose = held_out.clips.actions[clip][near], held_out.clips.pose[clip]
+        before = pose[start : start + len(actions)]
+        step = np.linalg.norm(np.diff(pose[start : start + len(actions) + 1, :3], axis=0), axis=1)
+        held_up = (step < BLOCKED_METRES) & (actions[:, JUMP] == 0)
+        held_up &= np.linalg.norm(before[:, :3] - pose[at, :3], axis=1) < SAME_PLACE
+        held_up &= np.abs(wrap(before[:, 3] - pose[at, 3])) < SAME_VIEW
+        for name, wanted in keys.items():
+            commanded = held_up & (np.sign(actions[:, [MOVE_X, MOVE_Z]]) == wanted).all(1)
+            blocked[name][n] = (commanded[1:] & commanded[:-1]).any()
+    return blocked
 
 
 def recorded_commands(held_out: HeldOutClips, plan: Plan) -> dict[str, np.ndarray]:
@@ -259,7 +324,9 @@ def standing_still(held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan
     `still.change`: mean change between frames; `still.flicker`: share of edges that appear or disappear;
     `recording.still.*` and `original.still.*`: the same of the decoded recording and of the original
     pictures of the same frames; `still.change_ratio`, `still.flicker_ratio`: over the decoded recording's.
+    `still.long.*`: see `standing_still_long`.
     """
+    standing_still_long(held_out, evaluated, plan, scores)
     windows = still_windows(held_out, plan)
     if not len(windows):
         return
@@ -276,3 +343,29 @@ def standing_still(held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan
             values = torch.stack([measure(pictures) for pictures in original_pictures.values()])
             scores.mean(f"original.still.{name}", values.numpy(), windows[list(original_pictures), 0])
         scores.ratio(f"still.{name}_ratio", f"still.{name}", f"recording.still.{name}")
+
+
+def standing_still_long(
+    held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan, scores: Scores
+) -> None:
+    """`still.long.*`: the view after `plan.still_seconds` without an action, against the view at the start.
+
+    `agreement`: share of equal tokens; `psnr`; `codes_ratio`, `gradient_ratio`: different codes and spatial
+    gradient over the start's; `change`: share of cells whose token changes from frame to frame, on average.
+    """
+    windows = thin(start_windows(held_out, plan), plan.still_starts)
+    clips, frames = windows[:, 0], plan.still_seconds * round(held_out.manifest.fps)
+    context, before, pose = held_out.clips.batch(windows, plan.main_context)
+    actions = torch.cat([before, torch.zeros(len(windows), frames, before.shape[2])], 1)
+    generated = evaluated.rollout(context, actions, pose, f"standing still for {plan.still_seconds} s")
+    first, last = context[:, -1], generated[:, -1]
+    view, start = held_out.decode(last), held_out.decode(first)
+    values = {
+        "agreement": metrics.token_accuracy(last, first),
+        "psnr": metrics.psnr(view, start),
+        "codes_ratio": metrics.codes_ratio(last, first),
+        "gradient_ratio": metrics.spatial_gradient(view) / metrics.spatial_gradient(start),
+        "change": metrics.flip_rate(generated[:, 1:], generated[:, :-1]).mean(1),
+    }
+    for name, value in values.items():
+        scores.mean(f"still.long.{name}", value.numpy(), clips)

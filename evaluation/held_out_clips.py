@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset.actions import PITCH, YAW
-from dataset.token_files import DataError, unpack_indices
+from dataset.token_files import RECORDED, DataError, unpack_indices
 from dataset.windows import TokenClips
 from runtime.video import VideoError, read_frames, resize, to_float
 from vq_vae.tokenizer import Tokenizer
@@ -105,3 +105,9 @@ class HeldOutClips:
                 continue
             for n, numbers in wanted.items():
                 yield n, to_float(torch.from_numpy(np.stack([found[int(i)] for i in numbers])))
+
+
+def has_recorded_depth(held_out: HeldOutClips, clip: int) -> bool:
+    """Whether a clip's recorded depth is loaded."""
+    loaded = held_out.clips.extras.get("depth")
+    return bool(loaded) and loaded[clip] is not None and held_out.clips.entries[clip].depth == RECORDED

@@ -14,6 +14,7 @@ from evaluation.memory import ANGLES
 from evaluation.plan import Plan
 from evaluation.report import HORIZON_TITLES, Result
 from evaluation.rollouts import RecordedWindows, warp_picture
+from evaluation.walk import CHANGE, DETAIL
 from runtime.outputs import replacing
 from runtime.video import enlarge, grid, label, save_image, to_uint8, write_video
 
@@ -35,12 +36,16 @@ def draw(
         files.append(control_plot(folder / "control.png", results))
     if {"memory", "long"} & set(sections):
         files.append(memory_and_long_plot(folder / "memory_long.png", results))
+    if sections.get("walk"):
+        files.append(walk_plot(folder / "walk.png", results))
     for result in results:
         name = result.evaluated.name
         if "control" in sections:
             files.append(command_strip(folder / f"commands_{name}.png", result))
         if "memory" in sections:
             files.append(memory_strip(folder / f"memory_{name}.png", held_out, result))
+        if sections.get("walk"):
+            files.append(walk_strip(folder / f"walk_{name}.png", result))
         if "long" in sections:
             files += long_pictures(folder / f"long_{name}", held_out, result)
     return files
@@ -119,6 +124,16 @@ def memory_strip(path: Path, held_out: HeldOutClips, result: Result) -> Path:
             at = np.linspace(0, tokens.shape[1] - 1, 7).round().astype(int)
             rows.append((f"{angle} deg", frames(held_out.decode(tokens[window, at]))))
     return strip(path, rows, ["left", "1/3", "2/3", "far end", "2/3 back", "1/3 back", "returned"])
+
+
+def walk_strip(path: Path, result: Result) -> Path:
+    """The first STRIP_WINDOWS starts of each walk, at the reported seconds."""
+    rows = []
+    for kind, output in result.outputs["walk"].items():
+        shown = output["pictures"]
+        for n in range(min(STRIP_WINDOWS, len(shown[0]))):
+            rows.append((f"{kind} {n}", frames(torch.stack([pictures[n] for pictures in shown.values()]))))
+    return strip(path, rows, [f"{second} s" for second in shown])
 
 
 def long_pictures(stem: Path, held_out: HeldOutClips, result: Result) -> list[Path]:
@@ -212,6 +227,29 @@ def control_plot(path: Path, results: list[Result]) -> Path:
     for axis in (turns, pairs, keys):
         axis.legend(fontsize=7)
         axis.title.set_fontsize(9)
+    return save_plot(plot, path)
+
+
+def walk_plot(path: Path, results: list[Result]) -> Path:
+    """Over the seconds of the walks: the share of starts that have held, and means of what is measured."""
+    titles = {
+        "held": ("Starts that have held all along", ()),
+        "codes": ("Different codes over the recording's", DETAIL),
+        "gradient": ("Spatial gradient over the recording's", DETAIL),
+        "change": ("Change over the recording's", CHANGE),
+    }
+    plot, axes = figure(1, len(titles))
+    for axis, (name, (title, bounds)) in zip(axes, titles.items(), strict=True):
+        for i, result in enumerate(results):
+            for (kind, output), line in zip(result.outputs["walk"].items(), ("-", ":"), strict=False):
+                values = np.array(output["series"][name], float)
+                at = np.arange(1, len(values) + 1)
+                axis.plot(at, values, line, color=f"C{i}", label=f"{result.evaluated.name}, {kind}")
+        for bound in bounds:
+            axis.axhline(bound, color="black", lw=0.8)
+        axis.set(title=title, xlabel="second of the walk", ylim=(0, None))
+        axis.title.set_fontsize(9)
+    axes[0].legend(fontsize=7)
     return save_plot(plot, path)
 
 

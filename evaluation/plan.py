@@ -15,10 +15,15 @@ class Plan:
     teacher_forced_frames: int = 12_000  # at most, over all clips
     start_windows: int = 64  # from which each constant command is given
     still_windows: int = 64  # recorded windows without an action
+    still_starts: int = 16  # from which the player stands still for long
+    still_seconds: int = 30
     memory_windows: int = 48  # from which the camera turns away and back
     look_aways: int = 16  # recorded ones, per angle
     long_rollouts: int = 16
     long_frames: int = 1024  # of each long rollout
+    walk_starts: int = 30  # from which a minute is walked
+    walk_seconds: int = 60
+    depth_windows: int = 240  # recorded frames that are warped by their depth
 
     @property
     def span(self) -> int:
@@ -34,6 +39,7 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(
-    windows=4, teacher_forced_frames=320, start_windows=2, still_windows=4, memory_windows=2, look_aways=1,
-    long_rollouts=2, long_frames=192,
+    windows=4, teacher_forced_frames=320, start_windows=2, still_windows=4, still_starts=2, still_seconds=4,
+    memory_windows=2, look_aways=1, long_rollouts=2, long_frames=192, walk_starts=2, walk_seconds=2,
+    depth_windows=24,
 )  # fmt: skip

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from depth.warp_quality import HORIZONS as DEPTH_HORIZONS
 from evaluation.aggregate import Scores
 from evaluation.evaluated_model import EvaluatedModel
 from evaluation.plan import Plan
-from evaluation.rollouts import MEAN
+from evaluation.rollouts import MEAN, PARTS
+from evaluation.walk import SECONDS
 from runtime import provenance
 
 COMPARED = ("geo", "rot", "copy", "recording")  # columns beside the models
@@ -47,6 +49,9 @@ SUMMARY: tuple[Row | Heading, ...] = (
     Row("perceptual distance, frame 64", "rollout.ctx{ctx}.h64.perceptual", 3, DOWN),
     Row("edge F1, frame 20", "rollout.ctx{ctx}.h20.edge_f1", 3, UP),
     Row("different codes in a frame, frame 20", "rollout.ctx{ctx}.h20.codes", 0),
+    Row("visible cells: PSNR, frame 20, dB", "rollout.ctx{ctx}.h20.psnr_visible", 2, UP),
+    Row("disoccluded cells: PSNR, frame 20, dB", "rollout.ctx{ctx}.h20.psnr_disoccluded", 2, UP),
+    Row("… spatial gradient over the recording's", "rollout.ctx{ctx}.h20.gradient_ratio_disoccluded", 2),
     Heading("Control"),
     Row("moves when the recording moves (flow profile)", "control.flow_profile", 3, UP),
     Row("amount of motion over the recording's (flow ratio)", "control.flow_ratio", 2),
@@ -54,8 +59,10 @@ SUMMARY: tuple[Row | Heading, ...] = (
     Row("looking up and down, both in the right direction", "control.pairs.look", 3, UP),
     Row("walking forward and back, both in the right direction", "control.pairs.forward_back", 3, UP),
     Row("… measured between neighbouring frames", "control.pairs_by_frame.forward_back", 3, UP),
+    Row("… where the recording blocks neither", "control.pairs_unblocked.forward_back", 3, UP),
     Row("walking left and right, both in the right direction", "control.pairs.strafe", 3, UP),
     Row("… measured between neighbouring frames", "control.pairs_by_frame.strafe", 3, UP),
+    Row("… where the recording blocks neither", "control.pairs_unblocked.strafe", 3, UP),
     Row("recorded turns, share in the right direction", "control.sign.turn", 3, UP),
     Row("recorded walks left and right, share in the right direction", "control.sign.strafe", 3, UP),
     Row("recorded walks forward and back, share in the right direction", "control.sign.forward_back", 3, UP),
@@ -69,6 +76,8 @@ SUMMARY: tuple[Row | Heading, ...] = (
     Heading("Stability without an action"),
     Row("change between frames over the recording's", "still.change_ratio", 2, DOWN),
     Row("edge flicker over the recording's", "still.flicker_ratio", 2, DOWN),
+    Row("tokens equal to the view at the start, after 30 s", "still.long.agreement", 3, UP),
+    Row("spatial gradient over that of the start, after 30 s", "still.long.gradient_ratio", 2),
     Heading("Memory: tokens equal to the view left, after turning away and back"),
     Row("30 degrees (over the share without turning)", "memory.deg30.token_agreement", 3, UP),
     Row("60 degrees", "memory.deg60.token_agreement", 3, UP),
@@ -78,6 +87,34 @@ SUMMARY: tuple[Row | Heading, ...] = (
     Row("first frame of a collapse (-1: none)", "long.collapse_frame", 0),
     Row("Fréchet distance to the recordings, last window over first", "long.fd_ratio", 2, DOWN),
     Row("different codes in a frame over the recording's, last window", "long.codes_ratio", 2),
+    Heading("A minute's walk from random starts, W held"),
+    Row("starts that have held all along after 2 s", "walk.forward.s2.held", 2, UP),
+    Row("… 5 s", "walk.forward.s5.held", 2, UP),
+    Row("… 10 s", "walk.forward.s10.held", 2, UP),
+    Row("… 30 s", "walk.forward.s30.held", 2, UP),
+    Row("… 60 s", "walk.forward.s60.held", 2, UP),
+    Row("median time that a start has held, s", "walk.forward.held_seconds", 1, UP),
+    Row("share of all seconds that hold", "walk.forward.holds", 2, UP),
+    Row("different codes over the recording's, second 10", "walk.forward.s10.codes_ratio", 2),
+    Row("spatial gradient over the recording's, second 10", "walk.forward.s10.gradient_ratio", 2),
+    Row("flicker (warp error between frames) over the recording's", "walk.forward.flicker_ratio", 2, DOWN),
+    Row("metres walked", "walk.forward.metres", 0, UP),
+    Heading("A minute's mixed walk from the same starts"),
+    Row("starts that have held all along after 10 s", "walk.mixed.s10.held", 2, UP),
+    Row("… 60 s", "walk.mixed.s60.held", 2, UP),
+    Row("median time that a start has held, s", "walk.mixed.held_seconds", 1, UP),
+    Row("share of all seconds that hold", "walk.mixed.holds", 2, UP),
+    Row("flicker over the recording's", "walk.mixed.flicker_ratio", 2, DOWN),
+    Heading("Depth network: a recorded frame warped to a later pose (recording: by the recorded depth)"),
+    Row("PSNR to the later frame, 8 frames ahead, dB", "depth.h8.psnr", 2, UP),
+    Row("PSNR to the later frame, 20 frames ahead, dB", "depth.h20.psnr", 2, UP),
+    Row(
+        "share of the recorded depth's gain over the flat ground, 8 frames ahead",
+        "depth.h8.gain_share",
+        2,
+        UP,
+    ),
+    Row("… by the depth of decoded pictures", "depth.h8.gain_share_decoded", 2, UP),
     Heading("Tokenizer: reconstruction of the original pictures"),
     Row("PSNR, dB", "tokenizer.psnr", 2, UP),
     Row("SSIM", "tokenizer.ssim", 3, UP),
@@ -94,10 +131,34 @@ HORIZON_TITLES = {
     "perceptual_frames": "Perceptual distance (EffNet-Lite0) to the original pictures ↓",
     "lpips": "LPIPS to the decoded recording ↓",
     "edge_f1": "Edge F1 to the decoded recording ↑",
+    "psnr_visible": "PSNR of visible cells to the decoded recording, dB ↑",
+    "psnr_disoccluded": "PSNR of disoccluded cells to the decoded recording, dB ↑",
+    "gradient_ratio_visible": "Spatial gradient of visible cells over the recording's",
+    "gradient_ratio_disoccluded": "Spatial gradient of disoccluded cells over the recording's",
     "token_acc": "Token accuracy ↑",
     "codes": "Different codes in a frame",
 }
-HORIZON_DIGITS = {"psnr_tokens": 2, "psnr_frames": 2, "codes": 0}  # others: 3
+WALK_TITLES = {"forward": "W held", "mixed": "mixed walk"}
+WALK_ROWS = {
+    "held": "starts that have held all along",
+    "codes_ratio": "different codes over the recording's",
+    "gradient_ratio": "spatial gradient over the recording's",
+    "change_ratio": "change between frames over the recording's",
+    "flicker_ratio": "flicker over the recording's",
+    "fd_ratio": "Fréchet distance over the first second's",
+}
+DEPTH_ROWS = {
+    "copy.depth.h{}.psnr": "copy",
+    "rot.depth.h{}.psnr": "rotation",
+    "geo.depth.h{}.psnr": "flat ground",
+    "recording.depth.h{}.psnr": "recorded depth",
+    "depth.h{}.psnr": "predicted depth",
+    "depth.h{}.psnr_decoded": "predicted depth of decoded pictures",
+    "depth.h{}.gain_share": "predicted: share of the gain",
+    "depth.h{}.gain_share_decoded": "predicted, decoded pictures: share of the gain",
+    "recording.depth.h{}.visible": "share of the view that the source shows",
+}
+HORIZON_DIGITS = {"codes": 0} | {f"psnr_{name}": 2 for name in ("tokens", "frames", *PARTS)}  # others: 3
 
 
 @dataclass
@@ -111,12 +172,12 @@ class Result:
 
 
 def as_json(result: Result, run_meta: dict) -> dict:
-    """A model's metrics, intervals, series of the long rollouts and metadata; `run_meta` is the run's."""
+    """A model's metrics, intervals, series and metadata; `run_meta` is the run's."""
     evaluated = result.evaluated
     return {
         "metrics": result.scores.metrics,
         "ci95": result.scores.ci95,
-        "series": result.outputs["long"][0] if "long" in result.outputs else {},
+        "series": series(result),
         "meta": {
             "checkpoint": provenance.display_path(evaluated.path),
             "name": evaluated.name,
@@ -126,6 +187,14 @@ def as_json(result: Result, run_meta: dict) -> dict:
             "seconds": {**run_meta["seconds"], **result.seconds},
         },
     }
+
+
+def series(result: Result) -> dict[str, list[float]]:
+    """Lists over the windows of the long rollouts, and over the seconds of the walks as "walk.KIND.NAME"."""
+    found = dict(result.outputs["long"][0]) if "long" in result.outputs else {}
+    for kind, output in result.outputs.get("walk", {}).items():
+        found |= {f"walk.{kind}.{name}": values for name, values in output["series"].items()}
+    return found
 
 
 def heading(meta: dict) -> str:
@@ -208,9 +277,44 @@ def horizons(results: list[Result], plan: Plan) -> str:
         measured = [row for row in rows if f"{row[2]}.h{plan.horizons[0]}.{metric}" in row[1].metrics]
         if not measured:
             continue
-        lines += ["", f"| {title} | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
-        for name, scores, prefix in measured:
-            digits = HORIZON_DIGITS.get(metric, 3)
-            cells = [cell(scores, f"{prefix}.{column}.{metric}", digits) for column in columns]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        digits = HORIZON_DIGITS.get(metric, 3)
+        found = {
+            name: [cell(scores, f"{prefix}.{column}.{metric}", digits) for column in columns]
+            for name, scores, prefix in measured
+        }
+        lines += ["", table(title, list(columns.values()), found)]
     return "\n".join(lines[1:])
+
+
+def table(title: str, columns: list[str], rows: dict[str, list[str]]) -> str:
+    """A table in Markdown: the cells of each row by its name."""
+    lines = [[title, *columns], *([name, *cells] for name, cells in rows.items())]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([text[0], "|---" * (len(columns) + 1) + "|", *text[1:]])
+
+
+def more_tables(results: list[Result]) -> list[str]:
+    """The tables of the walks, by second, and of the depth, by horizon; those that were measured."""
+    tables = []
+    for kind, title in WALK_TITLES.items():
+        columns = [second for second in SECONDS if f"walk.{kind}.s{second}.held" in results[0].scores.metrics]
+        if not columns:
+            continue
+        found = {
+            f"{r.evaluated.name}: {name}": [
+                cell(r.scores, f"walk.{kind}.s{second}.{key}", 2) for second in columns
+            ]
+            for r in results
+            for key, name in WALK_ROWS.items()
+        }
+        tables.append(table(f"Walks, {title}", [f"second {second}" for second in columns], found))
+    scores = results[0].scores
+    rows = {
+        name: [cell(scores, key.format(h), 2) for h in DEPTH_HORIZONS]
+        for key, name in DEPTH_ROWS.items()
+        if key.format(DEPTH_HORIZONS[0]) in scores.metrics
+    }
+    if rows:
+        title = f"Depth, PSNR in dB, {scores.metrics['depth.windows']:.0f} windows"
+        tables.append(table(title, [f"{h} frames ahead" for h in DEPTH_HORIZONS], rows))
+    return tables

@@ -1,6 +1,7 @@
 """Section rollouts: recorded windows are rolled out under their own actions and compared with the recording.
 
 The contexts of all lengths end at the same frame, so that all rows of the table compare the same pictures.
+Visible cells, which the context shows, and disoccluded ones, which it does not, are also measured apart.
 The baselines are the last context frame: copied (`copy`), warped as the camera rotated (`rot`), and warped as
 the camera rotated and moved over a flat ground (`geo`). The last two are given the true poses.
 """
@@ -9,24 +10,29 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 import metrics
 from dataset.actions import MOVE_X, MOVE_Z, PITCH, YAW
+from dataset.surroundings import FARTHEST, decode_inverse_ray_distance
 from evaluation import inverse_dynamics
 from evaluation.aggregate import Scores
 from evaluation.evaluated_model import EvaluatedModel
-from evaluation.held_out_clips import HeldOutClips
+from evaluation.held_out_clips import HeldOutClips, has_recorded_depth
 from evaluation.picture_networks import PictureNetworks
 from evaluation.plan import Plan
 from geometry import camera
+from geometry.zbuffer import warp_by_zbuffer
 
 MEAN = 20  # frames over which the cheap metrics are also averaged
 HORIZON_METRICS = ("ssim", "perceptual", "lpips", "edge_f1")  # slow: at the horizons only
 MIN_TURN = 2.0  # degrees in FLOW_EVERY frames: the least recorded turn whose sign is measured
 RANDOM_FRAMES = 20  # of the rollout under another window's actions
 BASELINES = ("copy", "rot", "geo")
+PARTS = ("visible", "disoccluded")
+MIN_CELLS = 16  # of a picture that are visible, or disoccluded, for them to be measured apart
 LENGTH, HORIZONTAL, RADIAL, VERTICAL = range(4)  # of `flow_measures`
 
 
@@ -54,6 +60,7 @@ class RecordedWindows:
     sources: dict[str, FrameSet]  # "recording" (decoded true tokens) and the baselines
     # Window index -> original pictures [1+F, 3, Hp, Wp], the context's last frame first.
     original_pictures: dict[int, Tensor]
+    visible: Tensor | None = None  # [N, F, H, W] bool: cells that the context shows; None without poses
 
     @property
     def clips(self) -> np.ndarray:
@@ -75,9 +82,13 @@ def read_windows(held_out: HeldOutClips, plan: Plan, networks: PictureNetworks) 
     original_pictures = held_out.original_pictures(windows, last + np.concatenate([[0], frames]))
     tokens, actions, _ = held_out.clips.batch(windows, plan.span)
     recorded = RecordedWindows(windows, tokens, actions, frames, {}, original_pictures)
+    recorded.visible = visible_cells(held_out, windows, plan, last, frames)
     truth, last_tokens = tokens[:, last + frames], tokens[:, last : last + 1]
     last_picture = held_out.decode(last_tokens)  # [N, 1, 3, Hp, Wp]
     recorded.sources["recording"] = FrameSet(truth, held_out.decode(truth))
+    if recorded.visible is not None:
+        share = recorded.visible.float().mean((2, 3)).numpy()
+        recorded.sources["recording"].values["visible_share"] = share
     recorded.sources["copy"] = FrameSet(
         last_tokens.expand_as(truth), last_picture.expand(-1, len(frames), -1, -1, -1)
     )
@@ -89,6 +100,67 @@ def read_windows(held_out: HeldOutClips, plan: Plan, networks: PictureNetworks) 
         compare(source, recorded, plan, networks, with_tokens=name != "recording")
         source.flow = flow_series(last_picture, source, frames)
     return recorded
+
+
+def visible_cells(
+    held_out: HeldOutClips, windows: np.ndarray, plan: Plan, last: int, frames: np.ndarray
+) -> Tensor | None:
+    """The cells [N, F, H, W] bool of the frames last + `frames` [F] that the context shows.
+
+    The context is the first and the last frame of the main one, which ends at frame `last` of the windows.
+    Where its depth was recorded and is loaded (`TokenClips`, extras "depth"), the depth is warped with a
+    z-buffer; elsewhere the ground is taken to be flat. None where poses were not recorded.
+    """
+    pose = held_out.clips.batch(windows, plan.span)[2]
+    if not pose.isfinite().all():
+        return None
+    height, width = held_out.manifest.latent_size
+    depth = held_out.clips.extras.get("depth")
+    visible = torch.zeros(len(windows), len(frames), height, width, dtype=torch.bool)
+    for n, (clip, start) in enumerate(windows):
+        pose_to = pose[n, last + frames]
+        for source in {last - plan.main_context + 1, last}:
+            pose_from = pose[n, source].expand_as(pose_to)
+            if has_recorded_depth(held_out, clip):
+                inverse = torch.from_numpy(decode_inverse_ray_distance(depth[clip][start + source]))
+                inverse = inverse.clamp(min=1 / FARTHEST).expand(len(frames), -1, -1)
+                fallback = camera.ground_plane(pose_to, *inverse.shape[1:], held_out.fov)
+                shown = warp_by_zbuffer(inverse, pose_from, pose_to, fallback, held_out.fov)[2]
+                visible[n] |= F.adaptive_avg_pool2d(shown.float(), (height, width)) >= 0.5
+            else:
+                visible[n] |= ~camera.disoccluded_mask(pose_from, pose_to, height, width, held_out.fov)
+    return visible
+
+
+def compare_parts(source: FrameSet, recorded: RecordedWindows) -> None:
+    """Fills in `source.values` of visible and of disoccluded cells, against the decoded true tokens.
+
+    `psnr_PART`, `token_acc_PART`, and `gradient_ratio_PART`: their mean gradient over the truth's. NaN where
+    a picture has fewer than MIN_CELLS of them.
+    """
+    truth = recorded.sources["recording"]
+    size = truth.tokens.shape[-2:]
+    names = [f"{m}_{part}" for m in ("psnr", "token_acc", "gradient_ratio") for part in PARTS]
+    found = {name: [] for name in names}
+    for n in range(len(source.tokens)):  # window by window: the pictures of all are large
+        error = (source.pictures[n] - truth.pictures[n]).square().mean(1)  # [F, Hp, Wp]
+        gradients = [metrics.gradient_map(frames.pictures[n]) for frames in (source, truth)]
+        error, gradient, true_gradient = (F.adaptive_avg_pool2d(x, size) for x in (error, *gradients))
+        same = (source.tokens[n] == truth.tokens[n]).float()
+        for part, cells in zip(PARTS, (recorded.visible[n], ~recorded.visible[n]), strict=True):
+            found[f"psnr_{part}"].append(
+                -10 * mean_of_cells(error, cells).clamp_min(metrics.MSE_FLOOR).log10()
+            )
+            found[f"token_acc_{part}"].append(mean_of_cells(same, cells))
+            ratio = mean_of_cells(gradient, cells) / mean_of_cells(true_gradient, cells)
+            found[f"gradient_ratio_{part}"].append(ratio)
+    source.values |= {name: torch.stack(values).numpy() for name, values in found.items()}
+
+
+def mean_of_cells(values: Tensor, cells: Tensor) -> Tensor:
+    """Values [F, H, W], averaged over some cells [F, H, W] bool -> [F], NaN for fewer than MIN_CELLS."""
+    count = cells.sum((1, 2))
+    return torch.where(count >= MIN_CELLS, (values * cells).sum((1, 2)) / count, torch.nan)
 
 
 def warp_picture(
@@ -131,7 +203,7 @@ def compare(
     """Fills in `source.values`, against the original pictures and, `with_tokens`, the decoded true tokens.
 
     `psnr_tokens`, `ssim`, `perceptual`, `edge_f1` are against the decoded true tokens; `psnr_frames`,
-    `ssim_frames`, ... against the original pictures.
+    `ssim_frames`, ... against the original pictures. Those of `compare_parts` are filled in, too.
     """
     truth, N, F = recorded.sources["recording"], len(source.tokens), len(recorded.frames)
     at_horizons = np.isin(recorded.frames, plan.horizons)
@@ -152,6 +224,8 @@ def compare(
 
     store("codes", slice(None), metrics.unique_codes(source.tokens))
     if with_tokens:
+        if recorded.visible is not None:
+            compare_parts(source, recorded)
         store("token_acc", slice(None), metrics.token_accuracy(source.tokens, truth.tokens))
         store("codes_ratio", slice(None), metrics.codes_ratio(source.tokens, truth.tokens))
     for window in range(N):

@@ -15,16 +15,20 @@ from metrics.flow_metrics import (
     optical_flow,
     radial_flow,
     vertical_flow,
+    warp_error,
 )
 from metrics.picture_metrics import (
+    MSE_FLOOR,
     PSNR_CEILING,
     delta_psnr,
     edge_f1,
     edge_flicker,
     edges,
+    gradient_map,
     grey,
     mean_change,
     psnr,
+    spatial_gradient,
     ssim,
 )
 from metrics.statistics import (
@@ -48,6 +52,7 @@ from metrics.token_metrics import (
 __all__ = [
     "FLOW_EVERY",
     "FLOW_NOISE",
+    "MSE_FLOOR",
     "PSNR_CEILING",
     "bits_per_token",
     "bootstrap_interval",
@@ -65,6 +70,7 @@ __all__ = [
     "flow_profile",
     "flow_sign",
     "frechet_distance",
+    "gradient_map",
     "grey",
     "horizontal_flow",
     "jensen_shannon",
@@ -75,8 +81,10 @@ __all__ = [
     "peak",
     "psnr",
     "radial_flow",
+    "spatial_gradient",
     "ssim",
     "token_accuracy",
     "unique_codes",
     "vertical_flow",
+    "warp_error",
 ]

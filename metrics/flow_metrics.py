@@ -17,7 +17,26 @@ FLOW_EVERY = 4  # frames between two pictures
 FLOW_SIZE = 160, 88  # width and height
 FLOW_ROWS, FLOW_COLUMNS = (0.08, 0.82), (0.08, 0.92)  # shares of the picture: no borders and no player's hand
 RADIAL_BEYOND = 0.15  # share of the width: radial flow is measured farther from the centre than this
+OCCLUDED = 1.0  # pixels: a pixel whose flow there and back ends farther away is occluded
 FLOW_NOISE = 0.01  # pixels: a smaller flow is numerical noise
+
+
+def _measured_rows_and_columns() -> tuple[slice, slice]:
+    """FLOW_ROWS and FLOW_COLUMNS of the 160x88 picture."""
+    width, height = FLOW_SIZE
+    top, bottom = (round(share * height) for share in FLOW_ROWS)
+    left, right = (round(share * width) for share in FLOW_COLUMNS)
+    return slice(top, bottom), slice(left, right)
+
+
+def _prepared(pictures: Tensor) -> list[np.ndarray]:
+    """Pictures [..., 3, H, W] -> luma of 160x88 pixels, uint8."""
+    return [cv2.resize(p, FLOW_SIZE, interpolation=cv2.INTER_AREA) for p in to_luma_bytes(pictures)]
+
+
+def _farneback(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Flow from luma `a` to `b`, uint8 [H, W] -> [H, W, 2] pixels."""
+    return cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 4, 21, 4, 7, 1.5, 0)
 
 
 def optical_flow(before: Tensor, after: Tensor) -> Tensor:
@@ -25,20 +44,34 @@ def optical_flow(before: Tensor, after: Tensor) -> Tensor:
 
     In pixels of the 160x88 picture, cropped to FLOW_ROWS and FLOW_COLUMNS.
     """
-    width, height = FLOW_SIZE
-    top, bottom = (round(share * height) for share in FLOW_ROWS)
-    left, right = (round(share * width) for share in FLOW_COLUMNS)
-
-    def prepared(pictures: Tensor) -> np.ndarray:
-        luma = to_luma_bytes(pictures)
-        return np.stack([cv2.resize(p, FLOW_SIZE, interpolation=cv2.INTER_AREA) for p in luma])
-
-    flow = [
-        cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 4, 21, 4, 7, 1.5, 0)[top:bottom, left:right]
-        for a, b in zip(prepared(before), prepared(after), strict=True)
-    ]
+    rows, columns = _measured_rows_and_columns()
+    flow = [_farneback(a, b)[rows, columns] for a, b in zip(_prepared(before), _prepared(after), strict=True)]
     flow = torch.from_numpy(np.stack(flow)).movedim(-1, 1)
     return flow.reshape(*before.shape[:-3], *flow.shape[1:])
+
+
+def warp_error(before: Tensor, after: Tensor) -> Tensor:
+    """Mean absolute difference of luma between `after` and `before` warped onto it by optical flow.
+
+    before, after [..., 3, H, W] in [0, 1] -> [...] in 0..1, over the pixels whose flow there and back
+    returns within OCCLUDED pixels; NaN where there is none. The temporal warping error of Lai et al. (ECCV
+    2018, arXiv 1808.00449), with Farneback's flow: what changes without moving. Compare it with the
+    recording's; a blurred picture has less.
+    """
+    width, height = FLOW_SIZE
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+    rows, columns = _measured_rows_and_columns()
+    errors = []
+    for a, b in zip(_prepared(before), _prepared(after), strict=True):
+        back, forth = _farneback(b, a), _farneback(a, b)
+        source = grid + back  # where each pixel of b was in a
+        there = cv2.remap(forth, source, None, cv2.INTER_LINEAR)
+        seen = np.linalg.norm(back + there, axis=-1) < OCCLUDED
+        seen &= ((source >= 0) & (source <= [width - 1, height - 1])).all(-1)
+        warped = cv2.remap(a, source, None, cv2.INTER_LINEAR)
+        seen, error = seen[rows, columns], cv2.absdiff(warped, b)[rows, columns]
+        errors.append(error[seen].mean() / 255 if seen.any() else math.nan)
+    return torch.tensor(errors, dtype=torch.float32).reshape(before.shape[:-3])
 
 
 def flow_magnitude(flow: Tensor) -> Tensor:

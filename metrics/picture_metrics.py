@@ -107,6 +107,24 @@ def mean_change(frames: Tensor) -> Tensor:
     return frames.float().diff(dim=-4).abs().mean((-4, -3, -2, -1))
 
 
+def gradient_map(pictures: Tensor) -> Tensor:
+    """Absolute difference of each pixel's luma from its right and its lower neighbour's, averaged over both.
+
+    Pictures [..., 3, H, W] -> [..., H, W] in 0..1; where there is no neighbour its difference is 0.
+    """
+    luma = grey(pictures)
+    right, lower = luma.diff(dim=-1).abs(), luma.diff(dim=-2).abs()
+    return (F.pad(right, (0, 1)) + F.pad(lower, (0, 0, 0, 1))) / 2
+
+
+def spatial_gradient(pictures: Tensor) -> Tensor:
+    """Mean of `gradient_map`: [..., 3, H, W] -> [...] in 0..1.
+
+    The truth's value is best: below it the picture is blurred, above it noisy.
+    """
+    return gradient_map(pictures).mean((-2, -1))
+
+
 def delta_psnr(right: Tensor, wrong: Tensor) -> Tensor:
     """PSNR under the true actions minus PSNR under other actions, in dB: how much the actions matter.
 

@@ -1,1 +1,5 @@
-"""Shared by all scripts: settings, device, checkpoint files, run logs, video files, provenance, writing of files."""
+"""Shared by all scripts: settings, device, checkpoint files, run logs, video files, provenance."""
+
+from runtime.worker_process import end_with_parent
+
+end_with_parent()

@@ -36,7 +36,8 @@ from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 CODES = TINY_WORLD.codebook_size
 SMALL = Plan(
     contexts=(1, 6, 16), horizons=(1, 4, 8, 16, 20), windows=4, teacher_forced_frames=10_000, start_windows=2,
-    still_windows=2, memory_windows=2, look_aways=2, long_rollouts=2, long_frames=128,
+    still_windows=2, still_starts=2, still_seconds=1, memory_windows=2, look_aways=2, long_rollouts=2,
+    long_frames=128, walk_starts=2, walk_seconds=2, depth_windows=4,
 )  # fmt: skip
 NO_NETWORKS = PictureNetworks({}, torch.nn.Identity(), None)
 
@@ -372,6 +373,7 @@ def test_metrics_are_flat_and_complete(run):
             for when in ("h1", "h4", "h8", "h16", "h20"):
                 names = "psnr_tokens psnr_frames ssim perceptual token_acc codes_ratio edge_f1"
                 wanted |= {f"{source}rollout.ctx{context}.{when}.{name}" for name in names.split()}
+    wanted |= {f"{source}.depth.h{h}.psnr" for source in ("copy", "rot", "geo") for h in (1, 20)}
     assert wanted - metrics.keys() == set()
     assert metrics["copy.rollout.ctx1.h8.psnr_tokens"] == metrics["copy.rollout.ctx16.h8.psnr_tokens"]
     for key, (low, high) in run[0]["ci95"].items():
@@ -451,6 +453,13 @@ def test_quick_evaluates_fewer_clips(files, monkeypatch, tmp_path):
     evaluate.main(files.flags("--quick", "--only", "teacher_forced", "--out", tmp_path / "a.json"))
     meta = json.loads((tmp_path / "a.json").read_text())["meta"]
     assert meta["clips"] == ["counting", "still"] and meta["quick"]
+    assert meta["plan"]["walk_starts"] == SMALL.walk_starts
+
+
+def test_the_walks_have_flags_of_their_own(files):
+    config = evaluate.parse_config(files.flags("--walk_starts", 7, "--walk_seconds", 3))
+    assert (config.plan.walk_starts, config.plan.walk_seconds) == (7, 3)
+    assert dataclasses.replace(config.plan, walk_starts=2, walk_seconds=2) == SMALL
 
 
 def test_help_lists_every_flag(capsys):

@@ -15,7 +15,8 @@ from conftest import PixelDistance
 from torch import Tensor
 
 from dataset.actions import MOVE_X, MOVE_Z, PITCH, YAW, from_keys
-from dataset.token_files import ClipEntry, Manifest, write_token_file
+from dataset.surroundings import encode_inverse_ray_distance
+from dataset.token_files import RECORDED, ClipEntry, Manifest, write_token_file
 from dataset.windows import TokenClips
 from evaluation import controllability, long_rollouts, memory, rollouts, teacher_forced, tokenizer_quality
 from evaluation.aggregate import Scores
@@ -31,7 +32,8 @@ UNITS = torch.tensor([100.0, 100.0, 100.0, 50.0, 50.0])  # tokens per metre and 
 MIDDLE = 30_000  # the token of 0
 PLAN = Plan(
     contexts=(1, 6), horizons=(1, 4, 8, 20), windows=4, teacher_forced_frames=60, start_windows=4,
-    still_windows=4, memory_windows=2, look_aways=2, long_rollouts=2, long_frames=192,
+    still_windows=4, still_starts=2, still_seconds=2, memory_windows=2, look_aways=2, long_rollouts=2,
+    long_frames=192,
 )  # fmt: skip
 
 
@@ -270,6 +272,96 @@ def test_change_while_standing_still(held_out):
     assert len(windows) >= 3
     for clip, start in windows:
         assert not held_out.clips.actions[clip][start + 5 : start + 13].any()
+
+
+def test_standing_still_for_long(held_out):
+    still = measured(controllability.standing_still, held_out, Walker())
+    assert still["still.long.agreement"] == 1 and still["still.long.change"] == 0
+    assert still["still.long.codes_ratio"] == still["still.long.gradient_ratio"] == 1
+    assert still["still.long.psnr"] == pytest.approx(PSNR_CEILING)
+
+    class Drifts(Walker):
+        def rollout(self, context, actions, pose, description):
+            drifting = super().rollout(context, actions, pose, description)
+            turned = torch.arange(drifting.shape[1]) * 50  # a degree a frame
+            drifting[:, :, [3, 5, 7]] += turned[None, :, None, None]
+            return drifting
+
+    drift = measured(controllability.standing_still, held_out, Drifts())
+    assert drift["still.long.agreement"] < 0.9 and drift["still.long.change"] > 0.1
+    assert drift["still.long.psnr"] < 20
+
+
+def test_pairs_without_those_that_the_recording_blocks(held_out, monkeypatch):
+    """At one start the recorded player walks against a wall, and so does the model."""
+    plan = replace(PLAN, start_windows=4)
+    windows = controllability.start_windows(held_out, plan)
+    at_wall = int(windows[0, 1]) + plan.main_context - 1
+    actions = [a.copy() for a in held_out.clips.actions]
+    pose = [p.copy() for p in held_out.clips.pose]
+    clip = int(windows[0, 0])
+    actions[clip][at_wall : at_wall + 3] = [0, 0, 0, 1, 0]
+    pose[clip][at_wall : at_wall + 4] = pose[clip][at_wall]
+    monkeypatch.setattr(held_out.clips, "actions", actions)
+    monkeypatch.setattr(held_out.clips, "pose", pose)
+    blocked = controllability.blocked_commands(held_out, windows, plan)
+    assert blocked["forward"].tolist() == [True, False, False, False]
+    assert not any(blocked[name].any() for name in ("back", "left", "right"))
+
+    class Walled(Walker):
+        def rollout(self, context, actions, pose, description):
+            actions = actions.clone()
+            actions[0, :, MOVE_Z] = actions[0, :, MOVE_Z].clamp(max=0)  # a wall before the first start
+            return super().rollout(context, actions, pose, description)
+
+    found = measured(controllability.control, held_out, Walled(), plan=plan)
+    assert found["control.blocked.forward_back"] == 0.25 and found["control.blocked.strafe"] == 0
+    assert found["control.pairs_by_frame.forward_back"] == 0.75
+    assert found["control.pairs_unblocked_by_frame.forward_back"] == 1
+    assert found["control.pairs_unblocked_by_frame.strafe"] == found["control.pairs_by_frame.strafe"]
+    assert "control.pairs_unblocked.turn" not in found, "nothing blocks a turn"
+
+
+def test_visible_and_disoccluded_cells_are_measured_apart(held_out, networks):
+    """A model that is right where the context shows the cell and grey elsewhere."""
+    plan = replace(PLAN, contexts=(6,), windows=3)
+    recorded = rollouts.read_windows(held_out, plan, networks)
+    share = recorded.sources["recording"].values["visible_share"]
+    assert share[:, 0].min() > 0.8 and share[:, -1].min() < share[:, 0].min()
+    visible = recorded.visible[..., None, :, :].repeat_interleave(4, -1).repeat_interleave(4, -2)
+    truth = recorded.sources["recording"]
+    grey = torch.where(visible, truth.pictures, torch.full_like(truth.pictures, 0.5))
+    tokens = torch.where(recorded.visible, truth.tokens, -1)
+    source = rollouts.FrameSet(tokens, grey)
+    rollouts.compare_parts(source, recorded)
+    far = ((~recorded.visible).sum((2, 3)) >= rollouts.MIN_CELLS).numpy()
+    assert far.any() and not far.all()
+    for name, right in (("psnr", PSNR_CEILING), ("token_acc", 1.0), ("gradient_ratio", 1.0)):
+        shown, hidden = (source.values[f"{name}_{part}"] for part in rollouts.PARTS)
+        assert shown == pytest.approx(right, rel=0.2 if name == "gradient_ratio" else 1e-4), name
+        assert np.isnan(hidden[~far]).all(), "too few cells"
+        assert np.median(hidden[far]) < 0.6 * right, name
+    found = rolled_out(held_out, networks, Walker())
+    assert found["rollout.ctx6.h20.psnr_visible"] > 40 and found["rollout.ctx6.h20.psnr_disoccluded"] > 40
+    assert "geo.rollout.ctx6.mean20.psnr_visible" in found
+    assert 0 < found["recording.rollout.ctx6.h20.visible_share"] < 1
+
+
+def test_recorded_depth_says_what_is_visible(held_out, networks, monkeypatch):
+    """A wall a metre before the player hides from the next place what a far view would show."""
+    plan = replace(PLAN, contexts=(6,), windows=3)
+    windows = held_out.windows(plan.span, plan.windows)
+    frames = rollouts.measured_frames(plan)
+    shares = {}
+    for metres in (1.0, 100.0):
+        code = encode_inverse_ray_distance(np.float32(1 / metres))
+        depth = [np.full((240, 2 * ROWS, 2 * COLUMNS), code, np.uint8) for _ in held_out.lengths]
+        monkeypatch.setattr(held_out.clips, "extras", {"depth": depth})
+        monkeypatch.setattr(
+            held_out.clips, "entries", [replace(e, depth=RECORDED) for e in held_out.clips.entries]
+        )
+        shares[metres] = rollouts.visible_cells(held_out, windows, plan, 5, frames).float().mean()
+    assert shares[100.0] > shares[1.0] + 0.02
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from metrics import (
     optical_flow,
     radial_flow,
     vertical_flow,
+    warp_error,
 )
 
 
@@ -96,3 +97,14 @@ def test_a_frozen_picture_has_no_flow_profile():
     still, truth = (flow_magnitude(optical_flow(p[:-1], p[1:])) for p in (frozen, moving))
     assert flow_profile(still, truth) == 0 and still.sum() < 0.01 * truth.sum()
     assert flow_profile(truth, still).isnan()
+
+
+def test_warp_error_is_what_no_motion_explains():
+    before = texture(72, 128)
+    moved = before.roll((1, 3), (-2, -1))
+    noise = 0.1 * torch.randn(before.shape, generator=seeded(1))
+    assert warp_error(before, before).item() == pytest.approx(0, abs=1e-3)
+    assert warp_error(before, moved).item() < 0.01
+    assert (moved - before).abs().mean() > 0.05, "though it changes"
+    assert warp_error(before, moved + noise).item() > 0.03
+    assert warp_error(before[None], moved[None]).shape == (1, 1)

@@ -5,7 +5,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from metrics import PSNR_CEILING, delta_psnr, edge_f1, edge_flicker, edges, grey, mean_change, psnr, ssim
+from metrics import (
+    PSNR_CEILING,
+    delta_psnr,
+    edge_f1,
+    edge_flicker,
+    edges,
+    gradient_map,
+    grey,
+    mean_change,
+    psnr,
+    spatial_gradient,
+    ssim,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -136,4 +148,15 @@ def test_mean_change():
     assert mean_change(frames).tolist() == [0.0, 1.0, 0.5]
     assert mean_change(torch.arange(5).mul(0.1).view(5, 1, 1, 1).expand(5, 3, 2, 2)).item() == pytest.approx(
         0.1
+    )
+
+
+def test_the_gradient_of_a_bar_by_hand():
+    """Two edges of 32 pixels, in rows only: 2 * 32 differences of 1, halved, in 32 x 64 pixels."""
+    picture = bars(16)
+    assert spatial_gradient(picture).item() == pytest.approx(2 * 32 / 2 / (32 * 64))
+    assert gradient_map(picture)[:, 15].tolist() == pytest.approx([0.5] * 32)
+    assert gradient_map(picture).sum(0).nonzero().flatten().tolist() == [15, 23]
+    assert spatial_gradient(torch.nn.functional.avg_pool2d(picture, 8)[None].expand(2, -1, -1, -1)).shape == (
+        2,
     )
