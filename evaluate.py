@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--depth_ckpt", type=Path, default=SHIPPED_DEPTH, help="depth network for the section depth")
     add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="folder of token files with a manifest")
     add("--split", choices=("val", "train", "all"), default="val", help="clips to evaluate on")
-    add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into a folder beside it")
+    add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into the folder NAME")
     add("--quick", action="store_true", help="a smoke test: about a tenth of the clips and windows")
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
     add("--walk_starts", type=positive_int, help=f"starts of the section walk (default {FULL.walk_starts})")
@@ -132,7 +132,7 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
         depth=args.depth_ckpt,
         data_dir=args.data_dir,
         split=args.split,
-        out=args.out or OUT / f"{name}.json",
+        out=json_file(args.out or OUT / f"{name}.json"),
         quick=args.quick,
         plan=plan_of(args),
         sections=tuple(args.only),
@@ -148,6 +148,16 @@ def plan_of(args: argparse.Namespace) -> Plan:
     plan = QUICK if args.quick else FULL
     asked = {"walk_starts": args.walk_starts, "walk_seconds": args.walk_seconds}
     return replace(plan, **{name: value for name, value in asked.items() if value is not None})
+
+
+def json_file(path: Path) -> Path:
+    """The file with the ending .json, so that the folder of pictures beside it has another name.
+
+    Raises SettingError for another ending.
+    """
+    if path.suffix not in ("", ".json"):
+        raise SettingError(f"--out {path}: expected a name that ends in .json, or without an ending")
+    return path.with_suffix(".json")
 
 
 def named_checkpoints(paths: list[Path]) -> dict[str, Path]:

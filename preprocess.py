@@ -49,6 +49,7 @@ from preprocessing.clip_encoder import EncodeJob, Outcome, encode_clips, skipped
 from runtime.config import positive_int
 from runtime.device import pick_device
 from runtime.errors import run_script
+from runtime.folder_lock import lock_folder
 from runtime.video import RESIZE
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
 
@@ -180,10 +181,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: PreprocessConfig) -> int:
-    """Encodes all clips and returns the exit status. Raises UserError."""
+    """Encodes all clips and returns the exit status. Raises UserError.
+
+    Shards may share an output folder, two runs of one shard may not.
+    """
+    index, shards = config.shard
+    part = f"shard-{index}-of-{shards}" if shards > 1 else ""
+    with lock_folder(config.out_dir, "preprocess.py", "--out_dir", part):
+        return encode_all(config)
+
+
+def encode_all(config: PreprocessConfig) -> int:
+    """As `run`, in a folder that no other run of this shard uses."""
     source, clips = find_clips(config.clips_dir, config.source, config.out_dir)
     settings = settings_of(config, source, clips, load_tokenizer(config.tokenizer))
-    config.out_dir.mkdir(parents=True, exist_ok=True)
     entries, _, settings = load_manifests(config.out_dir, settings)
     resume = settings.camera_degrees_per_unit > 0  # the folder has a manifest
     if not resume:

@@ -16,7 +16,6 @@ share one generated world; preprocess.py assigns whole worlds to a split. Nothin
 """
 
 import argparse
-import fcntl
 import json
 import multiprocessing
 import os
@@ -50,6 +49,7 @@ from luanti.game import (
 from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, RecorderOptions, plan_clips, record_world
 from runtime.config import SettingError, non_negative_int, positive_float, positive_int
 from runtime.errors import run_script
+from runtime.folder_lock import lock_folder
 from runtime.outputs import write_text
 from runtime.video import VideoError
 
@@ -197,15 +197,14 @@ def run(config: RecordConfig) -> int:
     if config.human and not os.environ.get("DISPLAY"):
         raise SettingError("--human needs a display, and DISPLAY is not set; run it in a desktop session")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM has the effect of Ctrl-C
+    with lock_folder(config.out, "record.py", "--out"):
+        return record_in_folder(config)
+
+
+def record_in_folder(config: RecordConfig) -> int:
+    """As `run`, in a folder that no other run uses."""
     folder = config.out.resolve() / ".recorder"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SettingError(
-            f"{config.out}: another record.py is writing there; wait or use another --out"
-        ) from None
+    folder.mkdir(exist_ok=True)
     try:
         check_same_settings(config)
         for profile in folder.glob("profile-*"):  # of a run that was killed

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -33,6 +34,9 @@ from runtime import checkpoint
 from runtime.config import SettingError, constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
+from runtime.folder_lock import lock_folder
+from runtime.outputs import make_folder
+from runtime.run_folder import last_good, remove_old_steps, set_aside
 from runtime.run_log import Means, RunLog, StopRequest
 from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
@@ -167,15 +171,20 @@ def run() -> None:
     print(f"precision: {dtype}")
     if distributed.size() > 1:
         print(f"processes: {distributed.size()}, {config.batch_size // distributed.size()} windows each")
-    train(config, device, dtype)
+    first = distributed.rank() == 0
+    lock = lock_folder(config.out_dir, "train.py", "OUT_DIR") if first else nullcontext()
+    with lock, StopRequest() as stop:
+        train(config, device, dtype, stop)
     distributed.stop()
 
 
-def train(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+def train(
+    config: TrainConfig, device: torch.device, dtype: torch.dtype, stop: StopRequest | None = None
+) -> None:
     """The training run. Every process runs all of it, except what only the `first` does for all."""
     first = distributed.rank() == 0
     out = Path(config.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     torch.manual_seed(config.seed)
 
     # data
@@ -207,10 +216,10 @@ def train(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None
     step_loss = StepLoss(tokenizer, distance, loss_weights(config))
 
     # resume, or start from the weights of another run
-    last = out / "last.pt"
-    resumed = config.resume and last.is_file()
+    resumed = last_good(out, WORLD_KIND, config.resume)
     if resumed:
-        content = checkpoint.load(last, WORLD_KIND)
+        last, content = resumed
+        checkpoint.require(content, ("tokenizer", "position", *curriculum.content()), last)
         check_tokenizer(content["tokenizer"], tokenizer.fingerprint, config.vqvae_ckpt, str(last))
         state.restore(content, last)
         batches.restore(content["position"])
@@ -220,7 +229,7 @@ def train(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None
         checkpoint.check_config(content, model.config, config.init_from)
         model.load_state_dict(source.state_dict())
         print(f"weights from {config.init_from}")
-    if config.model == "geometry" and not state.step and not config.init_from:
+    if config.model == "geometry" and not resumed and not config.init_from:
         error = pretrain_motion(model, clips, config.motion_steps, config.seed)
         print(f"displacement predicted from actions alone: mean error {error:.3f} m a frame")
     distributed.share_weights(model)
@@ -234,9 +243,12 @@ def train(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None
         content |= curriculum.content() | state.content()
         checkpoint.save(out / name, world_content(model, **content))
 
-    log = RunLog(out, config.wandb, config.wandb_project, constants, resumed) if first else None
+    if first and not resumed:
+        set_aside(out)
+    resumed_step = state.step if resumed else None
+    log = RunLog(out, config.wandb, config.wandb_project, constants, resumed_step) if first else None
     spikes = SpikeWatch(out / "spikes.jsonl", clips, config.spike_factor)
-    means, save_timer, stop = Means(), SaveTimer(config.save_steps, config.save_minutes), StopRequest()
+    means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     model.train()
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2, disable=not first)
     # A signal to one process stops all of them after the same step.
@@ -252,14 +264,8 @@ def train(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None
         # forward, backward, clip, optimizer step
         with autocast(device, dtype):
             result = window_loss(model, step_loss, tokens, actions, pose, inputs)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(result.loss).backward()
-        distributed.average_gradients(model)
-        scaler.unscale_(optimizer)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip))
-        scaler.step(optimizer)
-        scaler.update()
-        state.step = step = state.step + 1
+        grad_norm = state.update(result.loss, config.grad_clip, distributed.average_gradients)
+        step = state.step
         bar.update()
         if not first:
             continue
@@ -275,7 +281,7 @@ def train(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None
                 row["loss_gap"] = row["loss_self_fed"] - row["loss_teacher"]
             row |= prediction_values(result, tokens[:, -1], tokenizer)
             row |= {"teacher_prob": inputs.teacher_prob, "seq_len": seq_len, "ar_len": inputs.ar_len}
-            row |= {"lr": lr, "frames_per_s": frames_per_s}
+            row |= {"lr": lr, "frames_per_s": frames_per_s, "skipped_steps": state.finite.skipped}
             row |= {"epoch": batches.position["epoch"], "epoch_completion": batches.completion}
             if step % config.sensitivity_steps < config.log_steps:
                 with autocast(device, dtype):
@@ -302,15 +308,13 @@ def train(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None
         # save
         if step % config.save_steps == 0:
             save(f"step_{step:06d}.pt")
-            for old in sorted(out.glob("step_*.pt"))[: -config.keep]:
-                old.unlink()
+            remove_old_steps(out, config.keep, step)
         if save_timer.due(step):
             save("last.pt")
     bar.close()
     if first:
         save("last.pt")
         log.close()
-    stop.release()
     print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
 
 

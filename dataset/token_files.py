@@ -12,8 +12,6 @@ fit.
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 from dataset.actions import ACTION_DIM, ACTION_NAMES, DEGREES_PER_UNIT, PITCH, YAW
 from dataset.surroundings import BOX
 from runtime.errors import UserError
+from runtime.outputs import replacing, write_text
 
 MANIFEST = "manifest.json"
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"  # clips in the repository
@@ -79,11 +78,7 @@ class Manifest:
     def save(self, directory: str | Path, name: str = MANIFEST) -> None:
         """Writes the manifest atomically, clips sorted by name."""
         self.clips.sort(key=lambda clip: clip.name)
-        path = Path(directory) / name
-        # Shards on several machines may write at the same time: each needs its own temporary file.
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(temporary, path)
+        write_text(Path(directory) / name, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: str | Path, name: str = MANIFEST) -> "Manifest":
@@ -201,10 +196,8 @@ def with_first_pose(pose: np.ndarray, actions: np.ndarray, degrees_per_unit: flo
 def write_token_file(
     path: str | Path, tokens: np.ndarray, actions: np.ndarray, pose: np.ndarray, **extras: np.ndarray
 ) -> None:
-    """Writes one token file atomically. `extras`: see EXTRAS and DEPTH_NETWORK."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    """Writes one token file, complete or not at all. `extras`: see EXTRAS and DEPTH_NETWORK."""
+    with replacing(path) as part, open(part, "wb") as file:
         np.savez_compressed(
             file,
             tokens=tokens.astype(np.uint16),
@@ -212,4 +205,3 @@ def write_token_file(
             pose=pose.astype(np.float32),
             **extras,
         )
-    os.replace(temporary, path)

@@ -5,7 +5,6 @@ dataset/surroundings.py describes the depth files.
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from dataset.recordings import (
 )
 from dataset.surroundings import decode_inverse_ray_distance
 from dataset.token_files import DataError, split_of
+from runtime.outputs import make_folder, replacing
 from runtime.video import read_frames, resize, to_float, to_uint8
 from vq_vae.code_space import CodeSpace
 from vq_vae.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ def load_clips(
     A `share` of the frames is replaced by what `tokenizer` decodes of it, see `pass_through`. Each clip is
     prepared once and kept in the folder `cache`, which may be deleted. Raises as `read_clip`.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     recipe = [step, *picture, tokenizer.fingerprint if tokenizer and share else "", share, noise]
     loaded = []
     for clip in tqdm(clips, desc="clips", unit="clip"):
@@ -119,10 +119,8 @@ def load_clips(
 
 def _write(path: Path, clip: DepthClip) -> None:
     """Writes a clip to the cache atomically, not compressed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as part, open(part, "wb") as file:
         np.savez(file, pictures=clip.pictures, decoded=clip.decoded, codes=clip.codes, pose=clip.pose)
-    os.replace(temporary, path)
 
 
 def _read(path: Path, name: str) -> DepthClip:

@@ -14,6 +14,7 @@ Ctrl-C saves; the same command then continues exactly where the run stopped.
 
 import copy
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ from runtime import checkpoint
 from runtime.config import constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
+from runtime.folder_lock import lock_folder
+from runtime.outputs import make_folder
+from runtime.run_folder import last_good, set_aside
 from runtime.run_log import Means, RunLog, StopRequest
 from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
@@ -155,13 +159,19 @@ def validate(
 
 def main() -> int:
     """The command line; returns the exit status."""
-    return run_script(lambda: train(load(globals())))
+    return run_script(lambda: run(load(globals())))
 
 
-def train(config: Any) -> None:
+def run(config: Any) -> None:
+    """Trains in OUT_DIR, which no other run may use. Raises UserError."""
+    with lock_folder(config.out_dir, "train_depth.py", "OUT_DIR"), StopRequest() as stop:
+        train(config, stop)
+
+
+def train(config: Any, stop: StopRequest | None = None) -> None:
     """Trains until STEPS, or until SIGINT or SIGTERM, which save. Raises UserError."""
     out = Path(config.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     device = pick_device(config.device)
     dtype = amp_dtype(device, config.precision)
     print(f"precision: {dtype}")
@@ -186,12 +196,12 @@ def train(config: Any) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     state = TrainingState(network, optimizer, scaler, device)
-    last = out / "last.pt"
-    resumed = config.resume and last.is_file()
+    resumed = last_good(out, DEPTH_KIND, config.resume)
     if resumed:
-        content = checkpoint.load(last, DEPTH_KIND)
-        average.load_state_dict(content["model"])
+        last, content = resumed
+        checkpoint.require(content, ("trained",), last)
         state.restore({**content, "model": content["trained"]}, last)
+        average.load_state_dict(content["model"])
 
     constants = constants_of(config)
 
@@ -202,8 +212,10 @@ def train(config: Any) -> None:
         )
         checkpoint.save(out / name, content | state.content())
 
-    log = RunLog(out, config.wandb, config.wandb_project, constants, resumed)
-    means, save_timer, stop = Means(), SaveTimer(config.save_steps, config.save_minutes), StopRequest()
+    if not resumed:
+        set_aside(out)
+    log = RunLog(out, config.wandb, config.wandb_project, constants, state.step if resumed else None)
+    means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     network.train()
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2)
     while state.step < config.steps and not stop:
@@ -226,13 +238,8 @@ def train(config: Any) -> None:
             + config.gradient_weight * terms["gradient_error"]
             + config.uncertainty_weight * terms["error_likelihood"]
         )
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        state.step = step = state.step + 1
+        grad_norm = state.update(loss, config.grad_clip)
+        step = state.step
         # In the first steps the average follows fast: the untrained weights must not stay in it.
         decay = min(config.average_decay, step / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
@@ -241,14 +248,15 @@ def train(config: Any) -> None:
         # log
         means.add(
             config.batch_size,
-            {"loss": float(loss.detach()), "grad_norm": float(grad_norm)}
+            {"loss": float(loss.detach()), "grad_norm": grad_norm}
             | {name: float(value.detach()) for name, value in terms.items()},
         )
         if step % config.log_steps == 0:
             row, pictures_per_s, seconds = means.take()
             state.seconds += seconds
-            log.write(step, row | {"lr": lr, "pictures_per_s": pictures_per_s})
-            bar.set_postfix(loss=f"{row['loss']:.4f}", error=f"{row['error']:.4f}")
+            row |= {"lr": lr, "pictures_per_s": pictures_per_s, "skipped_steps": state.finite.skipped}
+            log.write(step, row)
+            bar.set_postfix({name: f"{row.get(name, math.nan):.4f}" for name in ("loss", "error")})
 
         # validate; an improvement saves best.pt
         if step % config.val_steps == 0 or step == config.steps:
@@ -265,7 +273,6 @@ def train(config: Any) -> None:
     bar.close()
     save("last.pt")
     log.close()
-    stop.release()
     print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
 
 

@@ -204,6 +204,6 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[InverseD
 
     Raises CheckpointError if the file is missing, broken or of another kind.
     """
-    content = checkpoint.load(path, INVERSE_DYNAMICS_KIND)
+    content = checkpoint.load(path, INVERSE_DYNAMICS_KIND, needed=("data",))
     model = checkpoint.build(InverseDynamics, InverseDynamicsConfig, content, path)
     return model.requires_grad_(False).eval().to(device), content

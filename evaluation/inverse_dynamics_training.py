@@ -28,6 +28,7 @@ from evaluation.inverse_dynamics import (
 )
 from runtime import checkpoint
 from runtime.device import amp_dtype, autocast
+from runtime.training_state import FiniteSteps
 from runtime.video import VideoError, header_frames, read_frames, resize, to_float
 
 STEPS, PAIRS = 1200, 20_000
@@ -170,7 +171,7 @@ def train_inverse_dynamics(
         frequency = torch.bincount(targets[name], minlength=classes).clamp_min(1)
         weights[name] = (len(actions) / (classes * frequency)).pow(CLASS_BALANCE).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=WEIGHT_DECAY)
-    generator, dtype = torch.Generator().manual_seed(seed), amp_dtype(device)
+    generator, dtype, finite = torch.Generator().manual_seed(seed), amp_dtype(device), FiniteSteps()
     bar = tqdm(range(steps), desc="inverse dynamics", unit="step")
     for step in bar:
         rate = LR * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -187,8 +188,9 @@ def train_inverse_dynamics(
         loss = loss_of(prediction, wanted, weights)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
-        optimizer.step()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        if finite.check(step + 1, float(loss.detach()), float(grad_norm)):
+            optimizer.step()
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.2f}")
     model.eval()

@@ -7,7 +7,6 @@ raised.
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,6 +34,7 @@ from dataset.token_files import (
 from preprocessing.clip_depth import PredictedDepth, recorded_surroundings
 from runtime.device import amp_dtype, autocast
 from runtime.video import ShortVideoError, VideoError, read_frames, resize, to_float
+from runtime.worker_process import end_with_parent
 from vq_vae.tokenizer import load_tokenizer
 
 
@@ -205,16 +205,10 @@ def start_worker(job: EncodeJob, threads: int) -> None:
     """Prepares a worker process: its share of the cores, its own networks."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and lets running clips finish
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     _encoder = ClipEncoder(job)
-
-
-def exit_with_parent() -> None:
-    """Ends this worker when its parent has ended, so that a killed run leaves no process behind."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def encode_in_worker(clip: Clip) -> Outcome:

@@ -84,7 +84,7 @@ def load_world_model(
     Raises CheckpointError if it was trained on the tokens of another tokenizer, or has an architecture or
     parameter names that this version does not know.
     """
-    content = load(path, WORLD_KIND)
+    content = load(path, WORLD_KIND, needed=("tokenizer",))
     check_tokenizer(
         content["tokenizer"], tokenizer.fingerprint, "the tokenizer checkpoint (--vqvae_ckpt)", str(path)
     )

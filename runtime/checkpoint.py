@@ -4,19 +4,22 @@ A checkpoint is a dict of tensors and plain values. tools/strip_checkpoint.py ma
 """
 
 import hashlib
-import os
+import io
+import pickle
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
+from runtime.outputs import write_bytes
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 SUMS = SHIPPED / "SHA256SUMS"  # of the shipped files, in the format of sha256sum
+WEIGHTS = ("model", "trained")  # entries of a checkpoint that hold weights
 
 
 class CheckpointError(UserError):
@@ -24,22 +27,35 @@ class CheckpointError(UserError):
 
 
 def save(path: str | Path, content: dict) -> None:
-    """Writes atomically: to a temporary name beside `path`, flushed to disk, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Writes a checkpoint, complete or not at all.
+
+    Raises CheckpointError for weights that are not finite, so that they never replace good ones, and
+    OutputError if the file cannot be written.
+    """
+    if name := not_finite(content):
+        raise CheckpointError(
+            f"{path}: not written, because the weights {name} are not finite (NaN or infinite); lower LR or "
+            "use PRECISION=fp32, and run again to continue from the last checkpoint"
+        )
+    buffer = io.BytesIO()  # torch.save to a full disk raises no OSError and may end the interpreter
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
-def load(path: str | Path, kind: str | None = None) -> dict:
+def not_finite(content: dict) -> str:
+    """The name of a weight in a checkpoint that is not finite; "" if all of them are."""
+    for group in WEIGHTS:
+        for name, tensor in content.get(group, {}).items():
+            if torch.is_tensor(tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+                return name
+    return ""
+
+
+def load(path: str | Path, kind: str | None = None, needed: Collection[str] = ()) -> dict:
     """Reads a checkpoint onto the CPU with weights_only=True.
 
-    Raises CheckpointError if it is missing, unreadable, not of `kind`, or a shipped file with a wrong
-    checksum.
+    Raises CheckpointError if it is missing, unreadable, not of `kind`, without an entry that is `needed`, or
+    a shipped file with a wrong checksum.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,17 +63,42 @@ def load(path: str | Path, kind: str | None = None) -> dict:
     check_sum(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except pickle.UnpicklingError:  # PyTorch's own message advises to load it in spite of that
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint: it holds more than tensors and plain values, and loading "
+            "that could run code; give a file that this project wrote"
+        ) from None
+    except Exception as error:  # a damaged file can fail in any way
+        reason = textwrap.shorten(one_line(error), 200)
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({reason}); copy or train it again"
         ) from None
     found = content.get("kind") if isinstance(content, dict) else type(content).__name__
     if kind is not None and found != kind:
         raise CheckpointError(
-            f"{path}: expected a checkpoint of kind {kind!r}, found {found!r}; give the right file"
+            f"{path}: expected a checkpoint of kind {kind!r}, found {textwrap.shorten(repr(found), 100)}; "
+            "give the right file"
         )
+    if kind is not None:
+        require(content, ("config", "model", *needed), path)
     return content
+
+
+def require(content: dict, names: Collection[str], path: str | Path) -> None:
+    """Raises CheckpointError if the checkpoint in `path` lacks one of these entries, or if its config or
+    weights are not dicts."""
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise CheckpointError(
+            f"{path}: has no {', '.join(missing)}; give a checkpoint that was written for this purpose (a "
+            "stripped one can be played, but training cannot continue from it)"
+        )
+    for name in ("config", "model"):
+        if not isinstance(content[name], Mapping):
+            raise CheckpointError(
+                f"{path}: expected a dict as its {name}, found {type(content[name]).__name__}; copy or train "
+                "it again"
+            )
 
 
 def sha256(path: Path) -> str:
@@ -103,12 +144,17 @@ def build(
 ) -> nn.Module:
     """The model that a checkpoint describes, with its weights: `make` of its config.
 
-    Raises CheckpointError if config and weights do not fit.
+    Raises CheckpointError if config and weights do not fit, or if a weight is not finite.
     """
+    if name := not_finite(content):
+        raise CheckpointError(
+            f"{path}: its weights {name} are not finite (NaN or infinite): the training failed; give an "
+            "earlier checkpoint or train again"
+        )
     try:
         model = make(config_class(**content["config"]))
         model.load_state_dict(content["model"], strict=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
         reason = textwrap.shorten(str(error), 300)  # one line, however many tensors do not fit
         raise CheckpointError(f"{path}: its weights do not fit its own config: {reason}") from None
     return model

@@ -6,6 +6,7 @@ fails, is killed, or finds the disk full therefore leaves an existing file as it
 
 import errno
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,7 +106,15 @@ def open_part(path: str | Path) -> tuple[Path, Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(path, error) from None
-    return target.with_name(f".{target.stem}.{os.getpid()}{PART}{target.suffix}"), target
+    # Machines that share a folder may write one file at the same time: each needs its own temporary file.
+    return target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{PART}{target.suffix}"), target
+
+
+def remove_parts(folder: str | Path) -> None:
+    """Removes the temporary files that killed runs left in a folder; no other run may be writing there."""
+    for part in Path(folder).glob(f".*{PART}*"):
+        with suppress(OSError):
+            part.unlink()
 
 
 def commit(part: Path, target: Path) -> None:

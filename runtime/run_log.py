@@ -7,11 +7,13 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from runtime.config import SettingError
+from runtime.outputs import write_text
 
 MODES = ("auto", "online", "offline", "disabled")
 RUN_ID = "wandb_run_id.txt"  # in the run's folder: the wandb run that a resumed run continues
@@ -37,20 +39,27 @@ def wandb_mode(wanted: str) -> str:
 
 
 class StopRequest:
-    """True once SIGINT or SIGTERM has arrived: the training loop then ends after its step and saves."""
+    """True once SIGINT or SIGTERM has arrived: the training loop then ends after its step and saves.
+
+    Signals are caught within a `with` block. A second one raises KeyboardInterrupt.
+    """
 
     def __init__(self):
         self.received = False
-        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _receive(self, *_) -> None:
+        if self.received:
+            raise KeyboardInterrupt
         self.received = True
 
     def __bool__(self) -> bool:
         return self.received
 
-    def release(self) -> None:
-        """Restores the previous signal handlers."""
+    def __enter__(self) -> "StopRequest":
+        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -64,10 +73,10 @@ class Means:
         self.start = time.monotonic()
 
     def add(self, items: int, values: dict[str, float]) -> None:
-        """The values of one step, which processed `items`; NaN is left out of its mean."""
+        """The values of one step, which processed `items`; what is not finite is left out of its mean."""
         self.items += items
         for name, value in values.items():
-            if not math.isnan(value):
+            if math.isfinite(value):
                 self.values.setdefault(name, []).append(value)
 
     def take(self) -> tuple[dict[str, float], float, float]:
@@ -79,15 +88,36 @@ class Means:
         return means, rate, seconds
 
 
+def remove_later_rows(path: Path, step: int) -> None:
+    """Removes the rows of steps after `step` from a log, and what is no row, such as a half-written one."""
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
 class RunLog:
     """Writes metrics to `log.jsonl` and to wandb, by optimizer step. A failure of wandb never ends a run."""
 
-    def __init__(self, directory: Path, mode: str, project: str, constants: dict, resumed: bool = False):
-        """`constants` become the wandb run's config. `resumed`: the same wandb run is continued.
+    def __init__(
+        self,
+        directory: Path,
+        mode: str,
+        project: str,
+        constants: dict,
+        resumed_step: int | None = None,
+    ):
+        """`constants` become the wandb run's config. With `resumed_step`, the step that a resumed run goes on
+        from, the same wandb run is continued, and rows of later steps, which will come again, are removed.
 
         Raises SettingError for an unknown mode.
         """
         mode = wandb_mode(mode)
+        resumed = resumed_step is not None
+        for path in sorted(Path(directory).glob("*.jsonl")) if resumed else ():
+            remove_later_rows(path, resumed_step)
         self.file = open(Path(directory) / "log.jsonl", "a")
         self.run = None
         if mode != "disabled":

@@ -1,14 +1,53 @@
-"""What both trainers (train.py, vq_vae/train_vqvae.py) share: learning rate, saved state, when to save."""
+"""What the trainers (train.py, vq_vae/train_vqvae.py, depth/train_depth.py) share: learning rate, optimizer
+step, saved state, when to save."""
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from runtime import checkpoint
+from runtime.checkpoint import CheckpointError
+from runtime.errors import UserError, one_line
+
+MOST_SKIPPED = 30  # steps in a row; fp16 leaves out some at the start, until its loss scale fits
+ENTRIES = ("step", "best", "seconds", "metrics", "optimizer", "scaler", "rng")  # of TrainingState.content
+
+
+class NonFiniteError(UserError):
+    """A training run whose loss or gradient is no longer finite."""
+
+
+class FiniteSteps:
+    """Tells which optimizer steps to take: not those with a loss or gradient that is not finite."""
+
+    def __init__(self, skipped: int = 0):
+        self.skipped = skipped  # steps left out
+        self.in_a_row = 0
+
+    def check(self, step: int, loss: float, grad_norm: float) -> bool:
+        """True if both are finite; otherwise counts and prints the step.
+
+        Raises NonFiniteError after MOST_SKIPPED steps in a row.
+        """
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        tqdm.write(f"step {step}: loss {loss:.3g}, gradient norm {grad_norm:.3g}: the step is left out")
+        if self.in_a_row == MOST_SKIPPED:
+            raise NonFiniteError(
+                f"the loss or the gradient of the last {MOST_SKIPPED} steps, up to step {step}, was not "
+                "finite (NaN or infinite); the last checkpoint is kept: lower LR or use PRECISION=fp32, and "
+                "run again to continue from it"
+            )
+        return False
 
 
 def warmup_cosine(step: int, peak: float, final: float, warmup_steps: int, steps: int) -> float:
@@ -31,11 +70,37 @@ class TrainingState:
     best: float = math.inf  # lowest validation loss so far
     seconds: float = 0.0  # spent in training
     metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
+    finite: FiniteSteps = field(default_factory=FiniteSteps)
 
     def set_learning_rate(self, value: float) -> None:
         """Sets that of the next optimizer step."""
         for group in self.optimizer.param_groups:
             group["lr"] = value
+
+    def update(
+        self, loss: Tensor, clip: float, average: Callable[[nn.Module], None] = lambda model: None
+    ) -> float:
+        """Backward pass, gradient clipping and optimizer step -> the gradient's norm before clipping.
+
+        `average` replaces the gradients by their means over several processes. With a loss or gradient that
+        is not finite the weights stay as they are, and the step counts as skipped, in all processes. Raises
+        NonFiniteError if there are too many in a row.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        loss = float(loss.detach())
+        if not math.isfinite(loss):  # its gradient may be finite; the other processes know only gradients
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(math.nan)
+        average(self.model)
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
+        if self.finite.check(self.step + 1, loss, grad_norm):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        return grad_norm
 
     def content(self) -> dict:
         """What a checkpoint holds of it, besides config and weights (`checkpoint.content_of`)."""
@@ -44,6 +109,7 @@ class TrainingState:
             "best": self.best,
             "seconds": self.seconds,
             "metrics": self.metrics,
+            "skipped": self.finite.skipped,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": checkpoint.rng_state(self.device),
@@ -52,15 +118,25 @@ class TrainingState:
     def restore(self, content: dict, path: str | Path) -> None:
         """Continues from the content of the checkpoint `path`, random generators included.
 
-        Raises CheckpointError if the checkpoint is of a network with another config.
+        Raises CheckpointError if the checkpoint is of a network with another config, or if an entry does not
+        fit.
         """
+        checkpoint.require(content, ENTRIES, path)
         checkpoint.check_config(content, self.model.config, path)
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        checkpoint.restore_rng(content["rng"], self.device)
-        self.step, self.best = content["step"], content["best"]
-        self.seconds, self.metrics = content["seconds"], content["metrics"]
+        try:
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            if content["scaler"]:  # empty: saved in another precision than fp16
+                self.scaler.load_state_dict(content["scaler"])
+            checkpoint.restore_rng(content["rng"], self.device)
+            self.step, self.best = int(content["step"]), float(content["best"])
+            self.seconds, self.metrics = float(content["seconds"]), dict(content["metrics"])
+            self.finite = FiniteSteps(int(content.get("skipped", 0)))
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
+            raise CheckpointError(
+                f"{path}: training cannot continue from it ({one_line(error)[:200]}); rename an older one "
+                "beside it to this name, or give RESUME=False"
+            ) from None
         print(f"resumed {path} at step {self.step}")
 
 

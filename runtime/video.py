@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 from runtime.outputs import commit, open_part, output_error, replacing, write_bytes
 
 RESIZE = {"area": cv2.INTER_AREA, "bicubic": cv2.INTER_CUBIC}
@@ -338,9 +339,15 @@ def read_image(path: str | Path) -> np.ndarray:
     """[H, W, 3] uint8 RGB. Raises VideoError if the file is missing or not a picture."""
     if not Path(path).is_file():
         raise VideoError(f"{path}: no such picture")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Image.open(path).close()  # reads the header; raises for more than 90 million pixels
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except Exception as error:  # a damaged picture can fail in any way
+        raise VideoError(f"{path}: not a picture that can be read ({one_line(error)}); use another") from None
     if image is None:
-        raise VideoError(f"{path}: not a picture that can be read")
+        raise VideoError(f"{path}: not a picture that can be read; use another")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

@@ -30,6 +30,7 @@ from rollout.rollout import Rollout
 from rollout.sampling import PLAY, SamplingConfig
 from rollout.world_model import load_world_model, world_content
 from runtime import checkpoint, provenance
+from runtime.config import SettingError
 from runtime.video import read_frames, write_video
 from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 
@@ -508,3 +509,9 @@ def test_tokens_at_another_frame_rate_are_refused(files, capsys, tmp_path):
     checkpoint.save(tmp_path / "slow.pt", content)
     message = refused(files, capsys, "--checkpoint", tmp_path / "slow.pt")
     assert "fps is 16" in message and "trained at 8" in message
+
+
+def test_the_json_file_and_the_folder_of_pictures_have_different_names():
+    assert evaluate.json_file(Path("a/b")) == evaluate.json_file(Path("a/b.json")) == Path("a/b.json")
+    with pytest.raises(SettingError, match="--out b.txt: expected a name that ends in .json"):
+        evaluate.json_file(Path("b.txt"))

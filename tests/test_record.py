@@ -468,8 +468,7 @@ def test_a_folder_without_clips_accepts_other_settings(tmp_path):
 
 
 def test_a_second_recorder_in_a_folder_is_refused(capsys, tmp_path):
-    lock = tmp_path / ".recorder" / "lock"
-    lock.parent.mkdir()
+    lock = tmp_path / ".lock"
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "another record.py" in run_error(capsys, "--out", tmp_path)

@@ -1,5 +1,6 @@
 """train.py for real at a tiny size: resuming, several passes, self-fed steps, logs, several processes."""
 
+import itertools
 import math
 import os
 import signal
@@ -18,6 +19,8 @@ import train
 from dataset.token_files import DataError
 from runtime import checkpoint
 from runtime.config import constants_of
+from runtime.folder_lock import lock_folder
+from runtime.training_state import NonFiniteError
 from training.diagnostics import SpikeWatch
 from training.train_config import TrainConfig
 from training.validation import validate
@@ -137,7 +140,7 @@ def test_a_resumed_run_continues_its_wandb_run(convgru, monkeypatch):
     run(replace(convgru, steps=1))
     run(replace(convgru, steps=2))
     run(replace(convgru, steps=2, resume=False))
-    assert [args[-1] for args in seen] == [False, True, False]
+    assert [args[-1] for args in seen] == [None, 1, None]
     assert seen[0][3]["STEPS"] == 1, "the constants are the config of the wandb run"
 
 
@@ -217,6 +220,71 @@ def test_the_log_has_every_documented_value(convgru):
     assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
     pictures = {p.name for p in Path(convgru.out_dir).glob("*.png")}
     assert pictures == {"train_000006.png", "train_000012.png", "val_000006.png", "val_000012.png"}
+
+
+# ---------------------------------------------------------------- losses that are not finite
+
+
+def spoil(monkeypatch, steps: set[int]) -> None:
+    """Makes the loss of some training steps NaN."""
+    count, real = itertools.count(1), train.window_loss
+
+    def window_loss(*args):
+        result = real(*args)
+        return replace(result, loss=result.loss * math.nan) if next(count) in steps else result
+
+    monkeypatch.setattr(train, "window_loss", window_loss)
+
+
+def test_a_bad_step_is_left_out_counted_and_logged(convgru, monkeypatch, capsys):
+    spoil(monkeypatch, {3, 5})
+    last = run(convgru)
+    assert last["step"] == 12 and last["skipped"] == 2 and not checkpoint.not_finite(last)
+    rows = [row for row in logged(convgru.out_dir) if "loss" in row]
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 2, 2, 2, 2]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert capsys.readouterr().out.count("the step is left out") == 2
+
+
+def test_a_run_whose_loss_stays_bad_ends_and_keeps_its_last_checkpoint(convgru, monkeypatch):
+    spoil(monkeypatch, set(range(8, 100)))
+    config = replace(convgru, steps=100, save_steps=5)
+    with pytest.raises(NonFiniteError, match="up to step 37, was not finite"):
+        run(config)
+    last = checkpoint.load(Path(config.out_dir) / "last.pt")
+    assert not checkpoint.not_finite(last)
+    monkeypatch.undo()
+    assert run(replace(config, steps=last["step"] + 1))["step"] == last["step"] + 1
+
+
+def test_a_run_continues_from_the_newest_good_checkpoint(convgru, capsys, one_thread):
+    unbroken = run(convgru)
+    out = Path(convgru.out_dir)
+    for path in (out / "last.pt", out / "step_000012.pt", out / "best.pt"):
+        content = checkpoint.load(path)
+        next(iter(content["model"].values())).fill_(math.nan)
+        torch.save(content, path)
+    assert_same_run(unbroken, run(convgru))
+    printed = capsys.readouterr()
+    assert "step_000011.pt at step 11" in printed.out and "last.pt: its weights" in printed.err
+    steps = [row["step"] for row in logged(out) if "loss" in row]
+    assert steps == [2, 4, 6, 8, 10, 12], "no row twice"
+
+
+def test_an_earlier_run_in_the_folder_is_moved_aside(convgru):
+    first = run(convgru)
+    run(replace(convgru, resume=False, steps=2))
+    out = Path(convgru.out_dir)
+    assert_same_run(first, checkpoint.load(out / "earlier-1" / "last.pt"))
+    assert [row["step"] for row in logged(out)] == [2, 2]
+
+
+def test_a_second_run_in_a_folder_is_refused(convgru, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", *words(convgru)])
+    with lock_folder(convgru.out_dir, "train.py", "OUT_DIR"):
+        assert train.main() == 2
+    assert f"{convgru.out_dir}: another train.py (process" in capsys.readouterr().err
+    assert not Path(convgru.out_dir).exists()
 
 
 # ---------------------------------------------------------------- refusals

@@ -37,8 +37,10 @@ from dataset.recordings import (
 from dataset.token_files import DataError
 from runtime.config import positive_int
 from runtime.errors import run_script
+from runtime.folder_lock import lock_folder
 from runtime.outputs import OutputError, check_folder, check_outputs
 from runtime.video import VideoError, read_frames, resize, video_fps
+from runtime.worker_process import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def clip_files(metadata: Path, video: Path) -> tuple[Path, ...]:
 
 def pack_all(clips: list[Clip], packing: Packing) -> Iterator[tuple[Clip, str]]:
     """Packs the clips in `jobs` processes; yields each clip with the result of `pack` when it is finished."""
-    with ProcessPoolExecutor(packing.jobs) as pool:
+    with ProcessPoolExecutor(packing.jobs, initializer=end_with_parent) as pool:
         pending = {pool.submit(pack, clip, packing): clip for clip in clips}
         for done in as_completed(pending):
             yield pending[done], done.result()
@@ -113,6 +115,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(packing: Packing) -> None:
     """Packs all clips and prints their size. Raises UserError."""
+    with lock_folder(packing.out, "pack.py", "folder"):
+        pack_folder(packing)
+
+
+def pack_folder(packing: Packing) -> None:
+    """As `run`, in a folder that no other run uses."""
     _, clips = find_clips(packing.clips_dir, "gamefactory", packing.out)
     check_folder(packing.out)
     packed = [path for clip in clips for path in clip_files(*clip_paths(packing.out, clip.name))]

@@ -8,7 +8,6 @@ the metadata names them, are held out for validation by the same rule as in prep
 """
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from dataset.recordings import split_key
 from dataset.token_files import split_of
 from runtime.config import positive_int
 from runtime.errors import run_script
+from runtime.outputs import replacing
 from runtime.video import RESIZE, VideoError, read_frames, resize
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".avi", ".mkv")
@@ -47,12 +47,9 @@ def sample_frames(path: Path, options: Options) -> np.ndarray:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an .npz file: to a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    """Writes an .npz file, complete or not at all. Raises OutputError."""
+    with replacing(path) as part, open(part, "wb") as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
 
 
 def run(options: Options) -> None:
@@ -69,11 +66,16 @@ def run(options: Options) -> None:
             skipped.append(str(error))
             continue
         pictures[split_of(split_key(video), options.val_fraction)].append(frames)
+    for reason in skipped:
+        print(f"skipped: {reason}")
+    if len(skipped) == len(videos):
+        raise VideoError(
+            f"{options.clips}: none of the {len(videos)} videos can be read; {options.out} is not written; "
+            "record the clips again"
+        )
     empty = np.zeros((0, options.height, options.width, 3), np.uint8)
     arrays = {split: np.concatenate(parts) if parts else empty for split, parts in pictures.items()}
     write_arrays(options.out, arrays)
-    for reason in skipped:
-        print(f"skipped: {reason}")
     print(
         f"{options.out}: {len(arrays['train'])} train and {len(arrays['val'])} val pictures "
         f"from {len(videos) - len(skipped)} clips, {len(skipped)} skipped"

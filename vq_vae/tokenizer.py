@@ -102,7 +102,7 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Toke
 
     Raises CheckpointError if the file is missing or broken, or was changed after it was written.
     """
-    content = load(path, TOKENIZER_KIND)
+    content = load(path, TOKENIZER_KIND, needed=("fingerprint",))
     tokenizer = Tokenizer(build(VQVAE, VQVAEConfig, content, path), path)
     if tokenizer.fingerprint != content["fingerprint"]:
         raise CheckpointError(

@@ -30,6 +30,9 @@ from runtime import checkpoint
 from runtime.config import constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
+from runtime.folder_lock import lock_folder
+from runtime.outputs import make_folder
+from runtime.run_folder import last_good, set_aside
 from runtime.run_log import Means, RunLog, StopRequest
 from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
 from runtime.video import grid, save_image, to_float, to_uint8
@@ -145,16 +148,22 @@ def validate(
 
 def main() -> int:
     """The command line; returns the exit status."""
-    return run_script(lambda: train(load(globals())))
+    return run_script(lambda: run(load(globals())))
 
 
-def train(config: Any) -> None:
+def run(config: Any) -> None:
+    """Trains in OUT_DIR, which no other run may use. Raises UserError."""
+    with lock_folder(config.out_dir, "train_vqvae.py", "OUT_DIR"), StopRequest() as stop:
+        train(config, stop)
+
+
+def train(config: Any, stop: StopRequest | None = None) -> None:
     """Trains until STEPS, or until SIGINT or SIGTERM, which save. Raises UserError.
 
     `config` has the constants above as lowercase fields.
     """
     out = Path(config.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     device = pick_device(config.device)
     dtype = amp_dtype(device, config.precision)
     print(f"precision: {dtype}")
@@ -180,18 +189,20 @@ def train(config: Any) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     state = TrainingState(model, optimizer, scaler, device)
     distance = perceptual_distance(config.perceptual).to(device)
-    last = out / "last.pt"
-    resumed = config.resume and last.is_file()
+    resumed = last_good(out, TOKENIZER_KIND, config.resume)
     if resumed:
-        state.restore(checkpoint.load(last, TOKENIZER_KIND), last)
+        last, content = resumed
+        state.restore(content, last)
 
     constants = constants_of(config)
 
     def save(name: str) -> None:
         checkpoint.save(out / name, tokenizer_content(model, constants=constants, **state.content()))
 
-    log = RunLog(out, config.wandb, config.wandb_project, constants, resumed)
-    means, save_timer, stop = Means(), SaveTimer(config.save_steps, config.save_minutes), StopRequest()
+    if not resumed:
+        set_aside(out)
+    log = RunLog(out, config.wandb, config.wandb_project, constants, state.step if resumed else None)
+    means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     counts = torch.zeros(config.codebook_size, dtype=torch.long, device=device)  # since the last log line
     model.train()
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2)
@@ -219,19 +230,14 @@ def train(config: Any) -> None:
             with autocast(device, dtype):
                 terms[distance.name] = distance(reconstruction[:n], truth[:n]).mean()
             loss = loss + weight * terms[distance.name]
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        state.step = step = state.step + 1
+        grad_norm = state.update(loss, config.grad_clip)
+        step = state.step
         bar.update()
 
         # log
         counts += torch.bincount(tokens.flatten(), minlength=config.codebook_size)
-        values = {"loss": loss, "grad_norm": grad_norm, **terms}
-        means.add(config.batch_size, {name: float(value.detach()) for name, value in values.items()})
+        values = {name: float(value.detach()) for name, value in {"loss": loss, **terms}.items()}
+        means.add(config.batch_size, values | {"grad_norm": grad_norm})
         if step % config.log_steps == 0:
             row, pictures_per_s, seconds = means.take()
             state.seconds += seconds
@@ -239,6 +245,7 @@ def train(config: Any) -> None:
             counts.zero_()
             row |= {"used_codes": used, "perplexity": perplexity, "lr": lr}
             row |= {"perceptual_weight": weight, "pictures_per_s": pictures_per_s}
+            row |= {"skipped_steps": state.finite.skipped}
             log.write(step, row)
             bar.set_postfix(loss=f"{row.get('loss', math.nan):.4f}", codes=used)
 
@@ -257,7 +264,6 @@ def train(config: Any) -> None:
     bar.close()
     save("last.pt")
     log.close()
-    stop.release()
     print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
 
 

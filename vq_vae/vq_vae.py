@@ -112,10 +112,12 @@ class VectorQuantizerEMA(nn.Module):
             z = z.float()
             B, D, H, W = z.shape
             flat = z.permute(0, 2, 3, 1).reshape(-1, D)
-            if self.training and not self.initialised:
+            # One value that is not finite would stay in the codebook's averages for ever.
+            learns = self.training and bool(flat.isfinite().all())
+            if learns and not self.initialised:
                 self._seed(flat.detach())
             tokens = self.nearest(flat.detach())
-            if self.training:
+            if learns:
                 self._update(flat.detach(), tokens)
             quantized = self.lookup(tokens.view(B, H, W))
             commitment = F.mse_loss(z, quantized)

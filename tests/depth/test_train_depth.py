@@ -92,16 +92,11 @@ class StopAfter:
         self.left -= 1
         return self.left < 0
 
-    def release(self) -> None:
-        pass
 
-
-def test_a_resumed_run_is_the_same_bit_for_bit(config, tmp_path, monkeypatch, one_thread):
+def test_a_resumed_run_is_the_same_bit_for_bit(config, tmp_path, one_thread):
     whole, parts = (replace(config, out_dir=str(tmp_path / name)) for name in ("whole", "parts"))
     train(whole)
-    with monkeypatch.context() as patch:
-        patch.setattr(train_depth, "StopRequest", lambda: StopAfter(3))
-        train(parts)
+    train(parts, StopAfter(3))
     assert torch.load(Path(parts.out_dir) / "last.pt")["step"] == 3
     train(parts)
     a, b = (torch.load(Path(c.out_dir) / "last.pt") for c in (whole, parts))

@@ -63,7 +63,7 @@ def test_wandb_that_cannot_start_does_not_end_the_run(tmp_path, monkeypatch, cap
 def test_a_resumed_run_continues_the_same_wandb_run(tmp_path, monkeypatch):
     started: list[dict] = []
     monkeypatch.setitem(sys.modules, "wandb", fake_wandb(started))
-    for resumed in (False, True, True, False, True):
+    for resumed in (None, 0, 0, None, 0):
         run_log.RunLog(tmp_path, "online", "project", {"LR": 0.1}, resumed).close()
     ids = [s["id"] for s in started]
     assert ids[0] == ids[1] == ids[2] and ids[3] == ids[4] and ids[0] != ids[3], "a new run has a new id"
@@ -73,14 +73,14 @@ def test_a_resumed_run_continues_the_same_wandb_run(tmp_path, monkeypatch):
 def test_a_run_that_is_resumed_without_an_earlier_wandb_run_starts_one(tmp_path, monkeypatch):
     started: list[dict] = []
     monkeypatch.setitem(sys.modules, "wandb", fake_wandb(started))
-    run_log.RunLog(tmp_path, "online", "project", {}, resumed=True).close()
+    run_log.RunLog(tmp_path, "online", "project", {}, resumed_step=1).close()
     assert started[0]["id"]
 
 
 def test_wandb_offline_takes_numbers_and_pictures_and_keeps_the_run_id(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_SILENT", "true")
     ids = []
-    for step, resumed in ((1, False), (2, True)):
+    for step, resumed in ((1, None), (2, 1)):
         log = run_log.RunLog(tmp_path, "offline", "project", {"LR": 0.1}, resumed)
         log.write(step, {"loss": 1.0})
         log.picture(step, "truth | prediction", np.zeros((8, 8, 3), np.uint8))
@@ -110,3 +110,15 @@ def test_means_are_of_the_steps_since_the_last_log_line():
     assert rate == pytest.approx(8 / seconds)
     means.add(1, {"loss": 7.0})
     assert means.take()[0] == {"loss": 7.0}
+
+
+def test_rows_that_a_resumed_run_will_write_again_are_removed(tmp_path):
+    log = run_log.RunLog(tmp_path, "disabled", "project", {})
+    for step in (2, 4, 6):
+        log.write(step, {"loss": 1.0})
+    log.close()
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 8, "lo')  # killed while writing
+    run_log.RunLog(tmp_path, "disabled", "project", {}, resumed_step=4).close()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]

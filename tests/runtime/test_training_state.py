@@ -7,7 +7,7 @@ import torch
 
 from runtime import training_state
 from runtime.checkpoint import CheckpointError
-from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
+from runtime.training_state import MOST_SKIPPED, NonFiniteError, SaveTimer, TrainingState, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def test_a_restored_state_continues_bit_for_bit():
 
 
 def test_the_state_of_another_network_is_refused():
-    content = {"config": {"width": 4}, **new_state().content()}
+    content = {"config": {"width": 4}, "model": {}, **new_state().content()}
     with pytest.raises(CheckpointError, match="last.pt: was trained with .*'width': 4"):
         new_state().restore(content, "last.pt")
 
@@ -69,3 +69,33 @@ def test_saves_are_due_by_steps_and_by_minutes(monkeypatch):
     assert not timer.due(11)
     now = 121.0
     assert timer.due(12) and not timer.due(13)
+
+
+def test_steps_that_are_not_finite_leave_the_weights_alone(capsys):
+    state = new_state()
+    for bad in (torch.nan, torch.inf):
+        before = state.model.weight.clone()
+        state.update(state.model(torch.full((4, 3), bad)).square().mean(), 1.0)
+        state.update(state.model(torch.ones(4, 3)).square().mean() + bad, 1.0)  # its gradient is finite
+        assert torch.equal(state.model.weight, before)
+        state.update(state.model(torch.ones(4, 3)).square().mean(), 1.0)
+        assert not torch.equal(state.model.weight, before) and state.model.weight.isfinite().all()
+    assert (state.step, state.finite.skipped, state.finite.in_a_row) == (6, 4, 0)
+    assert state.content()["skipped"] == 4
+    assert "step 1: loss nan, gradient norm nan: the step is left out" in capsys.readouterr().out
+
+
+def test_many_bad_steps_in_a_row_end_the_run():
+    state = new_state()
+    with pytest.raises(NonFiniteError, match=f"up to step {MOST_SKIPPED}, was not finite"):
+        for _ in range(100):
+            state.update(state.model(torch.full((4, 3), torch.nan)).square().mean(), 1.0)
+    assert state.model.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["optimizer", "rng", "step", "metrics"])
+def test_a_checkpoint_without_or_with_a_wrong_entry_is_refused(name):
+    content = {"config": {"width": 3}, "model": new_state().model.state_dict(), **new_state().content()}
+    for broken in ({k: v for k, v in content.items() if k != name}, {**content, name: "text"}):
+        with pytest.raises(CheckpointError, match=r"^last.pt: (has no \w+|training cannot continue)"):
+            new_state().restore(broken, "last.pt")

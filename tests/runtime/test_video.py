@@ -1,5 +1,8 @@
 """Reading and writing videos, GIFs and contact sheets, and refusal of other files."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -144,3 +147,15 @@ def test_grid_fills_rows_and_pads_with_black():
     assert sheet.shape == (4, 8, 3)
     assert sheet[0, 0, 0] == LEVELS[0] and sheet[0, 4, 0] == LEVELS[1] and sheet[2, 0, 0] == LEVELS[2]
     assert (sheet[2:, 4:] == 0).all()
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(VideoError, match="a.png: not a picture that can be read .*exceeds limit"):
+        read_image(tmp_path / "a.png")
