@@ -200,8 +200,9 @@ def plot(path: Path, rows: list[dict], x: str, title: str) -> None:
     figure = Figure(figsize=(8, 5 if timed else 3), layout="constrained")
     axes = figure.subplots(1 + timed, 1, squeeze=False)[:, 0]
     at = [row[x] for row in rows]
-    axes[0].plot(at, [row["memory_mb"] for row in rows])
-    axes[0].set(title=title, ylabel="resident memory, MB", ylim=(0, None), xlabel=x)
+    memory = [row["memory_mb"] for row in rows]
+    axes[0].plot(at, memory)
+    axes[0].set(title=title, ylabel="resident memory, MB", ylim=(0, 1.2 * max(memory)), xlabel=x)
     if timed:
         axes[1].plot(at, [row["max_ms"] for row in rows], color="tab:gray", lw=0.8, label="longest")
         axes[1].plot(at, [row["mean_ms"] for row in rows], label="mean")
