@@ -15,6 +15,7 @@ from runtime.video import (
     check_ending,
     count_frames,
     read_frames,
+    read_image,
     video_fps,
     write_video,
 )
