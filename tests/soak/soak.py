@@ -124,7 +124,7 @@ async def half_send(port: int, until: float) -> int:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(reader.read(), max(0.1, until - time.monotonic()))
                 writer.close()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(min(5.0, max(0.1, until - time.monotonic())))
 
     await asyncio.gather(*(one() for _ in range(HALF_SENT)))
     return opened
