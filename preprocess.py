@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from dataset.manifests import is_done, join_manifests, load_manifests, shard_manifest, wanted_depth
 from dataset.picture_check import check_pictures
-from dataset.recordings import PLANS, Clip, ClipError, camera_unit, find_clips
+from dataset.recordings import PLANS, Clip, ClipError, camera_unit, depth_path, find_clips
 from dataset.surroundings import SCALE
 from dataset.token_files import MANIFEST, PREDICTED, RECORDED, ClipEntry, Manifest, depth_source
 from depth.predictor import SHIPPED_DEPTH, load_depth
@@ -50,6 +50,7 @@ from runtime.config import non_negative_float, positive_int, share
 from runtime.device import pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
+from runtime.outputs import check_outputs
 from runtime.ranges import FieldOfView, FramesPerSecond, flag
 from runtime.video import RESIZE
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
@@ -196,6 +197,10 @@ def run(config: PreprocessConfig) -> int:
 def encode_all(config: PreprocessConfig) -> int:
     """As `run`, in a folder that no other run of this shard uses."""
     source, clips = find_clips(config.clips_dir, config.source, config.out_dir)
+    check_outputs(
+        [config.out_dir / f"{clip.name}.npz" for clip in clips],
+        [path for clip in clips for path in clip_inputs(clip)] + [config.tokenizer, config.depth_ckpt],
+    )
     settings = settings_of(config, source, clips, load_tokenizer(config.tokenizer))
     entries, _, settings = load_manifests(config.out_dir, settings)
     resume = settings.camera_degrees_per_unit > 0  # the folder has a manifest
@@ -231,6 +236,11 @@ def encode_all(config: PreprocessConfig) -> int:
     joined = join_manifests(config.out_dir, settings)
     print(summary(outcomes, joined, config.out_dir, elapsed))
     return 0 if joined.clips else 1
+
+
+def clip_inputs(clip: Clip) -> tuple[Path, ...]:
+    """All files of a clip that may be read, whether they exist or not."""
+    return clip.metadata, clip.video, depth_path(clip.video), clip.metadata.with_name("rendered.npz")
 
 
 def settings_of(config: PreprocessConfig, source: str, clips: list[Clip], tokenizer: Tokenizer) -> Manifest:

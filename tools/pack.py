@@ -29,6 +29,7 @@ from dataset.recordings import (
     clip_paths,
     depth_path,
     find_clips,
+    gamefactory_track,
     is_complete,
     read_depth_file,
     read_gamefactory_entries,
@@ -68,7 +69,9 @@ def pack(clip: Clip, packing: Packing) -> str:
         return ""
     try:
         content = read_json(clip.metadata)
-        needed = len(read_gamefactory_entries(clip.metadata, content))
+        entries = read_gamefactory_entries(clip.metadata, content)
+        gamefactory_track(entries, clip.metadata)  # raises for a clip that preprocess.py would skip
+        needed = len(entries)
         surroundings = read_depth_file(clip.video, needed)
         fps = video_fps(clip.video) or GAMEFACTORY_FPS
         with ClipWriter(packing.out, clip.name, fps, crf=str(packing.crf), preset="slow") as packed:

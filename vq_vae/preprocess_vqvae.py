@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.recordings import split_key
+from dataset.recordings import depth_path, split_key
 from dataset.token_files import split_of
 from runtime.config import positive_int, share
 from runtime.errors import run_script
-from runtime.outputs import replacing
+from runtime.outputs import check_outputs, replacing
 from runtime.ranges import PictureSide, flag
 from runtime.video import RESIZE, VideoError, read_frames, resize
 
@@ -58,6 +58,7 @@ def run(options: Options) -> None:
     videos = sorted(p for p in options.clips.rglob("*") if p.suffix in VIDEO_ENDINGS)
     if not videos:
         raise VideoError(f"{options.clips}: holds no video ({', '.join(VIDEO_ENDINGS)})")
+    check_outputs([options.out], [path for video in videos for path in (video, depth_path(video))])
     pictures: dict[str, list[np.ndarray]] = {"train": [], "val": []}
     skipped = []
     for video in tqdm(videos, unit="clip"):

@@ -15,7 +15,6 @@ from runtime.video import (
     check_ending,
     count_frames,
     read_frames,
-    read_image,
     video_fps,
     write_video,
 )
