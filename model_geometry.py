@@ -25,7 +25,7 @@ from depth.depth_net import Attention, ResidualBlock
 from depth.predictor import DepthPredictor
 from geometry import camera
 from geometry.keyframes import VISIBLE, compose_next_view
-from geometry.motion import METRES_PER_UNIT, Motion, MotionModel, displacement_between, next_pose
+from geometry.motion import METRES_PER_UNIT, Motion, PlayerMotion, displacement_between, next_pose
 from geometry.state import WorldState
 from geometry.warping import ComposedView, SourceFrames
 from model_convGru import ConvGRUCell
@@ -37,7 +37,6 @@ OBSERVED_BELOW = 0.5  # a generation below this counts as observed
 GENERATION_MAX = 4.0
 SCALE_RANGE = (1 / 8, 2.0)  # of the magnification that the network is told
 VIEW_CHANNELS = 7  # what the network is told of the composed view, see `encode_view`
-WARPED_DEPTH_ERROR = 0.25  # of log inverse ray distance; the depth network states its own error
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class GeometryConfig:
     heads: int = 4  # of the attention at the two coarse levels
     code_dim: int = 24  # principal components of the codebook in which codes are compared
     film_hidden: int = 128
-    motion_dim: int = 64
     keyframes: int = 64  # capacity of the memory; 0: none
     sources: int = 3  # keyframes from which a view is composed, besides the last frame
     prior: bool = True  # the composed view is a prior on the logits; False: it is an input only
@@ -98,7 +96,7 @@ class Prediction:
     view: ComposedView | None = None  # None: predicted from a `ViewInput` alone
     generation: Tensor | None = None  # [B, H, W] of the source of each cell; 0: observed
     inverse_ray_distance: Tensor | None = None  # [B, 2H, 2W] 1/m, of the *last* frame
-    motion: Motion | None = None  # the predicted displacement
+    motion: Motion | None = None  # the predicted displacement; None where the pose was given
 
     @property
     def observed_mask(self) -> Tensor:
@@ -167,11 +165,11 @@ class GeometryWorldModel(nn.Module):
         self.head = nn.Conv2d(c, config.codebook_size, 1)
         self.gate_bias = nn.Parameter(torch.tensor(GATES))
         self.log_scale = nn.Parameter(torch.zeros(()))
-        self.motion_model = MotionModel(config.action_dim, config.motion_dim, self.levels[-1])
         nn.init.zeros_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
         nn.init.zeros_(self.head.bias)
         self.to(memory_format=torch.channels_last)
+        self.motion_model = PlayerMotion()  # trained beforehand; no gradient passes through it
 
     @torch.no_grad()
     def init_from_codebook(self) -> None:
@@ -182,17 +180,22 @@ class GeometryWorldModel(nn.Module):
     def init_state(
         self, batch: int, device: torch.device | None = None, keyframes: int | None = None
     ) -> WorldState:
-        """`WorldState.empty`; `keyframes`: capacity of the memory, if other than the config's."""
+        """`WorldState.empty`, the player standing on a border of nodes.
+
+        `keyframes`: capacity of the memory, if other than the config's.
+        """
         g = self.config
-        return WorldState.empty(
+        state = WorldState.empty(
             batch,
             self.levels,
             (g.latent_height, g.latent_width),
             (g.picture_height, g.picture_width),
-            g.motion_dim,
+            self.motion_model.init_state(batch, device),
             g.keyframes if keyframes is None else keyframes,
             device,
         )
+        state.pose[:, 1] = self.motion_model.constants.lattice
+        return state
 
     @staticmethod
     def select_worlds(state: WorldState, index: slice) -> WorldState:
@@ -212,38 +215,37 @@ class GeometryWorldModel(nn.Module):
         return camera.ground_plane(pose, 2 * g.latent_height, 2 * g.latent_width, g.vertical_fov_degrees)
 
     @torch.no_grad()
-    def predict_depth(
-        self, picture: Tensor, pitch: Tensor, warped: Tensor | None = None, visible: Tensor | None = None
-    ) -> Tensor:
-        """Inverse ray distances [B, 2H, 2W] (1/m) of pictures [B, 3, Hp, Wp] at a pitch [B] in degrees.
-
-        `warped` [B, 2H, 2W] (1/m), valid where `visible` [B, 2H, 2W]: the same, warped from earlier frames.
-        Both are averaged in the logarithm, weighted by the inverse square of their expected errors. Where
-        they show different surfaces the more certain one is used.
-        """
+    def predict_depth(self, picture: Tensor, pitch: Tensor) -> Tensor:
+        """Inverse ray distances [B, 2H, 2W] (1/m) of pictures [B, 3, Hp, Wp] at a pitch [B] in degrees."""
         g, size = self.config, self.depth.config
-        if picture.shape[-2:] != (size.height, size.width):
-            picture = F.interpolate(
-                picture.float(), (size.height, size.width), mode="bilinear", antialias=True
-            )
-        found, error = self.depth.predict_with_error(picture.float().clamp(0, 1), pitch)
+        wanted = (size.height, size.width)
+        if picture.shape[-2:] != wanted:
+            picture = F.interpolate(picture.float(), wanted, mode="bilinear", antialias=True)
+        found = self.depth.predict(picture.float().clamp(0, 1), pitch)
         grid = (2 * g.latent_height, 2 * g.latent_width)
-        if found.shape[-2:] != grid:
-            found, error = (F.interpolate(x[:, None], grid, mode="nearest")[:, 0] for x in (found, error))
-        if warped is None:
-            return found
-        error = error.clamp(min=0.05)
-        change = (warped.clamp(min=camera.NEAREST) / found).log()
-        share = 1 / (1 + (WARPED_DEPTH_ERROR / error).square())  # of the warped depth
-        share = torch.where(change.abs() < 2 * WARPED_DEPTH_ERROR, share, (share > 0.5).float())
-        return found * (change * share * visible).exp()
+        return (
+            found if found.shape[-2:] == grid else F.interpolate(found[:, None], grid, mode="nearest")[:, 0]
+        )
 
     def predict_motion(
-        self, actions: Tensor, displacement: Tensor, state: Tensor, scene: Tensor | None = None
+        self, frame: SourceFrames, actions: Tensor, state: WorldState
     ) -> tuple[Motion, Tensor]:
-        """`MotionModel.forward` with the keys of the action vector [B, A]."""
-        keys = actions[:, [MOVE_X, JUMP, MOVE_Z]] * actions.new_tensor([1.0, 0.0, 1.0])
-        return self.motion_model(actions, keys, displacement, state, scene)
+        """`PlayerMotion.forward` among the nodes that the keyframes and the current frame show.
+
+        `frame`: the B current frames. Returns the motion and the motion model's new state.
+        """
+        keyframes, g = state.keyframes, self.config
+        keys = actions[:, [MOVE_X, JUMP, MOVE_Z]]
+        now = torch.ones_like(actions[:, :1], dtype=torch.bool)
+        occupancy = self.motion_model.occupancy_around(
+            torch.cat([keyframes.inverse_ray_distance, frame.inverse_ray_distance[:, None]], 1),
+            torch.cat([keyframes.pose, frame.pose[:, None]], 1),
+            torch.cat([keyframes.order > 0, now], 1),
+            frame.pose,
+            g.vertical_fov_degrees,
+        )
+        turn = actions[:, YAW] * g.degrees_per_unit
+        return self.motion_model(keys, turn, frame.pose, state.displacement, state.motion, occupancy)
 
     def next_pose(self, pose: Tensor, actions: Tensor, displacement: Tensor) -> Tensor:
         """The pose after an action, `motion.next_pose`: [B, 5]."""
@@ -278,31 +280,26 @@ class GeometryWorldModel(nn.Module):
             if picture is None:
                 picture = self.tokenizer.decode(tokens)
             state = state.with_true_pose(true_pose)
-            motion, motion_state = self.predict_motion(
-                actions, state.displacement, state.motion, state.hidden[-1]
-            )
             with torch.autocast(tokens.device.type, enabled=False):
-                pose = self.next_pose(state.pose, actions, motion.mode)
-                if true_next_pose is not None:
-                    pose = torch.where(true_next_pose.isfinite(), true_next_pose, pose)
-                displacement = displacement_between(state.pose, pose)
                 inverse = inverse_ray_distance
                 if inverse is None:
-                    inverse = self.predict_depth(
-                        picture, state.pose[:, 4], state.inverse_ray_distance, state.visible
-                    )
+                    inverse = self.predict_depth(picture, state.pose[:, 4])
                 frame = SourceFrames(picture.float(), tokens, inverse, state.pose)
+                state = self.write_keyframe(state, frame, observed)
+                motion, motion_state, pose = None, state.motion, true_next_pose
+                if pose is None or not pose.isfinite().all():
+                    motion, motion_state = self.predict_motion(frame, actions, state)
+                    pose = self.next_pose(state.pose, actions, motion.mode)
+                    if true_next_pose is not None:
+                        pose = torch.where(true_next_pose.isfinite(), true_next_pose, pose)
+                displacement = displacement_between(state.pose, pose)
                 keyframes = state.keyframes
-                written = torch.where(observed, keyframes.is_new(state.pose, observed), state.refine)
-                newest = keyframes.generation.amax(1) if keyframes.capacity else torch.zeros_like(level)
-                age = torch.where(observed, 0.0, (1 + newest).clamp(max=GENERATION_MAX))
-                keyframes = keyframes.write(written, frame, age)
                 g = self.config
                 view, generation = compose_next_view(
                     frame, observed, keyframes, pose, self.ground(pose), g.sources, g.vertical_fov_degrees
                 )
             inputs = self.encode_view(view, generation, pose, actions, displacement, observed, level)
-        refine = keyframes.is_new(pose, torch.zeros_like(observed))
+        refine = keyframes.is_new(pose)
         features, hidden = self.recurrent_core(inputs, state.hidden, view.source_grid)
         prediction = Prediction(
             features=features,
@@ -323,10 +320,17 @@ class GeometryWorldModel(nn.Module):
             motion=motion_state,
             keyframes=keyframes,
             refine=refine,
-            inverse_ray_distance=view.inverse_ray_distance,
-            visible=view.visible_pixels,
         )
         return prediction, after
+
+    @staticmethod
+    def write_keyframe(state: WorldState, frame: SourceFrames, observed: Tensor) -> WorldState:
+        """The state with the current frames added to the keyframes of the worlds where they are new."""
+        keyframes = state.keyframes.add_observed(frame, observed)
+        if keyframes.capacity:
+            generation = (1 + keyframes.generation.amax(1)).clamp(max=GENERATION_MAX)
+            keyframes = keyframes.write(~observed & state.refine, frame, generation)
+        return replace(state, keyframes=keyframes)
 
     @torch.no_grad()
     def encode_view(

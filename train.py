@@ -46,8 +46,9 @@ from training.curriculum import Curriculum
 from training.diagnostics import SpikeWatch, action_sensitivity, prediction_values, step_values
 from training.geometry_window import pair_loss
 from training.models import build_model, loss_weights, window_loss
-from training.motion_pretraining import pretrain_motion
+from training.motion_pretraining import pretrain_player_motion
 from training.pairs import PairPool, pair_step
+from training.predicted_depth import motion_clips
 from training.train_config import RECIPES, TrainConfig
 from training.validation import truth_and_prediction, validate
 from training.window_parts import StepLoss
@@ -135,7 +136,8 @@ DISOCCLUDED_WEIGHT = 3.0  # of a disoccluded cell in the cross-entropy; a visibl
 LOSS_CELLS = 0.3  # share of the cells that is sampled, by weight, for the cross-entropy
 MASKED_DECODING = 0.5  # share of the samples that are given part of the target, for masked parallel decoding
 MAGNIFIED_WEIGHT = 2.0  # in pairs, of a cell magnified more than twice
-MOTION_STEPS = 3000  # the motion model is first trained alone, on actions and poses (about a minute)
+MOTION_STEPS = 300  # of the motion model, which is trained first, alone (minutes); 0: as it is in INIT_FROM
+MOTION_FRAMES = 6000  # keyframes whose depth is predicted for it
 # convgru only
 NEIGHBOR_WEIGHT = 0.0  # cross-entropy to any code of the target in ...
 NEIGHBOR_KERNEL = 3  # ... so many cells square ...
@@ -200,7 +202,7 @@ def train(
     # data
     tokenizer = load_tokenizer(config.vqvae_ckpt, device)
     geometry = config.model == "geometry"
-    extras = ("depth",) if geometry and config.recorded_depth else ()
+    extras = ("depth", "nodes", "origin") if geometry else ()
     clips = TokenClips(config.data_dir, "train", tokenizer.fingerprint, progress=True, extras=extras)
     held_out = TokenClips(config.data_dir, "val", tokenizer.fingerprint)
     manifest = clips.manifest
@@ -260,9 +262,11 @@ def train(
         checkpoint.check_config(content, model.config, config.init_from)
         model.load_state_dict(source.state_dict())
         print(f"weights from {config.init_from}")
-    if geometry and not resumed and not config.init_from:
-        error = pretrain_motion(model, clips, config.motion_steps, config.seed)
-        print(f"displacement predicted from actions alone: mean error {error:.3f} m a frame")
+    if geometry and not resumed and config.motion_steps:
+        seen = motion_clips(model, clips, config.motion_frames, config.seed)
+        fov = manifest.vertical_fov_degrees
+        error = pretrain_player_motion(model.motion_model, seen, fov, config.motion_steps, config.seed)
+        print(f"motion: {model.motion_model.constants}, nodes: cross-entropy {error:.3f}")
     distributed.share_weights(model)
     if average and not resumed:
         average.network.load_state_dict(model.state_dict())
@@ -284,6 +288,7 @@ def train(
     log = RunLog(out, config.wandb, config.wandb_project, constants, resumed_step) if first else None
     spikes = SpikeWatch(out / "spikes.jsonl", clips, config.spike_factor)
     means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
+    window = None  # the last batch of windows: tokens, actions, poses
     model.train()
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2, disable=not first)
     # A signal to one process stops all of them after the same step.
@@ -303,9 +308,10 @@ def train(
                 result = pair_loss(model, step_loss, view, target, config.masked_decoding)
         else:
             windows, *batch = batches.next(seq_len)
-            tokens, actions, pose = (x.to(device, non_blocking=True) for x in batch)
+            window = tuple(x.to(device, non_blocking=True) for x in batch)
+            tokens = window[0]
             with autocast(device, dtype):
-                result = window_loss(model, step_loss, tokens, actions, pose, inputs)
+                result = window_loss(model, step_loss, *window, inputs)
         grad_norm = state.update(result.loss, config.grad_clip, distributed.average_gradients)
         step = state.step
         bar.update()
@@ -328,9 +334,9 @@ def train(
             row |= {"teacher_prob": inputs.teacher_prob, "seq_len": seq_len, "ar_len": inputs.ar_len}
             row |= {"lr": lr, "frames_per_s": frames_per_s, "skipped_steps": state.finite.skipped}
             row |= {"epoch": batches.position["epoch"], "epoch_completion": batches.completion}
-            if not on_pairs and step % config.sensitivity_steps < config.log_steps:
+            if window and step % config.sensitivity_steps < config.log_steps:
                 with autocast(device, dtype):
-                    row["action_sensitivity"] = action_sensitivity(model, tokens, actions, pose)
+                    row["action_sensitivity"] = action_sensitivity(model, *window)
             log.write(step, row)
             losses = {name: f"{row[name]:.3f}" for name in ("loss", "loss_pairs") if name in row}
             bar.set_postfix(**losses, fps=f"{frames_per_s:.0f}")

@@ -63,7 +63,8 @@ class TokenClips:
             name: [] for name in extras
         }  # None: not in the file
         for entry in tqdm(self.entries, desc=f"load {split}", unit="clip", disable=not progress):
-            content = read_token_file(self.directory / entry.file, extras)
+            codes = self.manifest.codebook_size
+            content = read_token_file(self.directory / entry.file, extras, codes, entry.frames)
             if len(content["tokens"]) != entry.frames:
                 raise DataError(
                     f"{self.directory / entry.file}: {len(content['tokens'])} frames, the manifest says "
@@ -105,7 +106,7 @@ class TokenClips:
         """Windows [B, 2] of (clip, start) -> tokens, actions, poses.
 
         tokens [B, frames, H, W] int64; actions [B, frames-1, 5]; poses [B, frames, 5] float32 with x, y, z
-        relative to the window's first frame, NaN where unknown.
+        relative to whole metres near the window's first frame, NaN where unknown.
         """
         pairs = [self.window(clip, start, frames) for clip, start in windows]
         tokens = np.stack([tokens for tokens, _ in pairs]).astype(np.int64)

@@ -229,5 +229,8 @@ def relative_to(pose: Tensor, origin: Tensor) -> Tensor:
 
 
 def relative_to_first(pose: Tensor) -> Tensor:
-    """Poses [B, T, 5] with x, y, z relative to the first of each sequence."""
-    return relative_to(pose, pose[:, :1])
+    """Poses [B, T, 5] with x, y, z relative to whole metres near the first of each sequence.
+
+    Whole metres, because the nodes of a voxel world lie on a lattice of 1 m that poses must not lose.
+    """
+    return torch.cat([pose[..., :3] - pose[:, :1, :3].round(), pose[..., 3:]], -1)

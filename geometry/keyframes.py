@@ -16,10 +16,10 @@ from geometry.warping import ComposedView, SourceFrames, compose_view
 
 HALF_WEIGHT_METRES = 2.0  # distance at which a keyframe has half the weight of one at the view's own place
 GENERATION_DECAY = 0.8  # weight of a generated keyframe over that of its source
-NEW_DEGREES, NEW_METRES = 2.0, 0.25  # an observed frame is kept if it is so far from the newest keyframe
-NEW_GENERATED_DEGREES, NEW_GENERATED_METRES = 8.0, 0.75  # the same for a generated frame
+NEW_DEGREES, NEW_METRES = 2.0, 0.25  # observed keyframes are kept so far apart
+NEW_GENERATED_DEGREES, NEW_GENERATED_METRES = 8.0, 0.75  # generated frames become keyframes so far apart
 GENERATED_PENALTY = 0.1  # of a generated source's score in compose_view, for each generation
-RESAMPLED_PENALTY = 0.3  # of the last frame's if it was generated: it was resampled in every step
+RESAMPLED_PENALTY = 0.6  # of the last frame's if it was generated: it was resampled in every step
 VISIBLE = 0.5  # a cell counts as visible in a warped view if the source shows more of it than this
 
 
@@ -64,15 +64,20 @@ class Keyframes:
         """Some of the worlds."""
         return Keyframes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def write(self, where: Tensor, frame: SourceFrames, generation: Tensor) -> "Keyframes":
+    def write(
+        self, where: Tensor, frame: SourceFrames, generation: Tensor, over: Tensor | None = None
+    ) -> "Keyframes":
         """Adds the frames of the worlds `where` [B] bool; changes nothing in place.
 
-        A full memory loses its oldest keyframe. `frame` is of B frames, `generation` [B].
+        A full memory loses its oldest keyframe. `frame` is of B frames, `generation` [B]. Where `over` [B]
+        bool is true the newest keyframe is replaced.
         """
         worlds = where.nonzero()[:, 0]
         if not len(worlds) or not self.capacity:
             return self
         slot = self.order[worlds].argmin(1)
+        if over is not None:
+            slot = torch.where(over[worlds], self.order[worlds].argmax(1), slot)
         new = {
             "picture": frame.picture.detach().clamp(0, 1).mul(255).round().byte(),
             "tokens": frame.tokens,
@@ -88,17 +93,24 @@ class Keyframes:
             changed[name] = slots
         return replace(self, **changed)
 
-    def is_new(self, pose: Tensor, observed: Tensor) -> Tensor:
-        """[B] bool: a frame at `pose` [B, 5] is far enough from the newest keyframe to become one.
+    def add_observed(self, frame: SourceFrames, observed: Tensor) -> "Keyframes":
+        """Adds recorded frames, in the worlds `observed` [B] bool.
 
-        `observed` [B] bool: the frame is recorded, not generated.
+        The newest recorded frame is always a keyframe. If the one before is not far enough from its
+        predecessor (NEW_METRES, NEW_DEGREES), the new one takes its place.
         """
+        if self.capacity < 2:
+            return self.write(observed, frame, torch.zeros_like(frame.pose[:, 0]))
+        order, slots = self.order.topk(2, 1)
+        newest, before = self.pose.gather(1, slots[..., None].expand(-1, -1, 5)).unbind(1)
+        metres, degrees = distance(newest, before)
+        near = (metres <= NEW_METRES) & (degrees <= NEW_DEGREES) & (order[:, 1] > 0)
+        return self.write(observed, frame, torch.zeros_like(metres), over=near)
+
+    def is_new(self, pose: Tensor) -> Tensor:
+        """[B] bool: a generated frame at `pose` [B, 5] becomes a keyframe: it is far from the newest one."""
         metres, degrees = self.distance_to_newest(pose)
-        return torch.where(
-            observed,
-            (metres > NEW_METRES) | (degrees > NEW_DEGREES),
-            (metres > NEW_GENERATED_METRES) | (degrees > NEW_GENERATED_DEGREES),
-        )
+        return (metres > NEW_GENERATED_METRES) | (degrees > NEW_GENERATED_DEGREES)
 
     def distance_to_newest(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Metres and degrees (the larger of yaw and pitch) from the newest keyframe: [B] each.
@@ -109,9 +121,7 @@ class Keyframes:
             return pose.new_zeros(len(pose)), pose.new_zeros(len(pose))
         newest, slot = self.order.max(1)
         last = self.pose[torch.arange(len(pose), device=pose.device), slot]
-        metres = (pose - last)[:, :3].norm(dim=-1)
-        turned = (pose - last)[:, 3:]
-        degrees = ((turned + 180) % 360 - 180).abs().amax(-1)
+        metres, degrees = distance(pose, last)
         missing = torch.where(newest > 0, 0.0, torch.inf)
         return metres + missing, degrees + missing
 
@@ -153,6 +163,12 @@ class Keyframes:
             inverse_ray_distance=self.inverse_ray_distance[rows, slots].flatten(0, 1),
             pose=self.pose[rows, slots].flatten(0, 1),
         )
+
+
+def distance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Metres, and degrees (the larger of yaw and pitch), between poses [B, 5]: [B] each."""
+    turned = (a - b)[:, 3:]
+    return (a - b)[:, :3].norm(dim=-1), ((turned + 180) % 360 - 180).abs().amax(-1)
 
 
 def compose_next_view(

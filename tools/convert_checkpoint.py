@@ -4,8 +4,9 @@
     python tools/convert_checkpoint.py runs/world/last.pt runs/converted/last.pt
 
 Version 0.7 composes one view from the last frame and the keyframes, where two views were warped before, takes
-depth from the depth network, and has attention at its coarse levels. The weights of the two views are added,
-the rest is copied, and new blocks start as the identity. The result is a start for training (INIT_FROM), not
+depth from the depth network, moves the player among the nodes that it sees, and has attention at its coarse
+levels. The weights of the two views are added, the rest is copied, new blocks start as the identity, and the
+motion model starts untrained. The result is a start for training (INIT_FROM), not
 an equivalent world. A checkpoint of a run that switched off ROTATE, MOVE, DEPTH, CARRY_STATE or COARSE is
 refused: these switches are gone. Optimizer state is left out.
 """
@@ -62,7 +63,7 @@ def one_view(old: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
             "decoding_block.2", "conditioning_block.out"
         ): value
         for name, value in old.items()
-        if not name.startswith("depth_head")
+        if not name.startswith(("depth_head", "motion_model"))
     }
     weight = old["in_proj.weight"]
     views, geometry = weight[:, : VIEWS * dim], weight[:, VIEWS * dim :]
@@ -99,6 +100,7 @@ def convert(content: dict, path: Path, vqvae_ckpt: Path, depth_ckpt: Path) -> di
     if "code_axes" in weights:
         weights = {new_name(name): tensor for name, tensor in weights.items()}
     config = {name: value for name, value in content["config"].items() if name not in REMOVED_SWITCHES}
+    del config["motion_dim"]
     config = GeometryConfig(**config | {"sources": GeometryConfig.sources})
     tokenizer = load_tokenizer(vqvae_ckpt)
     check_tokenizer(content["tokenizer"], tokenizer.fingerprint, f"{vqvae_ckpt} (--vqvae_ckpt)", str(path))
