@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import live_inference
 from geometry.keyframes import VISIBLE
@@ -25,6 +26,7 @@ def shipped():
     return live_inference.load_session(live_inference.parse_config(["--device", "cpu"]), only_first=True)
 
 
+@torch.inference_mode()
 def test_the_overlay_shows_keyframes_and_sources(shipped):
     assert overlay(shipped) is None  # no step yet
     for _ in range(6):
