@@ -12,8 +12,11 @@ from aiohttp import web
 
 HEADER_SECONDS = 5.0  # in which a new connection must send the head of its request
 MAX_HEAD = 16_384  # bytes
-MAX_WAITING = 32  # connections without a complete head; a further one ends the one that has waited longest
-MAX_CONNECTIONS = 64  # in all; a further one is ended at once
+BACKLOG = 64  # connections that are accepted at once
+# Connections without a complete head; a further one ends the one that waited longest. Several times BACKLOG,
+# so that a request that has arrived is read before as many others can be accepted.
+MAX_WAITING = 256
+MAX_CONNECTIONS = 320  # in all; a further one is ended at once
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "

@@ -29,7 +29,7 @@ import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from playing.bindings import COMMANDS, CONTROLS, VIEW_COMMANDS, Binding, help_lines
-from playing.connections import HEADERS, Connections
+from playing.connections import BACKLOG, HEADERS, Connections
 from playing.controls import Controls, StepClock
 from playing.overlay import overlay
 from playing.session import Session
@@ -385,7 +385,9 @@ class Server:
         """Serves until it is cancelled. Raises OSError if nothing can be bound to the port."""
         connections = Connections(self.answer)
         try:
-            listener = await asyncio.get_running_loop().create_server(connections.new, host or None, port)
+            listener = await asyncio.get_running_loop().create_server(
+                connections.new, host or None, port, backlog=BACKLOG
+            )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise OSError(f"port {port} of {host} is in use; give another one with --port") from None

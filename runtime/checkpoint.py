@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.errors import UserError, one_line
-from runtime.outputs import write_bytes
+from runtime.outputs import write_bytes, write_text
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 SUMS = SHIPPED / "SHA256SUMS"  # of the shipped files, in the format of sha256sum
@@ -123,7 +123,7 @@ def write_sums() -> None:
     """Writes SUMS for the shipped weights and start places."""
     files = sorted([*SUMS.parent.glob("*.pt"), *SUMS.parent.glob("starts/*.npz")])
     names = (file.relative_to(SUMS.parent).as_posix() for file in files)
-    SUMS.write_text("".join(f"{sha256(file)}  {name}\n" for file, name in zip(files, names, strict=True)))
+    write_text(SUMS, "".join(f"{sha256(file)}  {name}\n" for file, name in zip(files, names, strict=True)))
 
 
 def content_of(kind: str, model: nn.Module, **extra) -> dict:

@@ -1,7 +1,6 @@
 """The geometry world model, on the clips that ship, with the tokenizer that ships."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +20,10 @@ from rollout.world_model import load_world_model, world_content
 from runtime import checkpoint
 from training import geometry_window
 from training.geometry_window import geometry_window_loss
-from training.motion_pretraining import pretrain_motion
 from training.window_parts import InputConfig, LossWeights, StepLoss, corrupt_tokens
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
-CONFIG = GeometryConfig(1024, channels=16, coarse_channels=16, motion_dim=8, keyframes=4)
+CONFIG = GeometryConfig(1024, channels=16, coarse_channels=16, keyframes=4)
 GREEDY = SamplingConfig(greedy=True)
 
 
@@ -57,8 +55,8 @@ def untrained(tokenizer, depth=None, **changes) -> GeometryWorldModel:
 
 def wake(model: GeometryWorldModel) -> GeometryWorldModel:
     """Gives random weights to what starts at zero, so that all parts matter."""
-    for parameter in model.parameters():
-        if not parameter.any():
+    for name, parameter in model.named_parameters():
+        if not parameter.any() and not name.startswith("motion_model"):
             torch.nn.init.normal_(parameter, std=0.05)
     return model
 
@@ -147,7 +145,7 @@ def test_switches_change_the_prediction(tokenizer, recording, switch):
 
 
 PARTS = [
-    "depth", "warped depth", "displacement", "rotation", "hidden state", "coarse levels", "attention",
+    "depth", "displacement", "rotation", "hidden state", "coarse levels", "attention",
     "pitch", "level", "observed",
 ]  # fmt: skip
 
@@ -168,8 +166,6 @@ def test_each_input_and_part_matters(tokenizer, recording, part):
     torch.testing.assert_close(logits_of(), whole)
     if part == "depth":
         without = logits_of(inverse_ray_distance=torch.full((3, 36, 64), 0.2))
-    elif part == "warped depth":
-        without = logits_of(state=replace(state, visible=torch.zeros_like(state.visible)))
     elif part == "displacement":
         moved[:, :3] += 1.0
         without = logits_of(true_next_pose=moved)
@@ -210,28 +206,6 @@ class KnownDepth:
         return tuple(torch.full((len(pictures), *self.config.size), v) for v in self.values)
 
 
-@pytest.mark.parametrize(
-    "error, warped, expected",
-    [
-        (0.25, 0.12, (0.1 * 0.12) ** 0.5),  # as certain as the warped depth: halfway, in the logarithm
-        (0.5, 0.12, 0.1 * 1.2 ** (1 / (1 + 0.25))),  # weights are inverse squares of the errors
-        (0.01, 0.12, 0.1 * 1.2 ** (1 / 26)),  # the network is never trusted to below 5 %
-        (0.2, 0.5, 0.1),  # different surfaces: the more certain one
-        (0.3, 0.5, 0.5),
-        (0.3, 0.02, 0.02),
-    ],
-)
-def test_warped_and_predicted_depth_are_merged_by_their_errors(tokenizer, error, warped, expected):
-    model = untrained(tokenizer, depth=KnownDepth(0.1, error))
-    picture, pitch = torch.rand(2, 3, 72, 128), torch.tensor([3.0, -8.0])
-    visible = torch.zeros(2, 36, 64, dtype=torch.bool)
-    visible[:, :, :20] = True
-    merged = model.predict_depth(picture, pitch, torch.full((2, 36, 64), warped), visible)
-    assert merged.shape == (2, 36, 64)
-    torch.testing.assert_close(merged[..., :20], torch.full((2, 36, 20), expected), rtol=1e-4, atol=0)
-    torch.testing.assert_close(merged[..., 20:], torch.full((2, 36, 44), 0.1)), "nothing was warped there"
-
-
 def test_depth_network_sees_the_picture_in_its_own_size(tokenizer):
     depth = KnownDepth(0.1, 0.1)
     model = untrained(tokenizer, depth=depth)
@@ -244,22 +218,6 @@ def test_depth_network_sees_the_picture_in_its_own_size(tokenizer):
         given[0, 0, 0, 20:44], torch.linspace(-0.5, 1.5, 128).view(64, 2).mean(1)[20:44]
     )
     assert found.shape == (1, 36, 64), "the model's grid"
-
-
-@torch.inference_mode()
-def test_depth_of_a_frame_is_merged_with_that_of_the_frames_before(tokenizer, recording):
-    tokens, actions, pose = (x[:2] for x in recording)
-    model = untrained(tokenizer)
-    first, state = model.predict(tokens[:, 0], actions[:, 0], model.init_state(2), true_next_pose=pose[:, 1])
-    picture = tokenizer.decode(tokens[:, 0])
-    torch.testing.assert_close(first.inverse_ray_distance, model.predict_depth(picture, torch.zeros(2)))
-    assert torch.equal(state.inverse_ray_distance, first.view.inverse_ray_distance)
-    assert torch.equal(state.visible, first.view.visible_pixels) and state.visible.any()
-    second, _ = model.predict(tokens[:, 1], actions[:, 1], state)
-    picture = tokenizer.decode(tokens[:, 1])
-    expected = model.predict_depth(picture, state.pose[:, 4], state.inverse_ray_distance, state.visible)
-    torch.testing.assert_close(second.inverse_ray_distance, expected)
-    assert not torch.allclose(expected, model.predict_depth(picture, state.pose[:, 4]))
 
 
 # ---------------------------------------------------------------- memory
@@ -316,16 +274,16 @@ def test_prediction_from_a_view_is_that_of_an_empty_state(tokenizer, recording, 
 
 
 @torch.inference_mode()
-def test_gate_closes_where_little_is_visible_and_by_magnification(tokenizer):
+def test_gate_depends_on_visibility_magnification_and_trust(tokenizer):
     model = untrained(tokenizer)
-    model.gate_bias.copy_(torch.tensor([1.0, 0.5]))
-    visible = torch.tensor([0.0, 0.25, 0.3, 1.0, 1.0, 1.0, 1.0])
-    scale = torch.tensor([1.0, 1.0, 1.0, 1.0, 4.0, 0.5, 0.01])
-    gate = model.gate(torch.zeros(7), visible, scale)
+    model.gate_bias.copy_(torch.tensor([1.0, -2.0, 0.5]))
+    visible = torch.tensor([0.0, 0.5, 0.6, 1.0, 1.0, 1.0, 1.0])
+    scale = torch.tensor([1.0, 0.5, 1.0, 1.0, 4.0, 0.5, 0.01])  # 0.01 counts as 1/8
     softplus = torch.nn.functional.softplus
-    expected = softplus(torch.tensor([1.0, 1.0, 1.0, 0.5, -0.5]))  # 0.01 counts as 1/8
-    assert gate[:2].tolist() == [0, 0]
-    torch.testing.assert_close(gate[2:], expected)
+    gate = model.gate(torch.full((7,), 0.1), visible, scale)
+    torch.testing.assert_close(gate, softplus(torch.tensor([-1.9, -1.9, 1.1, 1.1, 1.1, 0.6, -0.4])))
+    trusted = model.gate(torch.full((7,), 0.1), visible, scale, trust=3.0)
+    torch.testing.assert_close(trusted, softplus(torch.tensor([-1.9, -1.9, 4.1, 4.1, 4.1, 3.6, 2.6])))
 
 
 @torch.inference_mode()
@@ -559,32 +517,6 @@ def test_visible_cells_that_show_generated_content_have_no_loss(tokenizer, recor
     assert unseen[own.expand_as(weight)].any()
     first = result.self_fed & (result.self_fed.cumsum(0) == 1)  # the first self-fed step of each sample
     assert first.any() and not unseen[first][..., :16].any(), "the left side was observed"
-
-
-def test_motion_pretraining_learns_from_actions_and_poses_alone(tokenizer):
-    """A player who walks 0.1 m a frame, half as fast backwards, and not at all into a wall on the left."""
-    model, rng = untrained(tokenizer), np.random.default_rng(0)
-    poses, actions = [], []
-    for _ in range(4):
-        keys = np.repeat(rng.integers(-1, 2, (20, 2)), 5, 0)
-        action = np.zeros((100, 5), np.float32)
-        action[:, 2:4] = keys
-        action[:, 0] = rng.uniform(-0.5, 0.5, 100)
-        pose = [torch.zeros(1, 5)]
-        for now in torch.from_numpy(action):
-            right, forward = 0.1 * max(now[2], 0), 0.1 * now[3] * (0.5 if now[3] < 0 else 1)
-            moved = torch.tensor([[float(right), 0.0, float(forward)]])
-            pose.append(model.next_pose(pose[-1], now[None], moved))
-        poses.append(torch.cat(pose).numpy())
-        actions.append(action)
-    clips = SimpleNamespace(pose=poses, actions=actions)
-    before = pretrain_motion(model, clips, 1, seed=0)
-    after = pretrain_motion(model, clips, 250, seed=0)
-    assert before > 0.1 and after < 0.03
-    assert np.isnan(
-        pretrain_motion(model, SimpleNamespace(pose=[poses[0] * np.nan], actions=actions), 5, seed=0)
-    )
-    assert np.isnan(pretrain_motion(model, clips, 0, seed=0))
 
 
 def test_corruption_stays_below_its_level_and_returns_it(tokenizer):

@@ -932,6 +932,14 @@ def test_token_files_that_no_manifest_lists_keep_their_source_of_depth(mixed, tm
     assert [(c.name, c.depth) for c in again.clips] == listed
 
 
+def test_token_files_never_replace_files_of_the_clips(mixed, tokenizer, capsys):
+    depth = mixed / "depth" / "a.npz"
+    before = depth.read_bytes()
+    encode(mixed, depth.parent, tokenizer, status=2)
+    assert f"{depth}: is read by this run and would be overwritten" in capsys.readouterr().err
+    assert depth.read_bytes() == before and [path.name for path in depth.parent.iterdir()] == ["a.npz"]
+
+
 def test_manifests_without_the_fields_of_depth_can_be_read(mixed, tmp_path, tokenizer):
     encode(mixed, tmp_path / "out", tokenizer)
     path = tmp_path / "out" / "manifest.json"

@@ -87,3 +87,25 @@ def test_only_main_ends_the_process():
         if path.parent != ROOT and path.parent.name not in ("tools", "vq_vae", "depth"):
             allowed = 1 if path.stem == "config" else 0  # --help of scripts with constants
             assert len(calls) <= allowed, path
+
+
+# Modules with files that are not written at once: logs that grow, a lock, files of the running game.
+WRITE_DIRECTLY = {"run_log", "diagnostics", "folder_lock", "game", "record"}
+
+
+def test_files_are_written_through_outputs():
+    """So that each is complete or not there: what is written to is the `part` that `replacing` gives."""
+    for path in modules():
+        if path.stem in WRITE_DIRECTLY:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            of_path = name in ("write_text", "write_bytes") and isinstance(node.func, ast.Attribute)
+            target = node.func.value if of_path else (node.args or [None])[0]
+            opened = node.args[1] if name == "open" and len(node.args) > 1 else None
+            mode = str(opened.value) if isinstance(opened, ast.Constant) else ""
+            if of_path or name in ("savez", "savez_compressed", "savefig") or set(mode) & set("wax+"):
+                to = getattr(target, "id", getattr(target, "attr", ""))
+                assert to in ("part", "file", "path", "sink", "devnull"), f"{path}:{node.lineno}"

@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rollout.arguments import RolloutConfig, add_arguments, config_of
+from rollout.arguments import RolloutConfig, add_arguments, config_of, input_files
 from rollout.context import World, load_recording, load_world, prime, start_places
 from rollout.mixed_walk import mixed_walk
 from rollout.rollout import Rollout
 from runtime.config import positive_int
 from runtime.errors import UserError, run_script
+from runtime.outputs import check_outputs, replacing
 from runtime.video import grid, label
 
 OUT = Path("outputs/walk.jpg")
@@ -82,12 +83,11 @@ def run(options: Options) -> None:
     if out.suffix not in (".jpg", ".png"):
         raise UserError(f"--out {out}: expected a name that ends in .jpg or .png; give one")
     paths = list(config.starts or start_places().values())
-    if out.resolve() in [path.resolve() for path in paths]:
-        raise UserError(f"--out {out}: is also a start, which would be overwritten; give another name")
+    check_outputs([out], input_files(config))
     world = load_world(config.checkpoint, config.vqvae_ckpt, config.device, config.precision)
     pictures = list(generate(world, config, paths, options.seconds))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet([path.stem for path in paths], pictures)).save(out, quality=QUALITY)
+    with replacing(out) as part:
+        Image.fromarray(sheet([path.stem for path in paths], pictures)).save(part, quality=QUALITY)
     print(out)
 
 

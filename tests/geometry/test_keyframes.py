@@ -51,26 +51,40 @@ def test_distance_to_the_newest_keyframe():
     assert empty.distance_to_newest(torch.zeros(1, 5))[0].item() == torch.inf
 
 
-def test_what_counts_as_new_depends_on_whether_it_was_observed():
+def test_generated_frames_are_new_far_from_the_newest_keyframe():
     keyframes = memory_of(frames(0.0))
 
-    def new(yaw: float, z: float, observed: bool) -> bool:
-        pose = torch.tensor([[0.0, 0.0, z, yaw, 0.0]])
-        return keyframes.is_new(pose, torch.tensor([observed])).item()
+    def new(yaw: float, z: float) -> bool:
+        return keyframes.is_new(torch.tensor([[0.0, 0.0, z, yaw, 0.0]])).item()
 
-    assert not new(0.0, 0.0, True) and not new(1.9, 0.2, True)
-    assert new(2.1, 0.0, True) and new(0.0, 0.3, True) and new(-2.1, 0.0, True)
-    assert not new(7.9, 0.7, False), "a generated frame must be farther away"
-    assert new(8.1, 0.0, False) and new(0.0, 0.8, False)
-    empty = Keyframes.empty(2, 3, (4 * H, 4 * W), (H, W))
-    assert empty.is_new(torch.zeros(2, 5), torch.tensor([True, False])).all(), "without keyframes all is new"
+    assert not new(7.9, 0.7) and not new(-7.9, -0.7)
+    assert new(8.1, 0.0) and new(-8.1, 0.0) and new(0.0, 0.8)
+    empty = Keyframes.empty(1, 3, (4 * H, 4 * W), (H, W))
+    assert empty.is_new(torch.zeros(1, 5)).item(), "without keyframes all is new"
+
+
+def test_the_newest_recorded_frame_is_a_keyframe_and_the_others_are_apart():
+    """One degree a step: the newest one moves on until it is more than 2 degrees from the one before."""
+    keyframes = Keyframes.empty(1, 8, (4 * H, 4 * W), (H, W))
+    yes, yaws = torch.tensor([True]), []
+    for yaw in range(8):
+        keyframes = keyframes.add_observed(frames(float(yaw), code=yaw), yes)
+        used = keyframes.order[0] > 0
+        yaws.append(sorted(keyframes.pose[0, used, 3].tolist()))
+    assert yaws[:5] == [[0], [0, 1], [0, 2], [0, 3], [0, 3, 4]]
+    assert yaws[-1] == [0, 3, 6, 7]
+    newest = keyframes.order[0].argmax()
+    assert torch.equal(keyframes.tokens[0, newest], frames(7.0, code=7).tokens[0])
+    assert keyframes.add_observed(frames(50.0), torch.tensor([False])) is keyframes
+    one = memory_of(frames(0.0), capacity=1).add_observed(frames(1.0), yes)
+    assert one.pose[0, 0, 3] == 1, "a memory of one keyframe holds the newest"
 
 
 def test_only_the_newest_keyframe_counts():
     """A frame at the place of an older one is kept: what was seen since may have replaced it."""
     keyframes = memory_of(frames(0.0), frames(90.0))
-    assert keyframes.is_new(torch.zeros(1, 5), torch.tensor([False])).item()
-    assert not keyframes.is_new(frames(90.0).pose, torch.tensor([False])).item()
+    assert keyframes.is_new(torch.zeros(1, 5)).item()
+    assert not keyframes.is_new(frames(90.0).pose).item()
 
 
 def test_selects_the_keyframes_that_show_most_of_the_view():

@@ -429,12 +429,17 @@ def test_half_sent_requests_are_ended_and_starve_nobody(session, monkeypatch):
 
     async def scenario():
         async with served(session, token="s3cret") as at:
-            half = []
-            for _ in range(100):
+
+            async def send_half():
                 reader, writer = await asyncio.open_connection("127.0.0.1", at.port)
                 writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: ")
-                half.append((reader, writer))
-            page = await at.connect("?token=s3cret")
+                return reader, writer
+
+            before = [send_half() for _ in range(150)]
+            after = [send_half() for _ in range(150)]
+            found = await asyncio.gather(*before, at.connect("?token=s3cret"), *after)
+            page = found.pop(len(before))
+            half = found
             assert (await page.receive())[0]["kind"] == "hello"
             for reader, writer in half:  # each is ended, the first ones at once
                 with suppress(ConnectionError):

@@ -15,7 +15,6 @@ from runtime.video import (
     check_ending,
     count_frames,
     read_frames,
-    read_image,
     video_fps,
     write_video,
 )
@@ -159,4 +158,4 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
     with pytest.raises(VideoError, match="a.png: not a picture that can be read .*exceeds limit"):
-        read_image(tmp_path / "a.png")
+        video.read_image(tmp_path / "a.png")

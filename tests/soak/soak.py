@@ -82,28 +82,32 @@ def play(session: Session, steps: int, next_steps: int = NEXT_STEPS) -> list[dic
 # ---------------------------------------------------------------- the page
 
 
-async def never_read(port: int, until: float) -> int:
-    """A player that sends input and commands and reads nothing; -> the number of messages sent."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-    writer.transport.pause_reading()
-    origin = f"127.0.0.1:{port}"
-    writer.write(
-        f"GET /play HTTP/1.1\r\nHost: {origin}\r\nOrigin: http://{origin}\r\nUpgrade: websocket\r\n"
-        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
-    )
-    await asyncio.sleep(0.5)
-    sent = 0
+async def never_read(port: int, until: float) -> tuple[int, int]:
+    """A player that sends input and commands and reads nothing, and comes back when the server ends it.
+
+    -> numbers of connections and messages.
+    """
+    origin, connections, sent = f"127.0.0.1:{port}", 0, 0
     texts = ('{"press": "forward"}', '{"look": [9, 0]}', '{"command": "greedy"}')
     while time.monotonic() < until:
-        text = texts[sent % 3].encode()
-        mask = b"\0\0\0\0"  # leaves the bytes as they are
-        writer.write(struct.pack("!BB", 0x81, 0x80 | len(text)) + mask + text)
-        await writer.drain()
-        sent += 1
-        await asyncio.sleep(0.02)
-    writer.transport.abort()
-    return sent
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.transport.pause_reading()
+        connections += 1
+        writer.write(
+            f"GET /play HTTP/1.1\r\nHost: {origin}\r\nOrigin: http://{origin}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+        )
+        await asyncio.sleep(0.5)
+        with suppress(ConnectionError):
+            while time.monotonic() < until:
+                text, mask = texts[sent % 3].encode(), b"\0\0\0\0"  # leaves the bytes as they are
+                writer.write(struct.pack("!BB", 0x81, 0x80 | len(text)) + mask + text)
+                await writer.drain()
+                sent += 1
+                await asyncio.sleep(0.02)
+        writer.transport.abort()
+    return connections, sent
 
 
 async def half_send(port: int, until: float) -> int:
@@ -120,7 +124,7 @@ async def half_send(port: int, until: float) -> int:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(reader.read(), max(0.1, until - time.monotonic()))
                 writer.close()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(min(5.0, max(0.1, until - time.monotonic())))
 
     await asyncio.gather(*(one() for _ in range(HALF_SENT)))
     return opened
@@ -164,14 +168,15 @@ async def page(session: Session, fps: float, seconds: float) -> tuple[list[dict]
             rows.append({name: round(float(value), 2) for name, value in row.items()})
 
     async def players() -> dict:
-        sent = await never_read(port, half)
+        connections, sent = await never_read(port, half)
         steps = session.steps
         while server.player is not None:
             await asyncio.sleep(0.05)
         start = time.monotonic()
         frames = await read(port, end)
         return {
-            "messages of the player that never reads": sent,
+            "connections of the player that never reads": connections,
+            "its messages": sent,
             "steps for it": steps,
             "frames of the player that reads": frames,
             "frames a second": round(frames / (time.monotonic() - start), 2),
@@ -195,8 +200,9 @@ def plot(path: Path, rows: list[dict], x: str, title: str) -> None:
     figure = Figure(figsize=(8, 5 if timed else 3), layout="constrained")
     axes = figure.subplots(1 + timed, 1, squeeze=False)[:, 0]
     at = [row[x] for row in rows]
-    axes[0].plot(at, [row["memory_mb"] for row in rows])
-    axes[0].set(title=title, ylabel="resident memory, MB", ylim=(0, None), xlabel=x)
+    memory = [row["memory_mb"] for row in rows]
+    axes[0].plot(at, memory)
+    axes[0].set(title=title, ylabel="resident memory, MB", ylim=(0, 1.2 * max(memory)), xlabel=x)
     if timed:
         axes[1].plot(at, [row["max_ms"] for row in rows], color="tab:gray", lw=0.8, label="longest")
         axes[1].plot(at, [row["mean_ms"] for row in rows], label="mean")

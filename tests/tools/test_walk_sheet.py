@@ -41,7 +41,7 @@ def parsed(tiny, *flags: str):
     return parser.parse_args([*tiny.flags, *flags])
 
 
-@pytest.mark.parametrize("name, part", [("walk.gif", "ends in .jpg or .png"), ("photo.png", "also a start")])
+@pytest.mark.parametrize("name, part", [("walk.gif", "ends in .jpg or .png"), ("photo.png", "is read by")])
 def test_bad_outputs_are_refused(tiny, tmp_path, capsys, name, part):
     photo = tmp_path / "photo.png"
     walk_sheet.Image.fromarray(np.zeros((16, 32, 3), np.uint8)).save(photo)
