@@ -5,8 +5,8 @@
     python benchmark.py play       # one section: train, data or play
     python benchmark.py --quick    # fewer repeats and smaller sizes
 
-train: one optimizer step of train.py's default model, teacher-forced and self-fed, against the device's
-fastest matrix product.
+train: one optimizer step of train.py's default model, teacher-forced, self-fed and on pairs, against the
+device's fastest matrix product.
 data: the loader against opening a file for each window; the stages of preprocessing.
 play: one step from the action to the picture on the screen, its parts, the time to the first frame, memory.
 
@@ -29,6 +29,7 @@ from benchmarking.play_step import bench_play
 from benchmarking.training_step import QUICK_WINDOWS, TRANSITIONS, WINDOWS, bench_train
 from dataset.token_files import SAMPLE_TOKENS
 from dataset.windows import TokenClips
+from depth.predictor import SHIPPED_DEPTH
 from rollout.context import load_world
 from rollout.world_model import SHIPPED_WORLD, architecture_of
 from runtime.config import positive_int
@@ -53,8 +54,10 @@ def announce(config: BenchmarkConfig) -> None:
 
 def run_benchmark(config: BenchmarkConfig, arguments: list[str]) -> dict:
     """Runs the sections -> the content of the JSON file. Raises UserError."""
-    world = load_world(config.checkpoint, config.vqvae_ckpt, config.device, config.precision)
-    clips = TokenClips(config.data_dir, "all", world.tokenizer.fingerprint)
+    world = load_world(
+        config.checkpoint, config.vqvae_ckpt, config.device, config.precision, config.depth_ckpt
+    )
+    clips = TokenClips(config.data_dir, "all", world.tokenizer.fingerprint, extras=("depth",))
     print(f"precision: {dtype_name(world.dtype)}")
     notes, load = [], psutil.getloadavg()[0]
     if load > 0.5:
@@ -112,6 +115,7 @@ def parse_config(arguments: list[str]) -> BenchmarkConfig:
     )
     add("--checkpoint", type=Path, default=SHIPPED_WORLD, help="world model to play (default: ships)")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="its tokenizer (default: ships)")
+    add("--depth_ckpt", type=Path, default=SHIPPED_DEPTH, help="depth network (default: ships)")
     add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="token files (default: the samples)")
     args = parser.parse_args(arguments)
     return BenchmarkConfig(
@@ -124,6 +128,7 @@ def parse_config(arguments: list[str]) -> BenchmarkConfig:
         windows=args.windows or (QUICK_WINDOWS if args.quick else WINDOWS),
         checkpoint=args.checkpoint.resolve(),  # live_inference.py is started in another folder
         vqvae_ckpt=args.vqvae_ckpt.resolve(),
+        depth_ckpt=args.depth_ckpt.resolve(),
         data_dir=args.data_dir.resolve(),
     )
 

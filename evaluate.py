@@ -6,8 +6,9 @@ whole held-out clips.
     python evaluate.py --data_dir tokens/mine            # about an hour on two cores, half of it for walk
     python evaluate.py --quick --checkpoint runs/a/best.pt runs/b/best.pt --data_dir tokens/mine
 
-Sections: teacher_forced, rollouts, control, rotation, still, memory, long, walk, depth and tokenizer; --only
-selects some. depth measures the depth network, the others the world model and the tokenizer.
+Sections: teacher_forced, rollouts, control, rotation, still, memory, long, walk, motion, depth and tokenizer;
+--only selects some. depth measures the depth network, motion the motion model with that depth, the others the
+world model and the tokenizer.
 The tables compare the models with copying the last frame (copy), with that frame warped as the camera rotated
 (rot), with the same and moved over a flat ground (geo), and with the recording as the tokenizer reconstructs
 it (recording).
@@ -35,6 +36,7 @@ from evaluation import (
     long_rollouts,
     memory,
     pictures,
+    player_motion,
     report,
     rollouts,
     teacher_forced,
@@ -59,8 +61,8 @@ from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 OUT = Path("outputs/eval")
 SECTIONS = (
-    "teacher_forced", "rollouts", "control", "rotation", "still", "memory", "long", "walk", "depth",
-    "tokenizer",
+    "teacher_forced", "rollouts", "control", "rotation", "still", "memory", "long", "walk", "motion",
+    "depth", "tokenizer",
 )  # fmt: skip
 
 
@@ -90,6 +92,7 @@ class Recorded:
     windows: rollouts.RecordedWindows | None = None
     walks: walk.RecordedWalks | None = None
     warps: depth_warps.DepthWarps | None = None
+    motion: player_motion.RecordedMotion | None = None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,7 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", default=[SHIPPED_WORLD], help="world models to compare")
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, help="tokenizer that made the tokens")
-    add("--depth_ckpt", type=Path, default=SHIPPED_DEPTH, help="depth network for the section depth")
+    add(
+        "--depth_ckpt",
+        type=Path,
+        default=SHIPPED_DEPTH,
+        help="depth network of the world models and of the sections depth and motion",
+    )
     add("--data_dir", type=Path, default=SAMPLE_TOKENS, help="folder of token files with a manifest")
     add("--split", choices=("val", "train", "all"), default="val", help="clips to evaluate on")
     add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into the folder NAME")
@@ -184,7 +192,7 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
     check_folder(config.out.with_suffix(""))
     tokenizer = load_tokenizer(config.tokenizer, config.device)
     models = [
-        load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype)
+        load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype, config.depth)
         for name, path in config.checkpoints.items()
     ]
     extras = ("depth",) if {"rollouts", "depth"} & set(config.sections) else ()
@@ -202,15 +210,19 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
         )
         print(f"inverse dynamics: {origin}")
     networks = load_picture_networks(inverse_dynamics, config.device)
-    predictor = load_depth(config.depth, config.device) if "depth" in config.sections else None
+    predictor = None
+    if {"depth", "motion"} & set(config.sections):
+        predictor = load_depth(config.depth, config.device)
 
     recorded = Recorded()
     if {"rollouts", "tokenizer"} & set(config.sections):
         recorded.windows = rollouts.read_windows(held_out, config.plan, networks)
     if "walk" in config.sections:
         recorded.walks = walk.read_walks(held_out, config.plan, networks)
-    if predictor is not None:
+    if "depth" in config.sections:
         recorded.warps = depth_warps.read(held_out, config.plan, predictor)
+    if "motion" in config.sections:
+        recorded.motion = player_motion.read(held_out, config.plan, predictor)
     results = [run_sections(config, model, held_out, networks, recorded) for model in models]
 
     meta = {
@@ -258,6 +270,7 @@ def run_sections(
         "memory": lambda: memory.measure(held_out, model, plan, networks, scores),
         "long": lambda: long_rollouts.measure(held_out, model, plan, networks, scores),
         "walk": lambda: walk.measure(held_out, model, plan, networks, recorded.walks, scores),
+        "motion": lambda: player_motion.report(held_out, model, recorded.motion, scores),
         "depth": lambda: depth_warps.report(recorded.warps, scores),
         "tokenizer": lambda: tokenizer_quality.measure(held_out, recorded.windows, scores),
     }

@@ -236,7 +236,7 @@ def roll_out(config: InferenceConfig, pipe: BinaryIO | None) -> None:
         read_script(config.script)  # reports an error before anything is loaded
     flags = config.rollout
     paths = flags.starts or tuple(start_places().values())[:1]
-    world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision)
+    world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision, flags.depth_ckpt)
     compared = 0 if config.script is not None else config.frames or RECORDED_FRAMES
     frames = flags.context_frames + compared if flags.context_frames else None
     recordings, context = align([load_recording(path, world, frames) for path in paths], flags.context_frames)

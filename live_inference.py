@@ -150,7 +150,7 @@ def load_session(config: LiveConfig, only_first: bool) -> Session:
     Raises a UserError for a file that is missing, broken or of another tokenizer.
     """
     flags = config.rollout
-    world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision)
+    world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision, flags.depth_ckpt)
     paths = flags.starts or tuple(start_places().values())
     compared = 0 if only_first and not config.compare else COMPARED_FRAMES
     frames = flags.context_frames + compared if flags.context_frames else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
@@ -43,8 +44,13 @@ class ConvGRUCell(nn.Module):
         self.gates = nn.Conv2d(2 * channels, 2 * channels, kernel_size, padding=pad)
         self.candidate = nn.Conv2d(2 * channels, channels, kernel_size, padding=pad)
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """x, h [B, C, H, W] -> new h [B, C, H, W]."""
+    def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
+        """x, h [B, C, H, W] -> new h [B, C, H, W]. None: an empty state (zeros), at half the cost."""
+        if h is None:
+            c, pad = x.shape[1], self.candidate.padding
+            z = torch.sigmoid(F.conv2d(x, self.gates.weight[:c, :c], self.gates.bias[:c], padding=pad))
+            candidate = F.conv2d(x, self.candidate.weight[:, :c], self.candidate.bias, padding=pad)
+            return (torch.tanh(candidate) * z).float()
         z, r = torch.sigmoid(self.gates(torch.cat([x, h], 1))).chunk(2, 1)
         candidate = torch.tanh(self.candidate(torch.cat([x, r * h], 1)))
         # The state stays float32 under autocast: bfloat16 would lose its small updates over a long rollout.
@@ -148,9 +154,7 @@ class ConvGRUWorldModel(nn.Module):
         features, state = self.recur(self.compute_embeddings(tokens), self.compute_film(actions), state)
         return Prediction(features), state
 
-    def logits(
-        self, prediction: Prediction, cells: Tensor | None = None, trust: tuple = (0.0, 0.0)
-    ) -> Tensor:
+    def logits(self, prediction: Prediction, cells: Tensor | None = None, trust: float = 0.0) -> Tensor:
         """Logits over the next frame's codes [B, V, H, W]; of `cells` [B, n] alone: [B, n, V].
 
         `trust` is for models with a prior; this one has none.

@@ -1,13 +1,13 @@
-"""The geometry world model: warps what was observed into the next view, and predicts the rest with a ConvGRU.
+"""The geometry world model: composes the next view from what was seen, and predicts the rest with a ConvGRU.
 
-    tokens[t] --decode--> picture[t] --depth, pose[t+1]--> warped last frame --encode--> z_last
-    keyframes ------------------------------------------> warped keyframes --encode--> z_memory
-    [z_last, z_memory, masks, depths] --1x1--> ConvGRU 18x32 <-> 9x16 <-> 5x8 (FiLM on action) --> features
-    logits[t+1] = sum over both z of -gate * log(1 + |z + correction - code|^2 / scale)  +  head(features)
+    tokens[t] --decode--> picture[t] --depth network--> depth[t]
+    last frame, keyframes, their depths and poses --z-buffer, fused--> view at pose[t+1] --encode--> z
+    [z, masks, magnification, depths] --1x1--> ConvGRU 18x32 <-> 9x16 <-> 5x8 (FiLM, attention) --> features
+    logits[t+1] = -gate * log(1 + |z + correction - code|^2 / scale)  +  head(features)
 
-The camera's rotation is the action's; its displacement is predicted (geometry/motion.py) and trained on
-recorded poses. The depth of each frame is trained by reprojection. The recurrent state is warped by the same
-motion. Corrections start at zero, so an untrained model predicts the geometry-warped copy.
+The camera's rotation is the action's; its displacement comes from the motion model (geometry/motion.py). The
+depth network (depth/) and the motion model are trained beforehand and frozen. The recurrent state is warped
+like the last frame. Corrections start at zero, so an untrained model predicts the composed view.
 
 FiLM: Perez et al., arXiv 1709.07871. ConvGRU: Ballas et al., arXiv 1511.06432. Masked parallel decoding:
 Chang et al., MaskGIT, arXiv 2202.04200.
@@ -21,25 +21,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
+from depth.depth_net import Attention, ResidualBlock
+from depth.predictor import DepthPredictor
 from geometry import camera
-from geometry.keyframes import HALF_WEIGHT_METRES, VISIBLE, warp_next_view
-from geometry.motion import METRES_PER_UNIT, Motion, MotionModel, displacement_between, next_pose
+from geometry.keyframes import VISIBLE, compose_next_view
+from geometry.motion import METRES_PER_UNIT, Motion, PlayerMotion, displacement_between, next_pose
 from geometry.state import WorldState
-from geometry.warping import SourceFrames, WarpedView
+from geometry.warping import ComposedView, SourceFrames
 from model_convGru import ConvGRUCell
 from vq_vae.code_space import CodeSpace, init_from_codebook
 from vq_vae.tokenizer import Tokenizer
 
-GATES = (
-    2.5,
-    -2.0,
-    -0.5,
-)  # initial, before softplus: of the chosen source, of the other, of disoccluded cells
-DEPTH_RANGE = (-5.0, 3.0)  # of log(inverse ray distance / that of the flat ground)
-OBSERVED_BELOW = 0.5  # a mean generation below this counts as observed
+GATES = (2.5, -0.5, 0.0)  # initial, before softplus: of visible and disoccluded cells, and per magnification
+OBSERVED_BELOW = 0.5  # a generation below this counts as observed
 GENERATION_MAX = 4.0
-GEOMETRY_CHANNELS = 8  # visible and exact masks of both views, baseline, generation, distance, ground
-STILL = 0.9  # exactness of a cell above which the camera counts as resting
+SCALE_RANGE = (1 / 8, 2.0)  # of the magnification that the network is told
+VIEW_CHANNELS = 7  # what the network is told of the composed view, see `encode_view`
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,36 @@ class GeometryConfig:
     degrees_per_unit: float = 15.0  # camera turn between two frames at an action of 1
     channels: int = 64
     coarse_channels: int = 96
+    heads: int = 4  # of the attention at the two coarse levels
     code_dim: int = 24  # principal components of the codebook in which codes are compared
     film_hidden: int = 128
-    motion_dim: int = 64
     keyframes: int = 64  # capacity of the memory; 0: none
-    sources: int = 2  # keyframes from which one view is warped
-    prior: bool = True  # the warped views are a prior on the logits; False: features only
+    sources: int = 3  # keyframes from which a view is composed, besides the last frame
+    prior: bool = True  # the composed view is a prior on the logits; False: it is an input only
     action_dim: int = 5
+
+
+@dataclass
+class ViewInput:
+    """What the network is given of the next frame before it is generated."""
+
+    z: Tensor  # [B, d, H, W] the composed view in code space; where nothing is visible, its fill
+    channels: Tensor  # [B, VIEW_CHANNELS, H, W], see `encode_view`
+    pitch: Tensor  # [B] of the next view, degrees
+    actions: Tensor  # [B, A]
+    displacement: Tensor  # [B, 3] metres
+    observed: Tensor  # [B] 1: the current tokens are recorded; 0: generated
+    level: Tensor  # [B] share of corrupted tokens
+
+    @property
+    def visible_mask(self) -> Tensor:
+        """[B, H, W] 0..1: share of each cell that some source shows."""
+        return self.channels[:, 0]
+
+    @property
+    def source_scale(self) -> Tensor:
+        """[B, H, W] source cells per cell, by length; below 1: magnified."""
+        return (self.channels[:, 2] * 2).exp2()
 
 
 @dataclass
@@ -69,24 +89,57 @@ class Prediction:
     """What is predicted of the next frame before tokens are sampled; input of `logits`."""
 
     features: Tensor  # [B, C, H, W]
-    z: tuple[Tensor, Tensor]  # points in code space of the last frame and the keyframes, warped; [B, d, H, W]
-    source_mask: Tensor  # [B, 2, H, W] bool: the source of each cell, last frame or keyframes
+    z: Tensor  # [B, d, H, W] the composed view in code space
     visible_mask: Tensor  # [B, H, W] 0..1: share of the cell that a source shows
     source_scale: Tensor  # [B, H, W] source cells per cell, by length; below 1: magnified
-    observed_mask: Tensor  # [B, H, W] 0..1: share of the cell that an observed keyframe shows
-    source_grid: Tensor  # [B, H, W, 2] where each cell lies in the last frame
-    inverse_ray_distance: Tensor  # [B, 2H, 2W] 1/m, of the *last* frame, with gradient
-    motion: Motion  # the predicted displacement
+    refine: Tensor  # [B] bool: a keyframe will be written, so magnified cells should be sampled
+    view: ComposedView | None = None  # None: predicted from a `ViewInput` alone
+    generation: Tensor | None = None  # [B, H, W] of the source of each cell; 0: observed
+    inverse_ray_distance: Tensor | None = None  # [B, 2H, 2W] 1/m, of the *last* frame
+    motion: Motion | None = None  # the predicted displacement; None where the pose was given
+
+    @property
+    def observed_mask(self) -> Tensor:
+        """[B, H, W] 0..1: share of the cell that an observed frame shows."""
+        return self.visible_mask * (self.generation < OBSERVED_BELOW)
+
+
+class ConditioningBlock(nn.Module):
+    """Changes the features by the tokens that are given, with a view of the whole grid.
+
+    One round of a U-Net: fine -> coarse with attention -> fine. The output starts at zero.
+    """
+
+    def __init__(self, inputs: int, channels: int, coarse: int, heads: int, grid: tuple[int, int]):
+        super().__init__()
+        self.stem = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.down = nn.Conv2d(channels, coarse, 3, stride=2, padding=1)
+        self.coarse = nn.Sequential(
+            ResidualBlock(coarse), Attention(coarse, heads, grid), ResidualBlock(coarse)
+        )
+        self.up = nn.Conv2d(coarse, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 3, padding=1)
+        for last in (self.up, self.out):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x))
+        coarse = self.up(self.coarse(self.down(x)))
+        return self.out(x + F.interpolate(coarse, x.shape[-2:], mode="nearest"))
 
 
 class GeometryWorldModel(nn.Module):
     """Predicts the next grid of tokens from the current one, the action and a `WorldState`."""
 
-    def __init__(self, config: GeometryConfig, tokenizer: Tokenizer):
+    def __init__(self, config: GeometryConfig, tokenizer: Tokenizer, depth: DepthPredictor):
         super().__init__()
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.depth = config, tokenizer, depth
         c, coarse, d = config.channels, config.coarse_channels, config.code_dim
         self.levels = [c, coarse, coarse]
+        grids = [(config.latent_height, config.latent_width)]
+        for _ in self.levels[1:]:
+            grids.append(tuple((n + 1) // 2 for n in grids[-1]))
         self.code_space = CodeSpace(config.codebook_size, tokenizer.config.embedding_dim, d)
         # FiLM on: action, displacement, observed or generated, corruption level, sine of the pitch
         self.film = nn.Sequential(
@@ -94,34 +147,29 @@ class GeometryWorldModel(nn.Module):
             nn.SiLU(),
             nn.Linear(config.film_hidden, 2 * sum(self.levels)),
         )
-        self.in_proj = nn.Conv2d(2 * d + GEOMETRY_CHANNELS, c, 1)
+        self.in_proj = nn.Conv2d(d + VIEW_CHANNELS, c, 1)
         self.cells = nn.ModuleList(ConvGRUCell(n, 3) for n in self.levels)
         pairs = list(zip(self.levels[:-1], self.levels[1:], strict=True))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(ResidualBlock(n), Attention(n, config.heads, grid), ResidualBlock(n))
+            for n, grid in zip(self.levels[1:], grids[1:], strict=True)
+        )
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
         self.output_block = nn.Sequential(
             nn.Conv2d(c, c, 3, padding=1), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1)
         )
-        self.decoding_block = nn.Sequential(
-            nn.Conv2d(c + d + 1, c, 3, padding=1), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1)
-        )
-        self.out_proj = nn.Conv2d(c, 2 + 2 * d + c, 1)  # gates, corrections, query of the head
+        self.fine_block = ResidualBlock(c)
+        self.conditioning_block = ConditioningBlock(c + d + 1, c, coarse, config.heads, grids[1])
+        self.out_proj = nn.Conv2d(c, 1 + d + c, 1)  # gate, correction, query of the head
         self.head = nn.Conv2d(c, config.codebook_size, 1)
         self.gate_bias = nn.Parameter(torch.tensor(GATES))
-        self.log_scale = nn.Parameter(torch.zeros(2))
-        self.depth_head = nn.Sequential(
-            nn.Conv2d(d + 1 + c, c, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(c, c, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(c, 4, 3, padding=1),
-        )
-        self.motion_model = MotionModel(config.action_dim, config.motion_dim, self.levels[-1])
-        for last in (self.out_proj, self.decoding_block[-1], self.depth_head[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
         nn.init.zeros_(self.head.bias)
         self.to(memory_format=torch.channels_last)
+        self.motion_model = PlayerMotion()  # trained beforehand; no gradient passes through it
 
     @torch.no_grad()
     def init_from_codebook(self) -> None:
@@ -132,17 +180,22 @@ class GeometryWorldModel(nn.Module):
     def init_state(
         self, batch: int, device: torch.device | None = None, keyframes: int | None = None
     ) -> WorldState:
-        """`WorldState.empty`; `keyframes`: capacity of the memory, if other than the config's."""
+        """`WorldState.empty`, the player standing on a border of nodes.
+
+        `keyframes`: capacity of the memory, if other than the config's.
+        """
         g = self.config
-        return WorldState.empty(
+        state = WorldState.empty(
             batch,
             self.levels,
             (g.latent_height, g.latent_width),
             (g.picture_height, g.picture_width),
-            g.motion_dim,
+            self.motion_model.init_state(batch, device),
             g.keyframes if keyframes is None else keyframes,
             device,
         )
+        state.pose[:, 1] = self.motion_model.constants.lattice
+        return state
 
     @staticmethod
     def select_worlds(state: WorldState, index: slice) -> WorldState:
@@ -161,20 +214,38 @@ class GeometryWorldModel(nn.Module):
         g = self.config
         return camera.ground_plane(pose, 2 * g.latent_height, 2 * g.latent_width, g.vertical_fov_degrees)
 
-    def inverse_ray_distance(self, tokens: Tensor, pose: Tensor, hidden: Tensor) -> Tensor:
-        """Depth of a frame: tokens [B, H, W], pose [B, 5], finest state [B, C, H, W] -> [B, 2H, 2W], 1/m."""
-        ground = self.ground(pose)
-        plane = F.avg_pool2d(ground[:, None], 2).log()
-        x = torch.cat([self.code_space.normalize(self.code_space.embed(tokens)), plane, hidden], 1)
-        change = F.pixel_shuffle(self.depth_head(x), 2)[:, 0].float().clamp(*DEPTH_RANGE)
-        return ground * change.exp()
+    @torch.no_grad()
+    def predict_depth(self, picture: Tensor, pitch: Tensor) -> Tensor:
+        """Inverse ray distances [B, 2H, 2W] (1/m) of pictures [B, 3, Hp, Wp] at a pitch [B] in degrees."""
+        g, size = self.config, self.depth.config
+        wanted = (size.height, size.width)
+        if picture.shape[-2:] != wanted:
+            picture = F.interpolate(picture.float(), wanted, mode="bilinear", antialias=True)
+        found = self.depth.predict(picture.float().clamp(0, 1), pitch)
+        grid = (2 * g.latent_height, 2 * g.latent_width)
+        return (
+            found if found.shape[-2:] == grid else F.interpolate(found[:, None], grid, mode="nearest")[:, 0]
+        )
 
     def predict_motion(
-        self, actions: Tensor, displacement: Tensor, state: Tensor, scene: Tensor | None = None
+        self, frame: SourceFrames, actions: Tensor, state: WorldState
     ) -> tuple[Motion, Tensor]:
-        """`MotionModel.forward` with the keys of the action vector [B, A]."""
-        keys = actions[:, [MOVE_X, JUMP, MOVE_Z]] * actions.new_tensor([1.0, 0.0, 1.0])
-        return self.motion_model(actions, keys, displacement, state, scene)
+        """`PlayerMotion.forward` among the nodes that the keyframes and the current frame show.
+
+        `frame`: the B current frames. Returns the motion and the motion model's new state.
+        """
+        keyframes, g = state.keyframes, self.config
+        keys = actions[:, [MOVE_X, JUMP, MOVE_Z]]
+        now = torch.ones_like(actions[:, :1], dtype=torch.bool)
+        occupancy = self.motion_model.occupancy_around(
+            torch.cat([keyframes.inverse_ray_distance, frame.inverse_ray_distance[:, None]], 1),
+            torch.cat([keyframes.pose, frame.pose[:, None]], 1),
+            torch.cat([keyframes.order > 0, now], 1),
+            frame.pose,
+            g.vertical_fov_degrees,
+        )
+        turn = actions[:, YAW] * g.degrees_per_unit
+        return self.motion_model(keys, turn, frame.pose, state.displacement, state.motion, occupancy)
 
     def next_pose(self, pose: Tensor, actions: Tensor, displacement: Tensor) -> Tensor:
         """The pose after an action, `motion.next_pose`: [B, 5]."""
@@ -193,55 +264,54 @@ class GeometryWorldModel(nn.Module):
         true_pose: Tensor | None = None,
         true_next_pose: Tensor | None = None,
         level: Tensor | float = 0.0,
+        inverse_ray_distance: Tensor | None = None,
     ) -> tuple[Prediction, WorldState]:
         """One step: tokens [B, H, W] and actions [B, A] -> the prediction and the state after it.
 
         `observed` (or [B] bool): the tokens are recorded, not generated. `picture` [B, 3, Hp, Wp]: the
         decoded tokens, if at hand. `true_pose` [B, 5]: recorded pose of this frame, NaN where unknown.
         `true_next_pose` [B, 5]: that of the next frame, in training. `level` (or [B]): share of corrupted
-        tokens.
+        tokens. `inverse_ray_distance` [B, 2H, 2W] (1/m): of this frame, if it need not be predicted.
         """
         actions = actions.float()
         observed = torch.as_tensor(observed, device=tokens.device).expand(len(tokens))
-        if picture is None:
-            with torch.no_grad():
+        level = torch.as_tensor(level, device=tokens.device, dtype=torch.float32).expand(len(tokens))
+        with torch.no_grad():
+            if picture is None:
                 picture = self.tokenizer.decode(tokens)
-        state = state.with_true_pose(true_pose)
-        motion, motion_state = self.predict_motion(
-            actions, state.displacement, state.motion, state.hidden[-1]
-        )
-        inverse = self.inverse_ray_distance(tokens, state.pose, state.hidden[0])
-        with torch.autocast(tokens.device.type, enabled=False), torch.no_grad():
-            pose = self.next_pose(state.pose, actions, motion.mode)
-            if true_next_pose is not None:
-                pose = torch.where(true_next_pose.isfinite(), true_next_pose, pose)
-            displacement = displacement_between(state.pose, pose)
-            frame = SourceFrames(picture, tokens, inverse.detach(), state.pose)
-            generation = torch.where(observed, 0.0, state.generation)
-            keyframes = state.keyframes.add_if_new(frame, generation, observed, state.disoccluded_share)
-            g = self.config
-            last, memory = warp_next_view(
-                frame, generation, keyframes, pose, self.ground(pose), g.sources, g.vertical_fov_degrees
-            )
-        z = self.encode_views(last, memory)
-        still = last.exact > STILL  # the camera rests: the last frame is the best source
-        from_memory = (memory.visible_mask > VISIBLE) & ~still
-        from_last = (last.visible_mask > VISIBLE) & ~from_memory
-        features, hidden = self.recurrent_core(
-            z, last, memory, pose, actions, displacement, observed, level, state
-        )
+            state = state.with_true_pose(true_pose)
+            with torch.autocast(tokens.device.type, enabled=False):
+                inverse = inverse_ray_distance
+                if inverse is None:
+                    inverse = self.predict_depth(picture, state.pose[:, 4])
+                frame = SourceFrames(picture.float(), tokens, inverse, state.pose)
+                state = self.write_keyframe(state, frame, observed)
+                motion, motion_state, pose = None, state.motion, true_next_pose
+                if pose is None or not pose.isfinite().all():
+                    motion, motion_state = self.predict_motion(frame, actions, state)
+                    pose = self.next_pose(state.pose, actions, motion.mode)
+                    if true_next_pose is not None:
+                        pose = torch.where(true_next_pose.isfinite(), true_next_pose, pose)
+                displacement = displacement_between(state.pose, pose)
+                keyframes = state.keyframes
+                g = self.config
+                view, generation = compose_next_view(
+                    frame, observed, keyframes, pose, self.ground(pose), g.sources, g.vertical_fov_degrees
+                )
+            inputs = self.encode_view(view, generation, pose, actions, displacement, observed, level)
+        refine = keyframes.is_new(pose)
+        features, hidden = self.recurrent_core(inputs, state.hidden, view.source_grid)
         prediction = Prediction(
             features=features,
-            z=z,
-            source_mask=torch.stack([from_last, from_memory], 1),
-            visible_mask=torch.maximum(last.visible_mask, memory.visible_mask),
-            source_scale=torch.where(from_memory, memory.source_scale, last.source_scale),
-            observed_mask=memory.visible_mask * (memory.generation < OBSERVED_BELOW),
-            source_grid=last.source_grid,
+            z=inputs.z,
+            visible_mask=view.visible_mask,
+            source_scale=view.source_scale,
+            refine=refine,
+            view=view,
+            generation=generation,
             inverse_ray_distance=inverse,
             motion=motion,
         )
-        mean_generation = torch.where(from_memory, memory.generation, last.generation).mean((1, 2))
         after = WorldState(
             hidden=hidden,
             pose=pose,
@@ -249,60 +319,93 @@ class GeometryWorldModel(nn.Module):
             displacement=displacement,
             motion=motion_state,
             keyframes=keyframes,
-            disoccluded_share=1 - memory.visible_mask.mean((1, 2)),
-            generation=(1 + mean_generation).clamp(max=GENERATION_MAX),
+            refine=refine,
         )
         return prediction, after
 
-    @torch.no_grad()
-    def encode_views(self, *views: WarpedView) -> tuple[Tensor, ...]:
-        """Warped views as points in code space [B, d, H, W]. A cell with an exact shift keeps its code."""
-        latents = self.tokenizer.latents(torch.cat([view.picture for view in views]))
-        points = self.code_space.project(latents).chunk(len(views))
-        with torch.autocast(latents.device.type, enabled=False):
-            return tuple(
-                torch.lerp(point, self.code_space.embed(view.tokens), view.exact[:, None])
-                for point, view in zip(points, views, strict=True)
-            )
+    @staticmethod
+    def write_keyframe(state: WorldState, frame: SourceFrames, observed: Tensor) -> WorldState:
+        """The state with the current frames added to the keyframes of the worlds where they are new."""
+        keyframes = state.keyframes.add_observed(frame, observed)
+        if keyframes.capacity:
+            generation = (1 + keyframes.generation.amax(1)).clamp(max=GENERATION_MAX)
+            keyframes = keyframes.write(~observed & state.refine, frame, generation)
+        return replace(state, keyframes=keyframes)
 
-    def recurrent_core(
+    @torch.no_grad()
+    def encode_view(
         self,
-        z: tuple[Tensor, Tensor],
-        last: WarpedView,
-        memory: WarpedView,
+        view: ComposedView,
+        generation: Tensor,
         pose: Tensor,
         actions: Tensor,
         displacement: Tensor,
         observed: Tensor,
-        level: Tensor | float,
-        state: WorldState,
+        level: Tensor,
+    ) -> ViewInput:
+        """A composed view at `pose` [B, 5] as the network's input. A cell with an exact shift keeps its code.
+
+        `generation` [B, H, W], see `compose_next_view`; the rest as in `ViewInput`. The channels: visible and
+        exact share, half the log2 of the scale, disagreement of the sources, generation, log inverse ray
+        distance of the view and of the flat ground.
+        """
+        points = self.code_space.project(self.tokenizer.latents(view.picture))
+        with torch.autocast(points.device.type, enabled=False):
+            points = torch.lerp(points, self.code_space.embed(view.tokens), view.exact[:, None])
+            depths = torch.stack([view.inverse_ray_distance, self.ground(pose)], 1)
+            depths = F.avg_pool2d(depths, 2).clamp_min(1e-3).log() / 4
+            channels = [
+                view.visible_mask,
+                view.exact,
+                view.source_scale.clamp(*SCALE_RANGE).log2() / 2,
+                view.disagreement,
+                generation / GENERATION_MAX,
+            ]
+            return ViewInput(
+                z=points,
+                channels=torch.cat([torch.stack(channels, 1), depths], 1),
+                pitch=pose[:, 4],
+                actions=actions,
+                displacement=displacement,
+                observed=observed.float(),
+                level=level,
+            )
+
+    def predict_from_view(self, inputs: ViewInput) -> Prediction:
+        """The prediction with an empty recurrent state, for training on pairs of frames."""
+        features, _ = self.recurrent_core(inputs, None, None)
+        refine = torch.ones_like(inputs.pitch, dtype=torch.bool)
+        return Prediction(features, inputs.z, inputs.visible_mask, inputs.source_scale, refine)
+
+    def recurrent_core(
+        self, inputs: ViewInput, state: list[Tensor] | None, grid: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """-> features [B, C, H, W] and the new hidden state of each level. `pose` is the next view's."""
-        ground = F.avg_pool2d(self.ground(pose)[:, None], 2)
-        depth = F.avg_pool2d(last.inverse_ray_distance[:, None], 2).clamp_min(1e-3)
-        geometry = [
-            last.visible_mask[:, None], last.exact[:, None], memory.visible_mask[:, None],
-            memory.exact[:, None], memory.baseline[:, None] / HALF_WEIGHT_METRES,
-            memory.generation[:, None] / GENERATION_MAX, depth.log() / 4, ground.log() / 4,
-        ]  # fmt: skip
-        x = self.in_proj(torch.cat([*map(self.code_space.normalize, z), *geometry], 1))
-        level = torch.as_tensor(level, device=x.device, dtype=torch.float32).expand(len(actions))
-        scalars = torch.stack([observed.float(), level, torch.deg2rad(pose[:, 4]).sin()], 1)
-        film = self.film(torch.cat([actions, displacement / METRES_PER_UNIT, scalars], 1))
-        grid, hidden = last.source_grid.movedim(-1, 1), []
-        parts = film.split([2 * c for c in self.levels], 1)
-        for i, (cell, part) in enumerate(zip(self.cells, parts, strict=True)):
+        """-> features [B, C, H, W] and the new hidden state of each level.
+
+        `state`: the hidden state of each level, None if empty; `grid` [B, H, W, 2] where each cell lies in
+        the last frame.
+        """
+        x = self.in_proj(torch.cat([self.code_space.normalize(inputs.z), inputs.channels], 1))
+        scalars = torch.stack([inputs.observed, inputs.level, torch.deg2rad(inputs.pitch).sin()], 1)
+        film = self.film(torch.cat([inputs.actions, inputs.displacement / METRES_PER_UNIT, scalars], 1))
+        hidden = []
+        for i, (cell, part) in enumerate(
+            zip(self.cells, film.split([2 * c for c in self.levels], 1), strict=True)
+        ):
             if i:
                 x = self.down[i - 1](x)
             gamma, beta = part[:, :, None, None].chunk(2, 1)
-            # The state is warped as the last frame is; zeros where it has nothing.
-            places = F.adaptive_avg_pool2d(grid, state.hidden[i].shape[-2:]).movedim(1, -1)
-            warped = F.grid_sample(state.hidden[i], places, padding_mode="zeros", align_corners=False)
+            warped = None
+            if state is not None:
+                # The state is warped as the last frame is; zeros where it has nothing.
+                places = F.adaptive_avg_pool2d(grid.movedim(-1, 1), state[i].shape[-2:]).movedim(1, -1)
+                warped = F.grid_sample(state[i], places, padding_mode="zeros", align_corners=False)
             x = cell(x * (1 + gamma) + beta, warped)
             hidden.append(x)
         for i in reversed(range(len(self.up))):
+            x = self.blocks[i](x)
             x = hidden[i] + F.interpolate(self.up[i](x), size=hidden[i].shape[-2:], mode="nearest")
-        return x + self.output_block(x), hidden
+        return self.fine_block(x + self.output_block(x)), hidden
 
     # ------------------------------------------------------------ from features to tokens
 
@@ -312,20 +415,14 @@ class GeometryWorldModel(nn.Module):
         tokens [B, H, W], given [B, H, W] bool. A world without a given token keeps its prediction.
         """
         code = self.code_space.normalize(self.code_space.embed(tokens)) * given[:, None]
-        change = self.decoding_block(torch.cat([prediction.features, code, given[:, None].float()], 1))
+        change = self.conditioning_block(torch.cat([prediction.features, code, given[:, None].float()], 1))
         change = change * given.flatten(1).any(1)[:, None, None, None]
         return replace(prediction, features=prediction.features + change)
 
-    def logits(
-        self,
-        prediction: Prediction,
-        cells: Tensor | None = None,
-        trust: tuple[float | Tensor, float] = (0.0, 0.0),
-    ) -> Tensor:
+    def logits(self, prediction: Prediction, cells: Tensor | None = None, trust: float = 0.0) -> Tensor:
         """Logits over the next frame's codes: [B, V, H, W] float32; with `cells` [B, n]: [B, n, V].
 
-        `cells` are indices row * W + column. `trust` is added to the gates before softplus: of visible cells
-        (a number or [B, H, W]), and of disoccluded ones, where the view's repeated border is the prior.
+        `cells` are indices row * W + column. `trust` is added to the gate of visible cells, before softplus.
         """
         g, d = self.config, self.config.code_dim
         B, C, H, W = prediction.features.shape
@@ -338,40 +435,37 @@ class GeometryWorldModel(nn.Module):
                 x = x.gather(2, cells[:, None].expand(-1, x.shape[1], -1))
             return x.mT
 
-        gates, corrections, query = at(out).split([2, 2 * d, C], -1)
+        gate, correction, query = at(out).split([1, d, C], -1)
         logits = F.linear(query, self.head.weight[:, :, 0, 0], self.head.bias)
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
             if g.prior:
-                visible, disoccluded = trust
-                if isinstance(visible, Tensor):
-                    visible = at(visible[:, None])
-                gates = self.gates(gates, at(prediction.source_mask), (visible, disoccluded))
-                corrections = corrections.float().chunk(2, -1)
-                for i, z in enumerate(prediction.z):
-                    point = at(z) + corrections[i] * self.code_space.spread
-                    logits = self.add_prior(logits, point, gates[..., i : i + 1], self.log_scale[i])
+                visible, scale = (at(x[:, None]) for x in (prediction.visible_mask, prediction.source_scale))
+                gate = self.gate(gate, visible, scale, trust)
+                point = at(prediction.z) + correction.float() * self.code_space.spread
+                logits = self.add_prior(logits, point, gate)
         return logits if cells is not None else logits.mT.unflatten(2, (H, W))  # a view: it is large
 
-    def gates(self, out: Tensor, source_mask: Tensor, trust: tuple[float | Tensor, float]) -> Tensor:
-        """Weights of the two priors [B, n, 2], 0 or more, from the network's output and the source mask,
-        [B, n, 2] both; `trust` as in `logits`, [B, n, 1] if it is a tensor."""
-        chosen, other, disoccluded = self.gate_bias
-        start = torch.where(source_mask, chosen + trust[0], other)
-        start = torch.where(source_mask.any(-1, keepdim=True), start, disoccluded + trust[1])
-        return F.softplus(out.float() + start)
+    def gate(self, out: Tensor, visible: Tensor, scale: Tensor, trust: float = 0.0) -> Tensor:
+        """Weight of the prior, 0 or more, from the network's output, and share and scale of the cells, all of
+        one shape."""
+        of_visible, of_disoccluded, per_octave = self.gate_bias
+        magnified = scale.clamp(SCALE_RANGE[0], 1.0).log2()  # 0: not magnified, -1: twice
+        of_visible = of_visible + trust + per_octave * magnified
+        bias = torch.where(visible > VISIBLE, of_visible, of_disoccluded)
+        return F.softplus(out.float() + bias)
 
-    def gate_map(self, prediction: Prediction, trust: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-        """`gates` of all cells, [B, 2, H, W]: of the last frame and of the keyframes."""
-        out = self.out_proj(prediction.features)[:, :2].movedim(1, -1)
-        return self.gates(out, prediction.source_mask.movedim(1, -1), trust).movedim(-1, 1)
+    def gate_map(self, prediction: Prediction, trust: float = 0.0) -> Tensor:
+        """`gate` of all cells, [B, H, W]."""
+        out = self.out_proj(prediction.features)[:, 0]
+        return self.gate(out, prediction.visible_mask, prediction.source_scale, trust)
 
-    def add_prior(self, logits: Tensor, point: Tensor, gate: Tensor, log_scale: Tensor) -> Tensor:
+    def add_prior(self, logits: Tensor, point: Tensor, gate: Tensor) -> Tensor:
         """logits [B, n, V] - gate [B, n, 1] * log(1 + d^2 / scale); d: from point [B, n, d] to each code.
 
         The most expensive line of a step, so d^2 is one matrix product, and in place without gradients.
         """
-        codes, scale = self.code_space.codes, (-log_scale).exp()
+        codes, scale = self.code_space.codes, (-self.log_scale).exp()
         one = torch.ones_like(point[..., :1])
         # d^2 = |z|^2 - 2 z.c + |c|^2
         left = scale * torch.cat([point, point.square().sum(-1, keepdim=True), one], -1)

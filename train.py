@@ -28,8 +28,9 @@ import torch
 from tqdm import tqdm
 
 from dataset.windows import TokenClips, WindowBatches
+from depth.predictor import load_depth
 from metrics.perceptual import perceptual_distance
-from rollout.world_model import WORLD_KIND, load_world_model, world_content
+from rollout.world_model import WORLD_KIND, check_depth, load_world_model, world_content
 from runtime import checkpoint
 from runtime.config import SettingError, constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
@@ -38,13 +39,16 @@ from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
 from runtime.run_folder import last_good, remove_old_steps, set_aside
 from runtime.run_log import Means, RunLog, StopRequest
-from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
+from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from training import distributed
 from training.curriculum import Curriculum
 from training.diagnostics import SpikeWatch, action_sensitivity, prediction_values, step_values
+from training.geometry_window import pair_loss
 from training.models import build_model, loss_weights, window_loss
-from training.motion_pretraining import pretrain_motion
+from training.motion_pretraining import pretrain_player_motion
+from training.pairs import PairPool, pair_step
+from training.predicted_depth import motion_clips
 from training.train_config import RECIPES, TrainConfig
 from training.validation import truth_and_prediction, validate
 from training.window_parts import StepLoss
@@ -53,6 +57,7 @@ from vq_vae.tokenizer import check_tokenizer, load_tokenizer
 # --- files ---
 DATA_DIR = "tokens/luanti"  # token files, from preprocess.py
 VQVAE_CKPT = "checkpoints/vqvae.pt"  # the tokenizer that made the tokens
+DEPTH_CKPT = "checkpoints/depth.pt"  # geometry only: the depth network
 OUT_DIR = "runs/world"
 RESUME = True  # continue from OUT_DIR/last.pt if it exists
 INIT_FROM = ""  # a world model whose weights the run starts from, with a fresh optimizer
@@ -65,7 +70,7 @@ CHANNELS = 64  # of the level at 18x32
 COARSE_CHANNELS = 96  # of the levels at 9x16 and 5x8
 PRIOR = True  # the warped views are a prior on the logits; False: they are features only
 KEYFRAMES = 64  # capacity of the memory; 0: no memory
-SOURCES = 2  # keyframes that are warped into one view
+SOURCES = 3  # keyframes from which a view is composed, besides the last frame
 # convgru only
 CODEBOOK_INIT = True  # initialise embedding and head from the tokenizer's codebook (geometry always does)
 EMBED_DIM = 128
@@ -82,6 +87,7 @@ MIN_LR = 1e-5
 WARMUP_STEPS = 200
 WEIGHT_DECAY = 0.01
 GRAD_CLIP = 1.0
+AVERAGE_DECAY = 0.998  # of the moving average of the weights, which is validated and saved; 0: none
 PRECISION = "auto"  # fp32, bf16, fp16, or auto: bf16 where it is fast, fp16 on older CUDA cards, else fp32
 DEVICE = "auto"  # auto, cuda, mps or cpu
 SEED = 1
@@ -91,6 +97,13 @@ SEQ_LEN = 12  # transitions in a window
 SEQ_LEN_MAX = 12  # above SEQ_LEN: the window grows by one ...
 SEQ_LEN_GROW_STEPS = 5000  # ... every so many steps
 BALANCE = 0.5  # windows of rare actions are sampled more often, by share^-BALANCE; 0: all alike
+
+# --- pairs, geometry only: a frame, and the view of it composed from 1 to 4 frames up to 128 before it ---
+PAIR_SHARE = 0.75  # share of the steps that train on pairs; the others on windows
+PAIR_BATCH = 32
+PAIR_POOL = 1536  # pairs that are made at once: 33 kB each
+PAIR_PASSES = 4  # how often each is used
+RECORDED_DEPTH = 0.3  # share of the pairs that are warped by recorded depth, where there is any
 
 # --- curriculum: the last `ar_len` steps of a window may be self-fed ---
 AR_GROWTH = "rollout"  # `ar_len` grows when the validation rollouts improve; ramp: with the step
@@ -122,10 +135,9 @@ PERCEPTUAL = "auto"  # the distance: auto, lpips-alex or effnet-lite0
 DISOCCLUDED_WEIGHT = 3.0  # of a disoccluded cell in the cross-entropy; a visible one has 1
 LOSS_CELLS = 0.3  # share of the cells that is sampled, by weight, for the cross-entropy
 MASKED_DECODING = 0.5  # share of the samples that are given part of the target, for masked parallel decoding
-REPROJECTION_WEIGHT = 5.0  # depth: an earlier picture warped into the next view, against the next picture
-SMOOTHNESS_WEIGHT = 0.01  # depth: gradients where the picture has none
-MOTION_WEIGHT = 2.0  # predicted displacement against the recorded one
-MOTION_STEPS = 3000  # the motion model is first trained alone, on actions and poses (about a minute)
+MAGNIFIED_WEIGHT = 2.0  # in pairs, of a cell magnified more than twice
+MOTION_STEPS = 300  # of the motion model, which is trained first, alone (minutes); 0: as it is in INIT_FROM
+MOTION_FRAMES = 6000  # keyframes whose depth is predicted for it
 # convgru only
 NEIGHBOR_WEIGHT = 0.0  # cross-entropy to any code of the target in ...
 NEIGHBOR_KERNEL = 3  # ... so many cells square ...
@@ -189,7 +201,9 @@ def train(
 
     # data
     tokenizer = load_tokenizer(config.vqvae_ckpt, device)
-    clips = TokenClips(config.data_dir, "train", tokenizer.fingerprint, progress=True)
+    geometry = config.model == "geometry"
+    extras = ("depth", "nodes", "origin") if geometry else ()
+    clips = TokenClips(config.data_dir, "train", tokenizer.fingerprint, progress=True, extras=extras)
     held_out = TokenClips(config.data_dir, "val", tokenizer.fingerprint)
     manifest = clips.manifest
     print(
@@ -205,15 +219,30 @@ def train(
         print("windows by action: " + ", ".join(f"{name} {a:.1%} -> {b:.1%}" for name, (a, b) in shares))
 
     # model, optimizer, loss
-    model = build_model(config, tokenizer, manifest).to(device)
+    depth = load_depth(config.depth_ckpt, device) if geometry else None
+    model = build_model(config, tokenizer, manifest, depth).to(device)
     print(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {model.config}")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    state = TrainingState(model, optimizer, scaler, device)
+    average = MovingAverage(model, config.average_decay) if config.average_decay else None
+    state = TrainingState(model, optimizer, scaler, device, average=average)
     distance = perceptual_distance(config.perceptual).to(device) if config.perceptual_weight else None
     step_loss = StepLoss(tokenizer, distance, loss_weights(config))
+    pairs = None
+    if geometry and config.pair_share:
+        pairs = PairPool(
+            model,
+            clips,
+            config.pair_batch // distributed.size(),
+            config.pair_pool,
+            config.pair_passes,
+            config.recorded_depth,
+            config.token_noise,
+            config.similar_codes,
+            config.seed * distributed.size() + distributed.rank(),
+        )
 
     # resume, or start from the weights of another run
     resumed = last_good(out, WORLD_KIND, config.resume)
@@ -221,18 +250,26 @@ def train(
         last, content = resumed
         checkpoint.require(content, ("tokenizer", "position", *curriculum.content()), last)
         check_tokenizer(content["tokenizer"], tokenizer.fingerprint, config.vqvae_ckpt, str(last))
+        if geometry:
+            check_depth(content, depth, "DEPTH_CKPT", last)
         state.restore(content, last)
         batches.restore(content["position"])
+        if pairs and "pairs" in content:  # a run without pairs may go on with them
+            pairs.restore(content["pairs"])
         curriculum.restore(content)
     elif config.init_from:
-        source, content = load_world_model(config.init_from, tokenizer)
+        source, content = load_world_model(config.init_from, tokenizer, device, config.depth_ckpt)
         checkpoint.check_config(content, model.config, config.init_from)
         model.load_state_dict(source.state_dict())
         print(f"weights from {config.init_from}")
-    if config.model == "geometry" and not resumed and not config.init_from:
-        error = pretrain_motion(model, clips, config.motion_steps, config.seed)
-        print(f"displacement predicted from actions alone: mean error {error:.3f} m a frame")
+    if geometry and not resumed and config.motion_steps:
+        seen = motion_clips(model, clips, config.motion_frames, config.seed)
+        fov = manifest.vertical_fov_degrees
+        error = pretrain_player_motion(model.motion_model, seen, fov, config.motion_steps, config.seed)
+        print(f"motion: {model.motion_model.constants}, nodes: cross-entropy {error:.3f}")
     distributed.share_weights(model)
+    if average and not resumed:
+        average.network.load_state_dict(model.state_dict())
 
     constants = constants_of(config)
     names = ("fps", "camera_degrees_per_unit", "vertical_fov_degrees", "action_names")
@@ -240,8 +277,10 @@ def train(
 
     def save(name: str) -> None:
         content = {"constants": constants, "data": data, "position": dict(batches.position)}
+        if pairs:
+            content["pairs"] = dict(pairs.position)
         content |= curriculum.content() | state.content()
-        checkpoint.save(out / name, world_content(model, **content))
+        checkpoint.save(out / name, world_content(state.used, **content))
 
     if first and not resumed:
         set_aside(out)
@@ -249,6 +288,7 @@ def train(
     log = RunLog(out, config.wandb, config.wandb_project, constants, resumed_step) if first else None
     spikes = SpikeWatch(out / "spikes.jsonl", clips, config.spike_factor)
     means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
+    window = None  # the last batch of windows: tokens, actions, poses
     model.train()
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2, disable=not first)
     # A signal to one process stops all of them after the same step.
@@ -258,12 +298,20 @@ def train(
         lr = warmup_cosine(state.step, config.lr, config.min_lr, config.warmup_steps, config.steps)
         state.set_learning_rate(lr)
         distributed.reseed(config.seed, state.step)
-        windows, *batch = batches.next(seq_len)
-        tokens, actions, pose = (x.to(device, non_blocking=True) for x in batch)
+        on_pairs = pairs is not None and pair_step(state.step, config.pair_share)
 
         # forward, backward, clip, optimizer step
-        with autocast(device, dtype):
-            result = window_loss(model, step_loss, tokens, actions, pose, inputs)
+        if on_pairs:
+            view, target = pairs.next()
+            windows, tokens = [], target[:, None]
+            with autocast(device, dtype):
+                result = pair_loss(model, step_loss, view, target, config.masked_decoding)
+        else:
+            windows, *batch = batches.next(seq_len)
+            window = tuple(x.to(device, non_blocking=True) for x in batch)
+            tokens = window[0]
+            with autocast(device, dtype):
+                result = window_loss(model, step_loss, *window, inputs)
         grad_norm = state.update(result.loss, config.grad_clip, distributed.average_gradients)
         step = state.step
         bar.update()
@@ -273,7 +321,10 @@ def train(
         # log: losses are those of the first process's slice of the batch
         loss = float(result.loss.detach())
         spikes.check(step, loss, grad_norm, windows, result.terms)
-        means.add(config.batch_size * seq_len, step_values(result, loss, grad_norm))
+        if on_pairs:
+            means.add(config.pair_batch, {"loss_pairs": loss, "grad_norm": grad_norm})
+        else:
+            means.add(config.batch_size * seq_len, step_values(result, loss, grad_norm))
         if step % config.log_steps == 0:
             row, frames_per_s, seconds = means.take()
             state.seconds += seconds
@@ -283,11 +334,12 @@ def train(
             row |= {"teacher_prob": inputs.teacher_prob, "seq_len": seq_len, "ar_len": inputs.ar_len}
             row |= {"lr": lr, "frames_per_s": frames_per_s, "skipped_steps": state.finite.skipped}
             row |= {"epoch": batches.position["epoch"], "epoch_completion": batches.completion}
-            if step % config.sensitivity_steps < config.log_steps:
+            if window and step % config.sensitivity_steps < config.log_steps:
                 with autocast(device, dtype):
-                    row["action_sensitivity"] = action_sensitivity(model, tokens, actions, pose)
+                    row["action_sensitivity"] = action_sensitivity(model, *window)
             log.write(step, row)
-            bar.set_postfix(loss=f"{row.get('loss', math.nan):.3f}", fps=f"{frames_per_s:.0f}")
+            losses = {name: f"{row[name]:.3f}" for name in ("loss", "loss_pairs") if name in row}
+            bar.set_postfix(**losses, fps=f"{frames_per_s:.0f}")
         if step % config.picture_steps == 0:
             picture = truth_and_prediction(tokenizer, tokens[:4, -1], result.last_log_probs[:4].argmax(-1))
             save_image(out / f"train_{step:06d}.png", picture)
@@ -295,7 +347,8 @@ def train(
 
         # validate; an improvement saves best.pt and may extend `ar_len`
         if step % config.val_steps == 0 or step == config.steps:
-            state.metrics, picture = validate(model, held_out, config, dtype)
+            state.metrics, picture = validate(state.used, held_out, config, dtype)
+            model.train()
             log.write(step, state.metrics)
             save_image(out / f"val_{step:06d}.png", picture)
             log.picture(step, "val truth | prediction", picture)

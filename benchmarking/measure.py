@@ -27,6 +27,7 @@ class BenchmarkConfig:
     windows: int  # in a training batch
     checkpoint: Path
     vqvae_ckpt: Path
+    depth_ckpt: Path
     data_dir: Path
 
 

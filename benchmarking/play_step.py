@@ -151,6 +151,7 @@ def bench_start(config: BenchmarkConfig, clips: TokenClips) -> Metrics:
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--headless", "--script", "idle*1", "--out", Path(folder) / "play.mp4"]
         flags += ["--checkpoint", config.checkpoint, "--vqvae_ckpt", config.vqvae_ckpt]
+        flags += ["--depth_ckpt", config.depth_ckpt]
         flags += ["--context_npz", config.data_dir / clips.entries[0].file, "--device", config.device]
         for _ in tqdm(range(1 if config.quick else STARTS), desc="play, starts", leave=False):
             output, peak = run_python([ROOT / "live_inference.py", *flags])

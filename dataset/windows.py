@@ -105,7 +105,7 @@ class TokenClips:
         """Windows [B, 2] of (clip, start) -> tokens, actions, poses.
 
         tokens [B, frames, H, W] int64; actions [B, frames-1, 5]; poses [B, frames, 5] float32 with x, y, z
-        relative to the window's first frame, NaN where unknown.
+        relative to whole metres near the window's first frame, NaN where unknown.
         """
         pairs = [self.window(clip, start, frames) for clip, start in windows]
         tokens = np.stack([tokens for tokens, _ in pairs]).astype(np.int64)

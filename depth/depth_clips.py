@@ -1,12 +1,13 @@
 """Recorded frames with their depth, for training and evaluation of the depth network.
 
-dataset/surroundings.py describes the depth files.
+dataset/surroundings.py describes the depth files. Clips without depth can take part by their poses, see
+reprojection.py.
 """
 
 import hashlib
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,16 @@ from dataset.recordings import (
 )
 from dataset.surroundings import decode_inverse_ray_distance
 from dataset.token_files import DataError, split_of
+from depth.depth_net import STRIDE
+from depth.reprojection import Views
+from geometry.camera import relative_to
 from runtime.outputs import make_folder, replacing
 from runtime.video import read_frames, resize, to_float, to_uint8
 from vq_vae.code_space import CodeSpace
 from vq_vae.tokenizer import Tokenizer
+
+REQUIRED = ("pictures", "decoded", "pose")  # arrays of a file in the cache; "codes" and "recorded" may lack
+ARRAYS = ("pictures", "decoded", "codes", "pose", "recorded")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,23 @@ class DepthClip:
     decoded: np.ndarray  # [K] bool: the picture went through the tokenizer
     codes: np.ndarray | None  # [K, H, W] uint8, see decode_inverse_ray_distance; None: recorded without depth
     pose: np.ndarray  # [K, 5] float32, NaN where unknown
+    recorded: np.ndarray | None = (
+        None  # [D, Hp, Wp, 3]: the `decoded` pictures before; kept without depth only
+    )
+
+    def recorded_picture(self, row: int) -> np.ndarray:
+        """The picture [Hp, Wp, 3] uint8 of a row as it was recorded, of a clip without depth."""
+        if self.recorded is None or not self.decoded[row]:
+            return self.pictures[row]
+        return self.recorded[np.count_nonzero(self.decoded[:row])]
+
+    def as_recorded(self) -> "DepthClip":
+        """The clip with no picture decoded, of a clip without depth."""
+        if self.recorded is None:
+            return self
+        pictures = self.pictures.copy()
+        pictures[self.decoded] = self.recorded
+        return replace(self, pictures=pictures, decoded=np.zeros_like(self.decoded), recorded=None)
 
 
 def find_depth_clips(folders: str, need_depth: bool = True) -> list[Clip]:
@@ -59,6 +83,8 @@ def find_depth_clips(folders: str, need_depth: bool = True) -> list[Clip]:
         raise DataError(
             f"{folders}: no clip with depth in it; expected depth/NAME.npz beside metadata/NAME.json and "
             "video/NAME.mp4, from record.py"
+            if need_depth
+            else f"{folders}: no clip in it; expected metadata/NAME.json and video/NAME.mp4"
         )
     return found
 
@@ -105,7 +131,11 @@ def load_clips(
     loaded = []
     for clip in tqdm(clips, desc="clips", unit="clip"):
         files = (clip.video, clip.metadata, depth_path(clip.video))
-        stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        stamps = [
+            [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+            for file in files
+            if file.is_file() or file != files[2]  # there need not be depth
+        ]
         key = hashlib.sha256(json.dumps([recipe, stamps]).encode()).hexdigest()[:16]
         path = cache / f"{clip.key}_{key}.npz"
         if not path.is_file():
@@ -120,14 +150,17 @@ def load_clips(
 def _write(path: Path, clip: DepthClip) -> None:
     """Writes a clip to the cache atomically, not compressed."""
     with replacing(path) as part, open(part, "wb") as file:
-        np.savez(file, pictures=clip.pictures, decoded=clip.decoded, codes=clip.codes, pose=clip.pose)
+        np.savez(file, **{name: array for name in ARRAYS if (array := getattr(clip, name)) is not None})
 
 
 def _read(path: Path, name: str) -> DepthClip:
     """A clip from the cache. Raises DataError if the file is broken."""
     try:
         with np.load(path) as arrays:
-            return DepthClip(name, *(arrays[part] for part in ("pictures", "decoded", "codes", "pose")))
+            missing = [part for part in REQUIRED if part not in arrays]
+            if missing:
+                raise KeyError(missing[0])
+            return DepthClip(name, *(arrays[part] if part in arrays else None for part in ARRAYS))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it, it is made again") from None
 
@@ -154,7 +187,8 @@ def pass_through(clip: DepthClip, tokenizer: Tokenizer, share: float, noise: flo
     pictures = clip.pictures.copy()
     if len(tokens):
         pictures[chosen] = np.concatenate([to_uint8(part) for part in tokenizer.decode_frames(tokens)])
-    return DepthClip(clip.name, pictures, chosen, clip.codes, clip.pose)
+    recorded = clip.pictures[chosen] if clip.codes is None else None
+    return DepthClip(clip.name, pictures, chosen, clip.codes, clip.pose, recorded)
 
 
 # ---------------------------------------------------------------- batches
@@ -165,27 +199,39 @@ class DepthBatch:
     """Frames for the network."""
 
     pictures: Tensor  # [B, 3, Hp, Wp] float32 in [0, 1]
-    target: Tensor  # [B, H, W] log inverse ray distance, log(1/m)
+    target: Tensor  # [B, H, W] log inverse ray distance, log(1/m); NaN where not `labelled`
     pitch: Tensor  # [B] degrees, NaN where unknown
+    labelled: Tensor  # [B] bool: recorded with depth
+    views: Views | None = None  # of the N samples without depth, in their order; None if there is none
 
     def flip(self, where: Tensor) -> "DepthBatch":
         """Mirrors the frames `where` [B] bool left-right; the pitch stays."""
-        return DepthBatch(
-            torch.where(where[:, None, None, None], self.pictures.flip(3), self.pictures),
-            torch.where(where[:, None, None], self.target.flip(2), self.target),
-            self.pitch,
+        return replace(
+            self,
+            pictures=torch.where(where[:, None, None, None], self.pictures.flip(3), self.pictures),
+            target=torch.where(where[:, None, None], self.target.flip(2), self.target),
+            views=self.views.flip(where[~self.labelled]) if self.views else None,
         )
 
     def to(self, device: torch.device) -> "DepthBatch":
         """On a device."""
-        return DepthBatch(self.pictures.to(device), self.target.to(device), self.pitch.to(device))
+        return DepthBatch(
+            self.pictures.to(device),
+            self.target.to(device),
+            self.pitch.to(device),
+            self.labelled.to(device),
+            self.views.to(device) if self.views else None,
+        )
 
 
 class DepthFrames:
-    """All frames of some clips, by their number. `farthest_m` is the ray distance of the sky."""
+    """All frames of some clips, by their number. `farthest_m` is the ray distance of the sky.
 
-    def __init__(self, clips: list[DepthClip], farthest_m: float):
-        self.clips = clips
+    A frame without depth is given with those `apart` rows of its clip before and after it.
+    """
+
+    def __init__(self, clips: list[DepthClip], farthest_m: float, apart: int = 1):
+        self.clips, self.apart = clips, apart
         self.ends = np.cumsum([len(clip.pictures) for clip in clips])
         inverse = decode_inverse_ray_distance(np.arange(256))
         self.log_inverse = torch.from_numpy(np.log(np.maximum(inverse, 1 / farthest_m)))  # of each code
@@ -196,21 +242,55 @@ class DepthFrames:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return sum(clip.pictures.nbytes + clip.codes.nbytes for clip in self.clips)
+        arrays = (array for clip in self.clips for array in (clip.pictures, clip.codes, clip.recorded))
+        return sum(array.nbytes for array in arrays if array is not None)
 
     @property
     def decoded(self) -> np.ndarray:
         """[N] bool: which frames went through the tokenizer."""
         return np.concatenate([clip.decoded for clip in self.clips])
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """[N] bool: which frames were recorded with depth."""
+        return np.concatenate([np.full(len(clip.pictures), clip.codes is not None) for clip in self.clips])
+
     def batch(self, numbers: np.ndarray) -> DepthBatch:
         """The frames `numbers` [B]."""
         which = np.searchsorted(self.ends, numbers, side="right")
         rows = [(self.clips[c], n - self.ends[c]) for c, n in zip(which, numbers, strict=True)]
+        rows = [(clip, int(row) + len(clip.pictures)) for clip, row in rows]
         pictures = torch.from_numpy(np.stack([clip.pictures[row] for clip, row in rows]))
-        codes = torch.from_numpy(np.stack([clip.codes[row] for clip, row in rows]))
+        unknown = torch.full([side // STRIDE for side in pictures.shape[1:3]], torch.nan)
+        target = [
+            unknown if clip.codes is None else self.log_inverse[clip.codes[row].astype(np.int64)]
+            for clip, row in rows
+        ]
         pitch = torch.tensor([float(clip.pose[row, 4]) for clip, row in rows])
-        return DepthBatch(to_float(pictures), self.log_inverse[codes.long()], pitch)
+        bare = [(clip, row) for clip, row in rows if clip.codes is None]
+        return DepthBatch(
+            to_float(pictures),
+            torch.stack(target),
+            pitch,
+            torch.tensor([clip.codes is not None for clip, _ in rows]),
+            self._views(bare) if bare else None,
+        )
+
+    def _views(self, rows: list[tuple[DepthClip, int]]) -> Views:
+        """Recorded pictures and poses of frames and of those `apart` rows before and after."""
+        pictures, poses = [], []
+        for clip, row in rows:
+            wanted = (row, row - self.apart, row + self.apart)
+            there = [0 <= other < len(clip.pictures) for other in wanted]
+            near = [other if exists else row for other, exists in zip(wanted, there, strict=True)]
+            pictures.append(np.stack([clip.recorded_picture(other) for other in near]))
+            poses.append(np.where(np.array(there)[:, None], clip.pose[near], np.nan))
+        shown = to_float(torch.from_numpy(np.stack(pictures)).flatten(0, 1)).unflatten(0, (len(rows), 3))
+        pose = torch.from_numpy(np.stack(poses)).float()
+        pose = relative_to(
+            pose, pose[:, :1]
+        )  # NaN where the frame's own pose is unknown: nothing is compared
+        return Views(shown[:, 0], pose[:, 0].nan_to_num(0.0), shown[:, 1:], pose[:, 1:])
 
 
 def augment(
@@ -219,7 +299,8 @@ def augment(
     """Random changes of a training batch.
 
     With `flip` half of the frames are mirrored left-right; each picture is made up to a share `brightness`
-    brighter or darker; the pitch is hidden (NaN) in a share `unknown_pitch` of the frames.
+    brighter or darker; the pitch is hidden (NaN) in a share `unknown_pitch` of the frames. `views` are
+    mirrored, too, but neither brighter nor darker.
     """
     size = len(batch.pitch)
     mirrored, gain, hidden = rng.random(size) < 0.5, rng.uniform(-1, 1, size), rng.random(size)
@@ -227,4 +308,4 @@ def augment(
         batch = batch.flip(torch.from_numpy(mirrored))
     gain = torch.from_numpy(1 + brightness * gain).float()[:, None, None, None]
     pitch = batch.pitch.masked_fill(torch.from_numpy(hidden < unknown_pitch), torch.nan)
-    return DepthBatch((batch.pictures * gain).clamp(0, 1), batch.target, pitch)
+    return replace(batch, pictures=(batch.pictures * gain).clamp(0, 1), pitch=pitch)

@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""Trains the depth network on recorded clips with depth (record.py writes them).
+"""Trains the depth network on recorded clips with depth (record.py writes them), or with poses alone.
 
     python depth/train_depth.py DATA_DIRS=data/luanti [NAME=value ...]
+    python depth/train_depth.py DATA_DIRS=data/gf INIT_FROM=checkpoints/depth.pt REPROJECTION_WEIGHT=1 LR=1e-4
 
 Loss (depth_loss.py): L1 in log inverse ray distance, near surfaces weighing more; + GRADIENT_WEIGHT *
 differences of the error between neighbours; + UNCERTAINTY_WEIGHT * negative log likelihood of the error that
-the network expects of itself. An exponential moving average of the weights is validated and used.
+the network expects of itself. With REPROJECTION_WEIGHT, clips without depth take part: REPROJECTION_WEIGHT *
+error of the recorded frames before and after, read where the predicted depth says; + SMOOTHNESS_WEIGHT *
+roughness of the depth (reprojection.py). An exponential moving average of the weights is validated and used.
 
 The first run decodes the clips and passes part of the frames through the tokenizer; the result is kept in
-CACHE_DIR. Writes last.pt, best.pt (by the error in held-out worlds), pictures and log.jsonl into OUT_DIR.
+CACHE_DIR. Writes last.pt, best.pt, pictures and log.jsonl into OUT_DIR. best.pt has the lowest error in
+held-out worlds, or, if none of their clips has depth, the highest PSNR of frames warped to later ones.
 Ctrl-C saves; the same command then continues exactly where the run stopped.
 """
 
-import copy
 import json
 import math
 import sys
@@ -26,25 +29,28 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.token_files import DataError
-from depth.depth_clips import DepthFrames, augment, find_depth_clips, load_clips, split_clips
+from depth.depth_clips import DepthBatch, DepthFrames, augment, find_depth_clips, load_clips, split_clips
 from depth.depth_loss import depth_error, error_likelihood, gradient_error
 from depth.depth_net import DepthConfig, DepthNet
 from depth.depth_pictures import depth_sheet
-from depth.predictor import DEPTH_KIND
+from depth.predictor import DEPTH_KIND, DepthPredictor
+from depth.reprojection import reprojection_error, smoothness_error
+from depth.warp_quality import EVERY, GROUND, HORIZONS, PREDICTED, warp_quality
 from runtime import checkpoint
-from runtime.config import constants_of, load
+from runtime.config import SettingError, constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
 from runtime.run_folder import last_good, set_aside
 from runtime.run_log import Means, RunLog, StopRequest
-from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
+from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from vq_vae.tokenizer import load_tokenizer
 
 # --- files ---
-DATA_DIRS = "data/luanti"  # folders of clips with depth, separated by commas
+DATA_DIRS = "data/luanti"  # folders of clips, separated by commas; see REPROJECTION_WEIGHT
+INIT_FROM = ""  # a depth network whose weights the run starts from, with a fresh optimizer
 VQVAE_CKPT = "checkpoints/vqvae.pt"  # the tokenizer whose pictures the network shall also understand
 CACHE_DIR = "runs/depth_cache"  # prepared frames; may be deleted
 OUT_DIR = "runs/depth"
@@ -77,6 +83,9 @@ GRAD_CLIP = 1.0
 AVERAGE_DECAY = 0.999  # of the moving average of the weights
 GRADIENT_WEIGHT = 0.5
 UNCERTAINTY_WEIGHT = 0.05
+REPROJECTION_WEIGHT = 0.0  # of clips without depth, which need poses; 0: these clips are left out
+REPROJECTION_FRAMES = 4  # a frame is compared with those so many before and after; a multiple of FRAME_STEP
+SMOOTHNESS_WEIGHT = 0.01  # of clips without depth
 PRECISION = "auto"  # fp32, bf16, fp16, or auto: bf16 where it is fast, fp16 on older CUDA cards, else fp32
 DEVICE = "auto"  # auto, cuda, mps or cpu
 SEED = 1
@@ -84,7 +93,7 @@ SEED = 1
 # --- logging and saving, every so many steps ---
 LOG_STEPS = 50
 VAL_STEPS = 500
-VAL_FRAMES = 1024
+VAL_FRAMES = 1024  # held-out frames that are looked at
 SAVE_STEPS = 1000
 SAVE_MINUTES = 10.0  # last.pt is also saved when so many minutes have passed
 WANDB = "auto"  # online, offline, disabled, or auto: online where an API key is found
@@ -92,14 +101,18 @@ WANDB_PROJECT = "project-ochre-depth"
 
 
 def load_frames(config: Any, network: DepthConfig, device: torch.device) -> dict[str, DepthFrames]:
-    """The frames of the splits "train" and "val". Raises DataError if one of them is empty."""
-    splits = split_clips(find_depth_clips(config.data_dirs), config.val_fraction)
-    for split, clips in splits.items():
-        if not clips:
-            raise DataError(
-                f"DATA_DIRS={config.data_dirs}: no clip for {split} with VAL_FRACTION={config.val_fraction}; "
-                "whole worlds are held out: record more worlds or change VAL_FRACTION"
-            )
+    """The frames of the splits "train" and "val". Raises DataError if one of them is empty, or SettingError.
+
+    Clips without depth are among them with REPROJECTION_WEIGHT, unless they have no poses either.
+    """
+    unlabelled = config.reprojection_weight > 0
+    apart, rest = divmod(config.reprojection_frames, config.frame_step)
+    if unlabelled and (rest or not apart):
+        raise SettingError(
+            f"REPROJECTION_FRAMES={config.reprojection_frames}: only every {config.frame_step}th frame is "
+            "kept; give a multiple of FRAME_STEP, 1 or more times"
+        )
+    splits = split_clips(find_depth_clips(config.data_dirs, not unlabelled), config.val_fraction)
     tokenizer = load_tokenizer(config.vqvae_ckpt, device) if config.decoded_share else None
     frames = {}
     for split, clips in splits.items():
@@ -112,14 +125,55 @@ def load_frames(config: Any, network: DepthConfig, device: torch.device) -> dict
             config.decoded_share,
             config.decoded_noise,
         )
-        for clip in loaded:
-            if clip.codes.shape[1:] != network.size:
+        usable = [clip for clip in loaded if clip.codes is not None or np.isfinite(clip.pose).any()]
+        if len(usable) < len(loaded):
+            print(f"{split}: {len(loaded) - len(usable)} clips with neither depth nor poses are left out")
+        if not usable:
+            raise DataError(
+                f"DATA_DIRS={config.data_dirs}: no clip for {split} with VAL_FRACTION={config.val_fraction}; "
+                "whole worlds are held out: record more worlds or change VAL_FRACTION"
+            )
+        for clip in usable:
+            if clip.codes is not None and clip.codes.shape[1:] != network.size:
                 raise DataError(
                     f"{clip.name}: depth of {list(clip.codes.shape[1:])}, the network gives "
                     f"{list(network.size)}; change HEIGHT and WIDTH or record again"
                 )
-        frames[split] = DepthFrames(loaded, network.farthest_m)
+        frames[split] = DepthFrames(usable, network.farthest_m, apart)
     return frames
+
+
+def loss_of(
+    network: DepthNet, batch: DepthBatch, config: Any, dtype: torch.dtype
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of a batch, and its terms by name. Each sample weighs the same, labelled or not."""
+    with autocast(batch.pictures.device, dtype):
+        predicted, log_error = network(batch.pictures, batch.pitch)
+    terms: dict[str, torch.Tensor] = {}
+    count, bare = len(batch.pitch), len(batch.views.pose) if batch.views else 0
+    loss = predicted.new_zeros(())
+    if bare < count:
+        labelled = batch.labelled
+        guess, target = predicted[labelled], batch.target[labelled]
+        terms["error"] = depth_error(guess, target)
+        terms["gradient_error"] = gradient_error(guess, target)
+        terms["error_likelihood"] = error_likelihood(log_error[labelled], guess, target)
+        loss = loss + (count - bare) / count * (
+            terms["error"]
+            + config.gradient_weight * terms["gradient_error"]
+            + config.uncertainty_weight * terms["error_likelihood"]
+        )
+    if batch.views:
+        guess = predicted[~batch.labelled]
+        terms["reprojection"], terms["compared_share"] = reprojection_error(
+            guess, batch.views, network.config.vertical_fov_degrees
+        )
+        terms["smoothness"] = smoothness_error(guess, batch.views.picture)
+        loss = loss + bare / count * (
+            config.reprojection_weight * terms["reprojection"]
+            + config.smoothness_weight * terms["smoothness"]
+        )
+    return loss, terms
 
 
 @torch.no_grad()
@@ -129,32 +183,64 @@ def validate(
     """Errors over evenly spaced held-out frames, and a picture of some of them with both depths.
 
     `val_error` is `depth_error` of recorded pictures with the pitch known; `_no_pitch` without it, `_decoded`
-    of pictures that went through the tokenizer, `_ground` that of the flat ground.
+    of pictures that went through the tokenizer, `_ground` that of the flat ground. Of clips without depth:
+    `val_warp_gain`, see `warp_gain`.
     """
     device = next(network.parameters()).device
-    numbers = np.linspace(0, len(frames) - 1, min(config.val_frames, len(frames))).astype(int)
-    decoded = frames.decoded[numbers]
     network.eval()
+    labelled = np.flatnonzero(frames.labelled)
     rows: dict[str, list[float]] = {}
     show = []
-    for name, chosen in (("", numbers[~decoded]), ("_decoded", numbers[decoded])):
-        for part in np.array_split(chosen, -(-len(chosen) // config.batch_size)) if len(chosen) else []:
-            batch = frames.batch(part).to(device)
-            with autocast(device, dtype):
-                predicted, log_error = network(batch.pictures, batch.pitch)
-                blind, _ = network(batch.pictures)
-            made = {name: predicted} | (
-                {} if name else {"_no_pitch": blind, "_ground": network.ground(batch.pitch)}
-            )
-            for key, log_inverse in made.items():
-                rows.setdefault(f"val_error{key}", []).append(float(depth_error(log_inverse, batch.target)))
-            rows.setdefault("val_expected_over_made", []).append(
-                float(log_error.exp().mean() / (predicted - batch.target).abs().mean())
-            )
-            show.append((batch.pictures[0], predicted[0].exp(), batch.target[0].exp()))
+    if len(labelled):
+        picked = np.linspace(0, len(labelled) - 1, min(config.val_frames, len(labelled))).astype(int)
+        numbers = labelled[picked]
+        decoded = frames.decoded[numbers]
+        for name, chosen in (("", numbers[~decoded]), ("_decoded", numbers[decoded])):
+            for part in np.array_split(chosen, -(-len(chosen) // config.batch_size)) if len(chosen) else []:
+                batch = frames.batch(part).to(device)
+                with autocast(device, dtype):
+                    predicted, log_error = network(batch.pictures, batch.pitch)
+                    blind, _ = network(batch.pictures)
+                made = {name: predicted} | (
+                    {} if name else {"_no_pitch": blind, "_ground": network.ground(batch.pitch)}
+                )
+                for key, log_inverse in made.items():
+                    error = float(depth_error(log_inverse, batch.target))
+                    rows.setdefault(f"val_error{key}", []).append(error)
+                rows.setdefault("val_expected_over_made", []).append(
+                    float(log_error.exp().mean() / (predicted - batch.target).abs().mean())
+                )
+                show.append((batch.pictures[0], predicted[0].exp(), batch.target[0].exp()))
+    metrics = {name: float(np.mean(values)) for name, values in rows.items()}
+    if len(labelled) < len(frames):
+        metrics |= warp_gain(network, frames, config)
+        bare = np.flatnonzero(~frames.labelled)
+        batch = frames.batch(bare[np.linspace(0, len(bare) - 1, min(8, len(bare))).astype(int)]).to(device)
+        predicted, _ = network(batch.pictures, batch.pitch)
+        show += list(zip(batch.pictures, predicted.exp(), batch.target, strict=True))
     picks = [show[i] for i in np.linspace(0, len(show) - 1, min(8, len(show))).astype(int)]
     sheet = depth_sheet(*(torch.stack(column).cpu() for column in zip(*picks, strict=True)))
-    return {name: float(np.mean(values)) for name, values in rows.items()}, sheet
+    return metrics, sheet
+
+
+def warp_gain(network: DepthNet, frames: DepthFrames, config: Any) -> dict[str, float]:
+    """`val_warp_gain`: dB by which a frame warped by its predicted depth shows later frames better than one
+    warped over a flat ground (warp_quality.py), of the clips without depth; `val_warp_psnr`: that PSNR.
+
+    Means over those of HORIZONS that are multiples of FRAME_STEP, over about VAL_FRAMES windows. Raises
+    DataError if these clips are too short.
+    """
+    clips = [clip.as_recorded() for clip in frames.clips if clip.codes is None]
+    horizons = [h // config.frame_step for h in HORIZONS if h % config.frame_step == 0] or [1]
+    total = sum(len(clip.pictures) for clip in clips)
+    every = max(1, EVERY // config.frame_step, total // config.val_frames)
+    found = warp_quality(
+        clips, network.config.vertical_fov_degrees, DepthPredictor(network), horizons=horizons, every=every
+    )
+    predicted, ground = (
+        float(np.mean([found.rows[kind][h] for h in horizons])) for kind in (PREDICTED, GROUND)
+    )
+    return {"val_warp_gain": predicted - ground, "val_warp_psnr": predicted}
 
 
 def main() -> int:
@@ -185,31 +271,34 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     train_frames, held_out = frames["train"], frames["val"]
     print(
         f"data: {len(train_frames)} train frames of {len(train_frames.clips)} clips, {len(held_out)} held "
-        f"out of {len(held_out.clips)} clips in other worlds; "
+        f"out of {len(held_out.clips)} clips in other worlds; {int((~train_frames.labelled).sum())} and "
+        f"{int((~held_out.labelled).sum())} of them without depth; "
         f"{(train_frames.nbytes + held_out.nbytes) / 1e6:.0f} MB of memory"
     )
 
     # model, optimizer
     network = DepthNet(network_config).to(device)
-    average = copy.deepcopy(network).requires_grad_(False)
     print(f"model: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {network_config}")
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    state = TrainingState(network, optimizer, scaler, device)
+    average = MovingAverage(network, config.average_decay)
+    state = TrainingState(network, optimizer, scaler, device, average=average)
     resumed = last_good(out, DEPTH_KIND, config.resume)
     if resumed:
         last, content = resumed
-        checkpoint.require(content, ("trained",), last)
-        state.restore({**content, "model": content["trained"]}, last)
-        average.load_state_dict(content["model"])
+        state.restore(content, last)
+    elif config.init_from:
+        content = checkpoint.load(config.init_from, DEPTH_KIND)
+        checkpoint.check_config(content, network.config, config.init_from)
+        for part in (network, average.network):
+            part.load_state_dict(content["model"])
+        print(f"weights from {config.init_from}")
 
     constants = constants_of(config)
 
     def save(name: str) -> None:
         """`model` is the average, which is used; `trained` is what training continues from."""
-        content = checkpoint.content_of(
-            DEPTH_KIND, average, constants=constants, trained=network.state_dict()
-        )
+        content = checkpoint.content_of(DEPTH_KIND, average.network, constants=constants)
         checkpoint.save(out / name, content | state.content())
 
     if not resumed:
@@ -226,23 +315,9 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
         batch = augment(batch, rng, config.flip, config.brightness, config.unknown_pitch).to(device)
 
         # forward, backward, clip, optimizer step
-        with autocast(device, dtype):
-            predicted, log_error = network(batch.pictures, batch.pitch)
-        terms = {
-            "error": depth_error(predicted, batch.target),
-            "gradient_error": gradient_error(predicted, batch.target),
-            "error_likelihood": error_likelihood(log_error, predicted, batch.target),
-        }
-        loss = (
-            terms["error"]
-            + config.gradient_weight * terms["gradient_error"]
-            + config.uncertainty_weight * terms["error_likelihood"]
-        )
+        loss, terms = loss_of(network, batch, config, dtype)
         grad_norm = state.update(loss, config.grad_clip)
         step = state.step
-        # In the first steps the average follows fast: the untrained weights must not stay in it.
-        decay = min(config.average_decay, step / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
         bar.update()
 
         # log
@@ -256,17 +331,18 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
             state.seconds += seconds
             row |= {"lr": lr, "pictures_per_s": pictures_per_s, "skipped_steps": state.finite.skipped}
             log.write(step, row)
-            bar.set_postfix({name: f"{row.get(name, math.nan):.4f}" for name in ("loss", "error")})
+            bar.set_postfix(loss=f"{row.get('loss', math.nan):.4f}", lr=f"{lr:.1e}")
 
         # validate; an improvement saves best.pt
         if step % config.val_steps == 0 or step == config.steps:
-            state.metrics, picture = validate(average, held_out, config, dtype)
+            state.metrics, picture = validate(average.network, held_out, config, dtype)
             log.write(step, state.metrics)
             save_image(out / f"val_{step:06d}.png", picture)
             log.picture(step, "picture | predicted | recorded depth", picture)
             tqdm.write(f"step {step}: " + json.dumps({k: round(v, 4) for k, v in state.metrics.items()}))
-            if state.metrics["val_error"] < state.best:
-                state.best = state.metrics["val_error"]
+            score = state.metrics.get("val_error", -state.metrics.get("val_warp_gain", 0.0))
+            if score < state.best:
+                state.best = score
                 save("best.pt")
         if save_timer.due(step):
             save("last.pt")

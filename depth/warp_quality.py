@@ -72,22 +72,28 @@ def warp_quality(
 
     The recorded depth is left out unless all clips have it. With `tokenizer` the depth is also predicted from
     the encoded and decoded frame; the frame that is warped is always the recorded one. `fov` is the vertical
-    field of view in degrees. Raises DataError if all clips are too short.
+    field of view in degrees. Windows without poses are left out. Raises DataError if none is left.
     """
     values: dict[str, list[Tensor]] = {}  # kind -> [n, F] of each clip
     for clip in clips:
-        starts = torch.tensor(range(FIRST, len(clip.pictures) - max(horizons), every))
+        starts = torch.tensor(range(FIRST, len(clip.pictures) - max(horizons), every), dtype=torch.long)
+        pose = torch.from_numpy(clip.pose)
+        known = pose.isfinite().all(1)
+        starts = starts[known[starts[:, None] + torch.tensor([0, *horizons])].all(1)]
         if not len(starts):
             continue
         at = starts[:, None] + torch.tensor([0, *horizons])
         pictures = to_float(torch.from_numpy(clip.pictures[at.flatten()])).unflatten(0, at.shape)
-        pose = torch.from_numpy(clip.pose)[at]
+        pose = pose[at]
         codes = None if clip.codes is None else clip.codes[starts]
         depths = source_depths(pictures[:, 0], pose[:, 0, 4], codes, predictor, tokenizer)
         for kind, found in warp_psnr(pictures, pose, depths, fov).items():
             values.setdefault(kind, []).append(found)
     if not values:
-        raise DataError(f"none of the clips has {FIRST + max(horizons) + 1} frames; give longer clips")
+        raise DataError(
+            f"none of the clips has {FIRST + max(horizons) + 1} frames with poses; give longer clips, "
+            "or clips with poses"
+        )
     windows = sum(map(len, values[COPY]))
     means = {
         kind: dict(zip(horizons, torch.cat(found).mean(0).tolist(), strict=True))

@@ -69,10 +69,19 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 def load_model(
-    name: str, path: Path, tokenizer: Tokenizer, sampling: SamplingConfig, seed: int, dtype: torch.dtype
+    name: str,
+    path: Path,
+    tokenizer: Tokenizer,
+    sampling: SamplingConfig,
+    seed: int,
+    dtype: torch.dtype,
+    depth_ckpt: Path,
 ) -> EvaluatedModel:
-    """The world model in `path`, on the tokenizer's device. Raises CheckpointError."""
-    model, content = load_world_model(path, tokenizer, tokenizer.device)
+    """The world model in `path`, on the tokenizer's device, with the depth network in `depth_ckpt`.
+
+    Raises CheckpointError.
+    """
+    model, content = load_world_model(path, tokenizer, tokenizer.device, depth_ckpt)
     return EvaluatedModel(name, path, model, content, sampling, seed, dtype)
 
 

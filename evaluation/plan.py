@@ -23,6 +23,7 @@ class Plan:
     long_frames: int = 1024  # of each long rollout
     walk_starts: int = 30  # from which a minute is walked
     walk_seconds: int = 60
+    motion_paths: int = 40  # straight ones that end at an obstacle, and as many free ones
     depth_windows: int = 240  # recorded frames that are warped by their depth
 
     @property
@@ -41,5 +42,5 @@ FULL = Plan()
 QUICK = Plan(
     windows=4, teacher_forced_frames=320, start_windows=2, still_windows=4, still_starts=2, still_seconds=4,
     memory_windows=2, look_aways=1, long_rollouts=2, long_frames=192, walk_starts=2, walk_seconds=2,
-    depth_windows=24,
+    motion_paths=4, depth_windows=24,
 )  # fmt: skip

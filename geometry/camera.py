@@ -76,7 +76,8 @@ def project(points: Tensor, height: int, width: int, vertical_fov_degrees: float
     grid = torch.stack(
         [points[..., 0] / z * (2 * focal / width), points[..., 1] / z * (2 * focal / height)], -1
     )
-    return grid, (points[..., 2] > NEAREST) & (grid.abs() <= 1).all(-1)
+    x, y = grid.abs().unbind(-1)
+    return grid, (points[..., 2] > NEAREST) & (x <= 1) & (y <= 1)
 
 
 def position(pose: Tensor) -> Tensor:
@@ -101,10 +102,27 @@ def reproject(
     The point at distance t along a ray d is at c_to + t R_to d in the world. In the axes of `pose_from`,
     divided by t, which does not change its projection, it is R_from^T (R_to d + (c_to - c_from) / t).
     """
+    grid, visible, _ = reproject_with_distance(
+        pose_from, pose_to, inverse_ray_distance, height, width, vertical_fov_degrees
+    )
+    return grid, visible
+
+
+def reproject_with_distance(
+    pose_from: Tensor,
+    pose_to: Tensor,
+    inverse_ray_distance: Tensor | float,
+    height: int,
+    width: int,
+    vertical_fov_degrees: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`reproject`, and the inverse ray distances [B, H, W] (1/m) of the same points from `pose_from`."""
     directions, moved, tilt = _relative_rays(pose_from, pose_to, height, width, vertical_fov_degrees)
     inverse = torch.as_tensor(inverse_ray_distance, device=pose_to.device, dtype=pose_to.dtype)
-    world = directions + inverse.expand(len(pose_to), height, width)[..., None] * moved[:, None, None]
-    return project(world @ tilt, height, width, vertical_fov_degrees)
+    inverse = inverse.expand(len(pose_to), height, width)
+    world = directions + inverse[..., None] * moved[:, None, None]
+    grid, visible = project(world @ tilt, height, width, vertical_fov_degrees)
+    return grid, visible, inverse / world.norm(dim=-1).clamp(min=NEAREST)
 
 
 def _relative_rays(
@@ -211,5 +229,8 @@ def relative_to(pose: Tensor, origin: Tensor) -> Tensor:
 
 
 def relative_to_first(pose: Tensor) -> Tensor:
-    """Poses [B, T, 5] with x, y, z relative to the first of each sequence."""
-    return relative_to(pose, pose[:, :1])
+    """Poses [B, T, 5] with x, y, z relative to whole metres near the first of each sequence.
+
+    Whole metres, because the nodes of a voxel world lie on a lattice of 1 m that poses must not lose.
+    """
+    return torch.cat([pose[..., :3] - pose[:, :1, :3].round(), pose[..., 3:]], -1)

@@ -1,7 +1,8 @@
-"""Keyframes: the memory of a rollout, and the next view warped from it.
+"""Keyframes: the memory of a rollout, and the next view composed from it.
 
 A keyframe is a whole frame (picture, tokens, inverse ray distances) with its pose. It is written once and
-never changed, and each view is warped straight from keyframes, so nothing is resampled more than once.
+never changed. Views are composed from keyframes rather than from the last frame wherever that costs nothing,
+so little is resampled more than once.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geometry import camera
-from geometry.warping import SourceFrames, WarpedView, fuse_views, warp_view
+from geometry.warping import ComposedView, SourceFrames, compose_view
 
 HALF_WEIGHT_METRES = 2.0  # distance at which a keyframe has half the weight of one at the view's own place
 GENERATION_DECAY = 0.8  # weight of a generated keyframe over that of its source
-NEW_DEGREES, NEW_METRES = 2.0, 0.25  # an observed frame is kept if it is so far from the newest keyframe
-NEW_DISOCCLUDED = 0.08  # a generated frame is kept if no keyframe shows so large a share of it ...
-NEW_GENERATED_METRES = 1.5  # ... or if it is so far from the newest keyframe
+NEW_DEGREES, NEW_METRES = 2.0, 0.25  # observed keyframes are kept so far apart
+NEW_GENERATED_DEGREES, NEW_GENERATED_METRES = 8.0, 0.75  # generated frames become keyframes so far apart
+GENERATED_PENALTY = 0.1  # of a generated source's score in compose_view, for each generation
+RESAMPLED_PENALTY = 0.6  # of the last frame's if it was generated: it was resampled in every step
 VISIBLE = 0.5  # a cell counts as visible in a warped view if the source shows more of it than this
 
 
@@ -62,15 +64,20 @@ class Keyframes:
         """Some of the worlds."""
         return Keyframes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def write(self, where: Tensor, frame: SourceFrames, generation: Tensor) -> "Keyframes":
+    def write(
+        self, where: Tensor, frame: SourceFrames, generation: Tensor, over: Tensor | None = None
+    ) -> "Keyframes":
         """Adds the frames of the worlds `where` [B] bool; changes nothing in place.
 
-        A full memory loses its oldest keyframe. `frame` is of B frames, `generation` [B].
+        A full memory loses its oldest keyframe. `frame` is of B frames, `generation` [B]. Where `over` [B]
+        bool is true the newest keyframe is replaced.
         """
         worlds = where.nonzero()[:, 0]
         if not len(worlds) or not self.capacity:
             return self
         slot = self.order[worlds].argmin(1)
+        if over is not None:
+            slot = torch.where(over[worlds], self.order[worlds].argmax(1), slot)
         new = {
             "picture": frame.picture.detach().clamp(0, 1).mul(255).round().byte(),
             "tokens": frame.tokens,
@@ -86,18 +93,24 @@ class Keyframes:
             changed[name] = slots
         return replace(self, **changed)
 
-    def add_if_new(
-        self, frame: SourceFrames, generation: Tensor, observed: Tensor, disoccluded_share: Tensor
-    ) -> "Keyframes":
-        """Adds the frames that are far enough from the newest keyframe (constants above).
+    def add_observed(self, frame: SourceFrames, observed: Tensor) -> "Keyframes":
+        """Adds recorded frames, in the worlds `observed` [B] bool.
 
-        `observed` [B] bool: the frame is recorded, not generated; `disoccluded_share` [B]: the share of it
-        that no keyframe shows.
+        The newest recorded frame is always a keyframe. If the one before is not far enough from its
+        predecessor (NEW_METRES, NEW_DEGREES), the new one takes its place.
         """
-        metres, degrees = self.distance_to_newest(frame.pose)
-        new = (metres > NEW_METRES) | (degrees > NEW_DEGREES)
-        new &= observed | (disoccluded_share > NEW_DISOCCLUDED) | (metres > NEW_GENERATED_METRES)
-        return self.write(new, frame, generation)
+        if self.capacity < 2:
+            return self.write(observed, frame, torch.zeros_like(frame.pose[:, 0]))
+        order, slots = self.order.topk(2, 1)
+        newest, before = self.pose.gather(1, slots[..., None].expand(-1, -1, 5)).unbind(1)
+        metres, degrees = distance(newest, before)
+        near = (metres <= NEW_METRES) & (degrees <= NEW_DEGREES) & (order[:, 1] > 0)
+        return self.write(observed, frame, torch.zeros_like(metres), over=near)
+
+    def is_new(self, pose: Tensor) -> Tensor:
+        """[B] bool: a generated frame at `pose` [B, 5] becomes a keyframe: it is far from the newest one."""
+        metres, degrees = self.distance_to_newest(pose)
+        return (metres > NEW_GENERATED_METRES) | (degrees > NEW_GENERATED_DEGREES)
 
     def distance_to_newest(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Metres and degrees (the larger of yaw and pitch) from the newest keyframe: [B] each.
@@ -108,18 +121,17 @@ class Keyframes:
             return pose.new_zeros(len(pose)), pose.new_zeros(len(pose))
         newest, slot = self.order.max(1)
         last = self.pose[torch.arange(len(pose), device=pose.device), slot]
-        metres = (pose - last)[:, :3].norm(dim=-1)
-        turned = (pose - last)[:, 3:]
-        degrees = ((turned + 180) % 360 - 180).abs().amax(-1)
+        metres, degrees = distance(pose, last)
         missing = torch.where(newest > 0, 0.0, torch.inf)
         return metres + missing, degrees + missing
 
     def select(self, pose_to: Tensor, inverse: Tensor, sources: int, fov: float) -> tuple[Tensor, Tensor]:
-        """The keyframes that show most of the view at `pose_to` [B, 5]: slots [B, K] and weights [B, K].
+        """The keyframes that show most of the view at `pose_to` [B, 5]: slots [B, K] and whether each adds
+        something, [B, K] bool.
 
         `inverse` [B, h, w] (1/m) are assumed inverse ray distances of the view on a coarse grid. Greedy: the
         first has the greatest weight times visible share, each next one adds most to those before it. K is
-        `sources`, or the capacity if that is less. The weight of a free slot is 0.
+        `sources`, or the capacity if that is less.
         """
         B, M = self.order.shape
         h, w = inverse.shape[-2:]
@@ -134,13 +146,13 @@ class Keyframes:
         distance = (self.pose - pose_to[:, None])[..., :3].norm(dim=-1)
         weight = (self.order > 0) * GENERATION_DECAY**self.generation / (1 + distance / HALF_WEIGHT_METRES)
         value = visible.view(B, M, h * w) * weight[..., None]
-        best, selected = torch.zeros(B, h * w, device=value.device), []
+        best, selected, useful = torch.zeros(B, h * w, device=value.device), [], []
         for _ in range(min(sources, M)):
-            slot = (value - best[:, None]).clamp_min(0).sum(-1).argmax(1)
+            gain, slot = (value - best[:, None]).clamp_min(0).sum(-1).max(1)
             best = torch.maximum(best, value[torch.arange(B, device=slot.device), slot])
             selected.append(slot)
-        slots = torch.stack(selected, 1)
-        return slots, weight.gather(1, slots)
+            useful.append(gain > 0)
+        return torch.stack(selected, 1), torch.stack(useful, 1)
 
     def gather(self, slots: Tensor) -> SourceFrames:
         """The keyframes in `slots` [B, K] as B*K frames."""
@@ -153,42 +165,48 @@ class Keyframes:
         )
 
 
-def warp_next_view(
+def distance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Metres, and degrees (the larger of yaw and pitch), between poses [B, 5]: [B] each."""
+    turned = (a - b)[:, 3:]
+    return (a - b)[:, :3].norm(dim=-1), ((turned + 180) % 360 - 180).abs().amax(-1)
+
+
+def compose_next_view(
     frame: SourceFrames,
-    generation: Tensor,
+    observed: Tensor,
     keyframes: Keyframes,
     pose: Tensor,
     ground: Tensor,
     sources: int,
     fov: float,
-) -> tuple[WarpedView, WarpedView]:
-    """The view at `pose` [B, 5], warped from the last frame and from up to `sources` keyframes.
+) -> tuple[ComposedView, Tensor]:
+    """The view at `pose` [B, 5] from the last frame (source 0) and up to `sources` keyframes.
 
-    `generation` [B] is that of the last frame; `ground` [B, 2H, 2W] (1/m) the flat ground seen from `pose`.
+    `observed` [B] bool: the last frame is recorded, not generated. `ground` [B, 2H, 2W] (1/m): the flat
+    ground seen from `pose`, assumed where no source shows anything. Returns the view and the generation of
+    each of its cells, [B, H, W]: 0 if observed; the last frame counts as one more than the newest keyframes.
     """
     B = len(pose)
-    if not keyframes.capacity:
-        last = warp_view(frame, pose, ground, fov)
-        last.generation = generation[:, None, None].expand_as(last.visible_mask)
-        return last, replace(last, visible_mask=torch.zeros_like(last.visible_mask))
-    coarse = F.avg_pool2d(ground[:, None], 4)[:, 0]
-    slots, weight = keyframes.select(pose, coarse, sources, fov)
-    K = slots.shape[1]
-    # All views in one batch, the last frame's first.
-    views = warp_view(
-        SourceFrames.cat(frame, keyframes.gather(slots)),
-        torch.cat([pose, pose.repeat_interleave(K, 0)]),
-        torch.cat([ground, ground.repeat_interleave(K, 0)]),
-        fov,
-    )
-    last = views[:B]
-    last.generation = generation[:, None, None].expand_as(last.visible_mask)
-    memory = fuse_views(views[B:], weight, keyframes.generation.gather(1, slots))
-    # What no keyframe shows is taken from the last frame, whose border is repeated.
-    missing = (memory.visible_mask <= VISIBLE)[:, None].float()
-    pixels = F.interpolate(missing, size=memory.picture.shape[-2:], mode="nearest").bool()
-    cells = missing[:, 0].bool()
-    memory.picture = torch.where(pixels, last.picture, memory.picture)
-    memory.exact = torch.where(cells, last.exact, memory.exact)
-    memory.tokens = torch.where(cells, last.tokens, memory.tokens)
-    return last, memory
+    newest = keyframes.generation.amax(1) if keyframes.capacity else torch.zeros_like(pose[:, 0])
+    generation = torch.where(observed, 0.0, 1 + newest)[:, None]
+    usable = torch.ones(B, 1, dtype=torch.bool, device=pose.device)
+    penalty = RESAMPLED_PENALTY * (~observed).float()[:, None]
+    if keyframes.capacity:
+        slots, useful = keyframes.select(pose, F.avg_pool2d(ground[:, None], 4)[:, 0], sources, fov)
+        older = keyframes.generation.gather(1, slots)
+        usable, generation = torch.cat([usable, useful], 1), torch.cat([generation, older], 1)
+        penalty = torch.cat([penalty, GENERATED_PENALTY * older], 1)
+        frame = interleave(frame, keyframes.gather(slots), B)
+    view = compose_view(frame, usable, penalty, pose, ground, fov)
+    cells = generation[:, :, None, None].expand(-1, -1, *view.source.shape[1:])
+    return view, cells.gather(1, view.source[:, None])[:, 0]
+
+
+def interleave(frame: SourceFrames, others: SourceFrames, worlds: int) -> SourceFrames:
+    """B frames and B*K others -> B*(1+K) frames, each world's own frame first."""
+    parts = {}
+    for f in fields(SourceFrames):
+        first, rest = getattr(frame, f.name), getattr(others, f.name)
+        joined = torch.cat([first[:, None], rest.view(worlds, -1, *rest.shape[1:])], 1)
+        parts[f.name] = joined.flatten(0, 1)
+    return SourceFrames(**parts)

@@ -10,9 +10,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-METRES_PER_UNIT = 0.25  # displacement at a key action of 1 before training: 4 m/s at 16 frames/s
+from geometry.occupancy import FEATURES, REACH, SIDE, Occupancy, occupancy_around
+from geometry.physics import Body, MotionConstants, Nodes, advance
+
+METRES_PER_UNIT = 0.25  # of a step at full speed: the unit in which networks are told displacements
 REST_METRES = 0.01  # a displacement below this counts as standing still
-SCENE_CHANNELS, SCENE_GRID = 8, (5, 8)  # of the scene features that the collision head reads
 
 
 @dataclass
@@ -26,48 +28,6 @@ class Motion:
     def mode(self) -> Tensor:
         """[B, 3] metres; exactly 0 where standing still is likelier, so that the picture does not drift."""
         return self.displacement.masked_fill(self.rest_logit[:, None] > 0, 0.0)
-
-
-class MotionModel(nn.Module):
-    """Predicts the displacement of a step from the action, past displacements and the scene.
-
-    `motion_gru` and `motion_head` are trained beforehand on actions and poses alone
-    (training/motion_pretraining.py). `collision_head` scales the displacement by what the scene shows.
-    """
-
-    def __init__(self, action_dim: int, state_dim: int, scene_channels: int):
-        super().__init__()
-        self.scene_proj = nn.Conv2d(scene_channels, SCENE_CHANNELS, 1)
-        features = SCENE_CHANNELS * SCENE_GRID[0] * SCENE_GRID[1]
-        self.collision_head = nn.Sequential(nn.Linear(action_dim + features, 64), nn.SiLU(), nn.Linear(64, 3))
-        self.motion_gru = nn.GRUCell(action_dim + 3, state_dim)
-        self.motion_head = nn.Linear(state_dim, 4)  # displacement, logit of rest
-        for last in (self.motion_head, self.collision_head[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-    def forward(
-        self,
-        actions: Tensor,
-        keys: Tensor,
-        displacement: Tensor,
-        state: Tensor,
-        scene: Tensor | None = None,
-    ) -> tuple[Motion, Tensor]:
-        """-> the displacement of this step and the new motion state [B, state_dim].
-
-        actions [B, A]; keys [B, 3]: what the keys ask for to the right, up and forward, each in -1..1;
-        displacement [B, 3] of the step before; scene [B, C, h, w]: the coarsest recurrent state, or None.
-        """
-        # Batches with pictures are small. Their gradient would undo what was learnt from large ones.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and scene is None):
-            state = self.motion_gru(torch.cat([actions, displacement / METRES_PER_UNIT], 1), state)
-            change, rest = self.motion_head(state).split([3, 1], 1)
-        free, passable = METRES_PER_UNIT * (keys + change).float(), 1.0
-        if scene is not None:
-            around = F.adaptive_avg_pool2d(self.scene_proj(scene), SCENE_GRID).flatten(1)
-            passable = 2 * torch.sigmoid(self.collision_head(torch.cat([actions, around], 1)).float())
-        return Motion(free * passable, rest[:, 0].float()), state
 
 
 def next_pose(pose: Tensor, turn: Tensor, displacement: Tensor) -> Tensor:
@@ -90,3 +50,173 @@ def displacement_between(pose: Tensor, following: Tensor) -> Tensor:
     return torch.stack(
         [-cos * step[:, 0] - sin * step[:, 2], step[:, 1], -sin * step[:, 0] + cos * step[:, 2]], 1
     )
+
+
+STATE = 8  # velocity 3, expected displacement 3, standing, y where the player last stood
+CHANNELS = 24  # of the node network
+FREE, SOLID, LOW = range(3)  # classes of nodes
+RESTING = 1e-3  # metres and metres per second, below which a player without keys does not move
+UNEXPECTED = 0.02  # metres: a step that differs by more from the expected one corrects the velocity
+# Logits of an untrained network: of ground that is not seen, of the evidence of each point, of a low node.
+PRIOR, SEEN, UNLIKELY = 2.0, 1.0, -4.0
+GROUND_TOLERANCE = 0.01  # metres: feet so far under a node's border stand on it
+SOLID_BIAS = 0.0
+COVERED = 0.05  # metres: feet that stand so far over a node's border stand on a low node
+
+
+class NodeNetwork(nn.Module):
+    """Classifies the nodes around the player from the evidence of depth: free, solid or low.
+
+    Untrained it takes the evidence as it is and, where there is none, everything under the feet as solid.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.evidence_proj = nn.Conv3d(FEATURES, CHANNELS, 1)
+        self.place = nn.Parameter(torch.zeros(1, CHANNELS, SIDE, SIDE, SIDE))
+        self.ground_proj = nn.Linear(3, CHANNELS)
+        self.block = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv3d(CHANNELS, CHANNELS, 1),
+        )
+        self.out_proj = nn.Conv3d(CHANNELS, 3, 1)
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, evidence: Tensor, ground: Tensor) -> Tensor:
+        """Logits [B, 3, X, Y, Z] of FREE, SOLID and LOW.
+
+        evidence [B, FEATURES, X, Y, Z]; ground [B]: metres from the bottom of the box to where the player
+        last stood. Its fraction says whether the ground is covered, with snow for example.
+        """
+        level = (ground + GROUND_TOLERANCE).floor()
+        covered = (ground - level).clamp(min=0)
+        around = torch.stack([covered, (covered > COVERED).float(), (level - REACH) / REACH], 1)
+        x = self.evidence_proj(evidence) + self.place + self.ground_proj(around)[:, :, None, None, None]
+        x = x + self.block(x)
+        points, seen = evidence.unflatten(1, (2, -1)).unbind(1)
+        below = torch.arange(SIDE, device=ground.device) < level[:, None]
+        prior = torch.where(below, PRIOR, -PRIOR)[:, None, :, None]
+        solid = (SEEN * points * seen).sum(1) + prior * (1 - seen.mean(1))
+        fixed = torch.stack([torch.zeros_like(solid), solid, torch.full_like(solid, UNLIKELY)], 1)
+        return self.out_proj(F.silu(x)) + fixed
+
+
+class PlayerMotion(nn.Module):
+    """The displacement of a step from the action, the last steps and the nodes around the player.
+
+    Known physics (geometry/physics.py) with the nodes that `node_network` finds in the keyframes' depth.
+    """
+
+    def __init__(self, constants: MotionConstants | None = None):
+        super().__init__()
+        self.node_network = NodeNetwork()
+        values = (constants or MotionConstants()).as_list()
+        self.register_buffer("constant_values", torch.tensor(values, dtype=torch.float64))
+
+    @property
+    def constants(self) -> MotionConstants:
+        """Of the game, as fitted in training; they are part of the checkpoint."""
+        return MotionConstants(*self.constant_values.tolist())
+
+    @constants.setter
+    def constants(self, constants: MotionConstants) -> None:
+        self.constant_values.copy_(torch.tensor(constants.as_list(), dtype=torch.float64))
+
+    def init_state(self, batch: int, device: torch.device | None = None) -> Tensor:
+        """State [B, STATE] of players that stand still."""
+        state = torch.zeros(batch, STATE, device=device)
+        state[:, 6] = 1.0
+        return state
+
+    def occupancy_around(
+        self, inverse_ray_distance: Tensor, frames: Tensor, valid: Tensor, pose: Tensor, fov: float
+    ) -> Occupancy:
+        """`occupancy.occupancy_around` with this game's eye height and lattice."""
+        c = self.constants
+        return occupancy_around(inverse_ray_distance, frames, valid, pose, fov, c.eye_height, c.lattice)
+
+    def filled(self, occupancy: Occupancy, ground: Tensor) -> Tensor:
+        """Filled height [B, X, Y, Z] of each node in the box around each player, 0 (free) to 1 metre.
+
+        `ground` [B] as in `NodeNetwork.forward`.
+        """
+        c = self.constants
+        logits = self.node_network(occupancy.evidence, ground)
+        kind = (logits + logits.new_tensor([0.0, SOLID_BIAS, 0.0])[:, None, None, None]).argmax(1)
+        low = torch.remainder(ground + GROUND_TOLERANCE, 1.0) - GROUND_TOLERANCE
+        low = torch.where((low > COVERED) & (low < c.step_height), low, c.low_height)
+        return (kind == SOLID).float() + (kind == LOW) * low[:, None, None, None]
+
+    @torch.no_grad()
+    def forward(
+        self,
+        keys: Tensor,
+        turn: Tensor,
+        pose: Tensor,
+        displacement: Tensor,
+        state: Tensor,
+        occupancy: Occupancy | None = None,
+    ) -> tuple[Motion, Tensor]:
+        """-> the displacement of this step and the new state [B, STATE]. Deterministic, no gradient.
+
+        keys [B, 3]: what the keys ask for to the right, up and forward, each in -1..1; turn [B]: of the yaw
+        in this step, degrees; pose [B, 5] and displacement [B, 3] of the last step, true or predicted;
+        occupancy: what `occupancy_around` returns for this pose, or None if nothing is known. A player that
+        rests and presses no key stays exactly where it is.
+        """
+        c, feet = self.constants, pose[:, :3].float()
+        if occupancy is None:
+            occupancy = Occupancy.unknown(feet, c.lattice)
+        velocity, standing = self.observed(to_world(displacement, pose[:, 3]), state, c)
+        ground = torch.where(standing, feet[:, 1], state[:, 7])
+        right, up, forward = keys.float().unbind(1)
+        level = torch.stack([right, torch.zeros_like(up), forward], 1)
+        level = level / level.norm(dim=1, keepdim=True).clamp(min=1)
+        yaw, jump = pose[:, 3] + turn, up > 0.5
+        wanted = c.walk_speed * to_world(level, yaw)[:, ::2]
+        # NumPy, on the CPU: see physics.py.
+        body = Body(*(x.double().cpu().numpy() for x in (feet, velocity)), standing.cpu().numpy())
+        nodes = Nodes(
+            self.filled(occupancy, ground - occupancy.lowest[:, 1]).cpu().numpy(),
+            occupancy.lowest.double().cpu().numpy(),
+        )
+        after = advance(body, wanted.double().cpu().numpy(), jump.cpu().numpy(), nodes, c)
+        moved = torch.from_numpy(after.feet - body.feet).to(feet)
+        idle = standing & ~jump & (level.abs().amax(1) == 0) & (velocity.abs().amax(1) < RESTING)
+        moved = moved.masked_fill(idle[:, None], 0.0)
+        velocity = torch.from_numpy(after.velocity).to(feet).masked_fill(idle[:, None], 0.0)
+        standing = torch.from_numpy(after.standing).to(feet.device) | idle
+        state = torch.cat([velocity, moved, standing.float()[:, None], ground[:, None]], 1)
+        return Motion(from_world(moved, yaw), torch.where(moved.abs().amax(1) > 0, -10.0, 10.0)), state
+
+    @staticmethod
+    def observed(moved: Tensor, state: Tensor, c: MotionConstants) -> tuple[Tensor, Tensor]:
+        """Velocity [B, 3] and whether the player stands [B], before a step.
+
+        Where the last step `moved` [B, 3] (x, y, z) was not the expected one, they are taken from it.
+        """
+        unexpected = (moved - state[:, 3:6]).abs() > UNEXPECTED
+        speed = moved / c.frame_seconds
+        falling = speed[:, 1].abs() > RESTING
+        # A step's displacement is its mean velocity; gravity has changed it by half a step's since.
+        vertical = torch.where(falling, speed[:, 1] - c.gravity * c.frame_seconds / 2, 0.0)
+        speed = torch.stack([speed[:, 0], vertical, speed[:, 2]], 1)
+        velocity = torch.where(unexpected, speed, state[:, :3])
+        return velocity, torch.where(unexpected[:, 1], ~falling, state[:, 6] > 0.5)
+
+
+def to_world(displacement: Tensor, yaw: Tensor) -> Tensor:
+    """[right, up, forward] relative to the yaw [B] (degrees) -> [x, y, z], [B, 3] both."""
+    sin, cos = torch.deg2rad(yaw).sin(), torch.deg2rad(yaw).cos()
+    right, up, forward = displacement.unbind(1)
+    return torch.stack([-cos * right - sin * forward, up, -sin * right + cos * forward], 1)
+
+
+def from_world(step: Tensor, yaw: Tensor) -> Tensor:
+    """The inverse of `to_world`."""
+    sin, cos = torch.deg2rad(yaw).sin(), torch.deg2rad(yaw).cos()
+    x, y, z = step.unbind(1)
+    return torch.stack([-cos * x - sin * z, y, -sin * x + cos * z], 1)

@@ -17,10 +17,9 @@ class WorldState:
     pose: Tensor  # [B, 5] x, y, z (metres), yaw, pitch (degrees) of the frame
     previous_pose: Tensor  # [B, 5] of the frame before it; NaN at the start
     displacement: Tensor  # [B, 3] metres to the right, up and forward in the last step
-    motion: Tensor  # [B, motion_dim] state of the motion model
+    motion: Tensor  # [B, S] state of the motion model
     keyframes: Keyframes
-    disoccluded_share: Tensor  # [B] share of the last view that no keyframe shows
-    generation: Tensor  # [B] of the last view; 0 if it was observed
+    refine: Tensor  # [B] bool: if this frame is generated it becomes a keyframe
 
     @classmethod
     def empty(
@@ -29,14 +28,15 @@ class WorldState:
         levels: list[int],
         latent: tuple[int, int],
         picture: tuple[int, int],
-        motion_dim: int,
+        motion: Tensor,
         keyframes: int,
         device: torch.device | None = None,
     ) -> "WorldState":
         """A state without observations, the camera level at the origin.
 
         `levels` are the channels of each recurrent level, each half as high and wide as the one before;
-        `latent` and `picture` are (height, width); `keyframes` is the capacity of the memory.
+        `latent` and `picture` are (height, width); `motion` [B, S] is the motion model's initial state;
+        `keyframes` is the capacity of the memory.
         """
         sizes = [latent]
         for _ in levels[1:]:
@@ -49,10 +49,9 @@ class WorldState:
             pose=pose,
             previous_pose=torch.full_like(pose, torch.nan),
             displacement=torch.zeros(batch, 3, device=device),
-            motion=torch.zeros(batch, motion_dim, device=device),
+            motion=motion,
             keyframes=Keyframes.empty(batch, keyframes, picture, latent, device),
-            disoccluded_share=torch.ones(batch, device=device),
-            generation=torch.zeros(batch, device=device),
+            refine=torch.zeros(batch, dtype=torch.bool, device=device),
         )
 
     def __getitem__(self, index: slice | Tensor) -> "WorldState":
@@ -60,7 +59,8 @@ class WorldState:
         return WorldState(
             [h[index] for h in self.hidden],
             *(x[index] for x in (self.pose, self.previous_pose, self.displacement, self.motion)),
-            *(x[index] for x in (self.keyframes, self.disoccluded_share, self.generation)),
+            self.keyframes[index],
+            self.refine[index],
         )
 
     def with_true_pose(self, pose: Tensor | None) -> "WorldState":

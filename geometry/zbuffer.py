@@ -11,6 +11,9 @@ from torch import Tensor
 from geometry import camera
 
 SPLAT_DENSITY = 2  # source points per pixel, by length: magnified surfaces keep fewer cracks
+CRACK_PIXELS = 4  # a gap is closed if there are points so near on both sides
+ONE_SURFACE = 1.3  # inverse ray distances within this factor belong to one surface
+OCCLUDED = 1.3  # a source shows something else at a place if it is so many times nearer than expected
 
 
 def splat_inverse_ray_distance(inverse: Tensor, pose_from: Tensor, pose_to: Tensor, fov: float) -> Tensor:
@@ -41,19 +44,33 @@ def splat_inverse_ray_distance(inverse: Tensor, pose_from: Tensor, pose_to: Tens
     return view.scatter_reduce_(1, row * W + column, value, reduce="amax").view(N, H, W)
 
 
-def close_cracks(splatted: Tensor) -> Tensor:
-    """Fills narrow gaps in splatted inverse ray distances [N, H, W].
+def close_cracks(splatted: Tensor, reach: int = CRACK_PIXELS) -> Tensor:
+    """Fills gaps in splatted inverse ray distances [N, H, W], which open where a surface is magnified.
 
-    A pixel without a point is a crack if both its left and right or both its upper and lower neighbours have
-    one. It takes the farther of the two: through a gap one sees what is behind. Two rounds also close the
-    crossings of cracks.
+    A pixel without a point is in a gap if there are points within `reach` pixels on its left and its right,
+    or then above and below. It takes the mean of the two if they are of one surface, else the farther one:
+    through a gap one sees what is behind.
     """
-    for _ in range(2):
-        padded = F.pad(splatted, (1, 1, 1, 1))
-        across = torch.minimum(padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
-        along = torch.minimum(padded[:, :-2, 1:-1], padded[:, 2:, 1:-1])
-        splatted = torch.where(splatted > 0, splatted, torch.maximum(across, along))
+    for dim in (2, 1):
+        sides = (_nearest_point(splatted, dim, direction, reach) for direction in (1, -1))
+        splatted = torch.where(splatted > 0, splatted, _between(*sides))
     return splatted
+
+
+def _nearest_point(splatted: Tensor, dim: int, direction: int, reach: int) -> Tensor:
+    """The value of the nearest pixel with a point, up to `reach` pixels away in one direction; 0: none."""
+    found, length = splatted, splatted.shape[dim]
+    for _ in range(reach):
+        step = F.pad(found, [0, 0] * (2 - dim) + ([1, 0] if direction > 0 else [0, 1]))
+        step = step.narrow(dim, 0 if direction > 0 else 1, length)
+        found = torch.where(found > 0, found, step)
+    return found
+
+
+def _between(a: Tensor, b: Tensor) -> Tensor:
+    """The value between two inverse ray distances, 0 if one of them is 0, see `close_cracks`."""
+    farther, nearer = torch.minimum(a, b), torch.maximum(a, b)
+    return torch.where(nearer < ONE_SURFACE * farther, (farther + nearer) / 2, farther)
 
 
 def warp_by_zbuffer(
@@ -63,11 +80,14 @@ def warp_by_zbuffer(
 
     inverse [N, H, W] (1/m) of the sources; `fallback` [N, H, W] (1/m) is taken where nothing lands. Returns
     the views' inverse ray distances [N, H, W], the sampling grid [N, H, W, 2] for `camera.warp`, and the
-    visible mask [N, H, W]: True where a source point lands and the source contains it.
+    visible mask [N, H, W]: True where a source point lands and the source shows it. In a closed gap the
+    source may show something nearer at that place; the gap then is a disocclusion.
     """
     H, W = inverse.shape[-2:]
-    splatted = close_cracks(splat_inverse_ray_distance(inverse, pose_from, pose_to, fov))
-    covered = splatted > 0
-    view = torch.where(covered, splatted, fallback)
-    grid, inside = camera.reproject(pose_from, pose_to, view, H, W, fov)
-    return view, grid, covered & inside
+    splatted = splat_inverse_ray_distance(inverse, pose_from, pose_to, fov)
+    closed = close_cracks(splatted)
+    view = torch.where(closed > 0, closed, fallback)
+    grid, inside, expected = camera.reproject_with_distance(pose_from, pose_to, view, H, W, fov)
+    shown = F.grid_sample(inverse[:, None], grid, mode="nearest", padding_mode="border", align_corners=False)
+    visible = inside & ((splatted > 0) | ((closed > 0) & (shown[:, 0] < OCCLUDED * expected)))
+    return view, grid, visible

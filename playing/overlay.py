@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from geometry import camera
+from geometry.keyframes import VISIBLE
 from model_geometry import GeometryWorldModel, Prediction
 from playing.session import Session
 from runtime.device import autocast
@@ -28,18 +29,16 @@ def overlay(session: Session) -> np.ndarray | None:
     Left, a map of the keyframes around the player, seen from above. Right, from top to bottom:
 
     - the predicted ray distance of the frame that the step started from, logarithmic, near is bright;
-    - the larger of the two gates of each cell (`GeometryWorldModel.gate_map`), that is the weight of the
-      warped view in the logits, 0 dark to GATE_MAX bright;
+    - the gate of each cell (`GeometryWorldModel.gate_map`), that is the weight of the composed view in the
+      logits, 0 dark to GATE_MAX bright;
     - the source of each cell: the last frame, the keyframes, or none (disoccluded); darker where the source
       shows less of the cell.
     """
     model, state, prediction = session.rollout.model, session.rollout.state, session.prediction
     if prediction is None or not isinstance(model, GeometryWorldModel):
         return None
-    sampling = session.rollout.sampling
     with autocast(session.rollout.device, session.rollout.dtype):
-        gates = model.gate_map(prediction, (sampling.trust, sampling.continuation))[0]
-    gate = gates.float().amax(0).cpu().numpy() / GATE_MAX
+        gate = model.gate_map(prediction, session.rollout.sampling.trust)[0].float().cpu().numpy() / GATE_MAX
     width = CELL * gate.shape[1]
     column = np.concatenate(
         [
@@ -89,10 +88,9 @@ def legend(entries: dict[str, Colour], width: int) -> np.ndarray:
 
 def source_colours(prediction: Prediction) -> np.ndarray:
     """The source of each cell, [H, W, 3] uint8."""
-    last, keyframes = prediction.source_mask[0].float().cpu().numpy()
     visible = prediction.visible_mask[0].float().cpu().numpy()
-    disoccluded = 1 - np.maximum(last, keyframes)
-    shade = np.stack([disoccluded, last * visible, keyframes * visible], -1)
+    last = prediction.view.source[0].cpu().numpy() == 0
+    shade = np.stack([visible <= VISIBLE, last * visible, ~last * visible], -1)
     return (60 + 180 * shade).round().astype(np.uint8)
 
 

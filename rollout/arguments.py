@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.token_files import MANIFEST, DataError
+from depth.predictor import SHIPPED_DEPTH
 from rollout.context import find_metadata, start_places
 from rollout.sampling import PLAY, SamplingConfig
 from rollout.world_model import SHIPPED_WORLD
@@ -21,6 +22,7 @@ class RolloutConfig:
 
     checkpoint: Path
     vqvae_ckpt: Path
+    depth_ckpt: Path
     starts: tuple[Path, ...]  # token files, pictures or clips; empty if no flag names any
     context_frames: int  # 0: all
     sampling: SamplingConfig
@@ -43,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=SHIPPED_TOKENIZER,
         help="tokenizer of the world model (default: the one that ships)",
+    )
+    add(
+        "--depth_ckpt",
+        type=Path,
+        default=SHIPPED_DEPTH,
+        help="depth network of the world model (default: the one that ships)",
     )
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
@@ -95,23 +103,17 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample from the most likely tokens that together have this probability (default: %(default)s)",
     )
     add(
+        "--refine",
+        type=float,
+        default=PLAY.refine,
+        help="when a keyframe is written, sample cells anew whose source scale (source cells per cell, by "
+        "length) is below this; 0: never (default: %(default)s)",
+    )
+    add(
         "--trust",
         type=float,
         default=PLAY.trust,
-        help="added to the gate of the warped prior in visible cells (default: %(default)s)",
-    )
-    add(
-        "--continuation",
-        type=float,
-        default=PLAY.continuation,
-        help="added to the gate of the warped prior in disoccluded cells (default: %(default)s)",
-    )
-    add(
-        "--redraw",
-        type=float,
-        default=PLAY.redraw,
-        help="sample cells anew whose source scale (source cells per cell, by length) is below this "
-        "(default: %(default)s)",
+        help="added to the gate of the composed view's prior in visible cells (default: %(default)s)",
     )
     add(
         "--passes",
@@ -129,9 +131,8 @@ def sampling_config_of(args: argparse.Namespace) -> SamplingConfig:
         top_k=args.topk,
         top_p=args.topp,
         passes=args.passes,
+        refine=args.refine,
         trust=args.trust,
-        continuation=args.continuation,
-        redraw=args.redraw,
     )
 
 
@@ -143,6 +144,7 @@ def config_of(args: argparse.Namespace) -> RolloutConfig:
     return RolloutConfig(
         checkpoint=args.checkpoint,
         vqvae_ckpt=args.vqvae_ckpt,
+        depth_ckpt=args.depth_ckpt,
         starts=start_files(args.start or args.context_npz or ()),
         context_frames=args.context_frames,
         sampling=sampling_config_of(args),

@@ -19,6 +19,7 @@ from dataset.recordings import (
     read_pose,
 )
 from dataset.token_files import MANIFEST, DataError, Manifest, read_token_file, with_first_pose
+from depth.predictor import SHIPPED_DEPTH
 from rollout.rollout import Rollout
 from rollout.world_model import WorldModel, load_world_model
 from runtime.checkpoint import SHIPPED
@@ -48,16 +49,21 @@ class World:
 
 
 def load_world(
-    checkpoint: str | Path, vqvae_ckpt: str | Path, device: str = "auto", precision: str = "auto"
+    checkpoint: str | Path,
+    vqvae_ckpt: str | Path,
+    device: str = "auto",
+    precision: str = "auto",
+    depth_ckpt: str | Path = SHIPPED_DEPTH,
 ) -> World:
-    """The world model in `checkpoint` with the tokenizer in `vqvae_ckpt`.
+    """The world model in `checkpoint` with the tokenizer in `vqvae_ckpt` and, if it is a geometry model, the
+    depth network in `depth_ckpt`.
 
-    Raises CheckpointError if a file is missing or broken, or if the two do not belong together; DeviceError
-    if the device does not exist.
+    Raises CheckpointError if a file is missing or broken, or if they do not belong together; DeviceError if
+    the device does not exist.
     """
     torch_device = pick_device(device)
     tokenizer = load_tokenizer(vqvae_ckpt, torch_device)
-    model, content = load_world_model(checkpoint, tokenizer, torch_device)
+    model, content = load_world_model(checkpoint, tokenizer, torch_device, depth_ckpt)
     data = content.get("data", {})
     return World(
         model,

@@ -10,6 +10,7 @@ from geometry.keyframes import VISIBLE
 from rollout.world_model import WorldModel
 from runtime.config import SettingError
 
+PASSES_BETWEEN = 2  # at most, for a frame that does not become a keyframe
 CELLS_STEP = 64  # numbers of cells to sample again are rounded up to multiples of it
 TOP_P_CODES = 256  # top-p considers no more codes: sorting all of them would cost more than the model
 
@@ -24,10 +25,11 @@ class SamplingConfig:
     noise there would be warped on from frame to frame. `passes` above 1 is masked parallel decoding (MaskGIT,
     arXiv 2202.04200): the most confident cells are sampled first, and the others are conditioned on them.
 
-    `trust` and `continuation` are added to the gates of the prior (`GeometryWorldModel.logits`): of visible
-    cells, and of disoccluded ones. The gates are trained on short windows and close too early in a long
-    rollout, which then drifts to the most frequent codes. `redraw`: cells with a source scale below it
-    (magnified) are treated as disoccluded; else what the player walks up to would only be magnified.
+    `refine`: when the frame becomes a keyframe, visible cells whose source scale is below it (magnified)
+    are sampled too; between keyframes they are only warped, so that their texture does not flicker. 0: never.
+
+    `trust` is added to the gate of the prior in visible cells: gates are trained on short windows and close
+    too early in a long rollout, which then drifts to the most frequent codes.
     """
 
     greedy: bool = False
@@ -36,9 +38,8 @@ class SamplingConfig:
     top_p: float = 1.0
     visible_temperature: float = 0.0
     passes: int = 1
+    refine: float = 0.0
     trust: float = 0.0
-    continuation: float = 0.0
-    redraw: float = 0.0
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -47,12 +48,14 @@ class SamplingConfig:
             raise SettingError(f"top_k {self.top_k}: must be 0 (all codes) or more")
         if not 0 < self.top_p <= 1:
             raise SettingError(f"top_p {self.top_p}: must be above 0 and 1 at most (all codes)")
+        if not self.refine >= 0:
+            raise SettingError(f"refine {self.refine}: must be 0 (never) or more")
         if self.passes < 1:
             raise SettingError(f"passes {self.passes}: must be 1 (one pass) or more")
 
 
 # For play and evaluation; chosen on training clips, see docs/experiments.md.
-PLAY = SamplingConfig(temperature=1.0, top_p=0.95, passes=2, trust=6.0, continuation=2.5, redraw=0.5)
+PLAY = SamplingConfig(temperature=1.0, top_p=0.95, passes=4, refine=0.5, trust=6.0)
 
 
 @torch.no_grad()
@@ -110,15 +113,15 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     """A prediction -> the next frame's tokens [B, H, W], in `sampling.passes` passes; noise [B, H, W].
 
     The first pass samples all cells, and visible ones are final. Each further pass samples the least
-    confident disoccluded cells again, conditioned on the others: after pass p of P, the share cos(pi p / 2P)
-    of them. A prediction without a visible mask takes one pass.
+    confident other cells again, conditioned on the others: after pass p of P, the share cos(pi p / 2P)
+    of them. Frames that do not become keyframes take PASSES_BETWEEN passes at most. A prediction without a
+    visible mask takes one pass.
     """
-    trust, visible_mask = (sampling.trust, sampling.continuation), prediction.visible_mask
-    if sampling.redraw and visible_mask is not None:
-        fine = prediction.source_scale >= sampling.redraw
-        trust = torch.where(fine, sampling.trust, sampling.continuation), sampling.continuation
-        visible_mask = visible_mask * fine
-    logits = model.logits(prediction, trust=trust)
+    visible_mask = prediction.visible_mask
+    if sampling.refine and visible_mask is not None:
+        magnified = (prediction.source_scale < sampling.refine) & prediction.refine[:, None, None]
+        visible_mask = visible_mask * ~magnified
+    logits = model.logits(prediction, trust=sampling.trust)
     tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
     if sampling.passes == 1 or sampling.greedy or visible_mask is None:
         return tokens
@@ -135,15 +138,18 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     logits = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT
     noise, flat = noise.flatten(1).gather(1, cells), tokens.flatten(1).clone()
     sampled = flat.gather(1, cells)
+    passes = torch.where(prediction.refine, sampling.passes, min(sampling.passes, PASSES_BETWEEN))
     for p in range(1, sampling.passes):
+        remaining = (count * (math.pi / 2 * (p / passes).clamp(max=1)).cos()).long()
+        if not remaining.any():
+            break
         confidence = logits.log_softmax(-1).gather(2, sampled[..., None])[..., 0]
         confidence = confidence.masked_fill(~valid, torch.inf)
-        remaining = (count * math.cos(math.pi / 2 * p / sampling.passes)).long()
         rank = confidence.argsort(1).argsort(1)  # 0 is the least confident
         again = rank < remaining[:, None]
         given = torch.ones_like(disoccluded).scatter(1, cells, ~again).view_as(tokens)
         conditioned = model.condition_on_tokens(prediction, flat.view_as(tokens), given)
-        logits = model.logits(conditioned, cells, trust)
+        logits = model.logits(conditioned, cells, sampling.trust)
         sampled = torch.where(again, _sample(logits, noise, sampling.temperature, sampling), sampled)
         flat = flat.scatter(1, cells, sampled)
     return flat.view_as(tokens)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from depth.predictor import SHIPPED_DEPTH, DepthPredictor, load_depth
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from model_geometry import GeometryConfig, GeometryWorldModel
 from runtime.checkpoint import SHIPPED, CheckpointError, build, content_of, load
@@ -47,7 +48,7 @@ class WorldModel(Protocol):
         at hand. `true_pose` [B, 5]: recorded pose, NaN where unknown.
         """
 
-    def logits(self, prediction: Any, cells: Tensor | None = None, trust: tuple = (0.0, 0.0)) -> Tensor:
+    def logits(self, prediction: Any, cells: Tensor | None = None, trust: float = 0.0) -> Tensor:
         """Logits [B, V, H, W] over the codes, or [B, n, V] of the cells [B, n]."""
 
     def condition_on_tokens(self, prediction: Any, tokens: Tensor, given: Tensor) -> Any:
@@ -67,6 +68,8 @@ def architecture_of(model: WorldModel) -> str:
 
 def world_content(model: WorldModel, **extra) -> dict:
     """The dict that `load_world_model` reads, with `extra` (constants, step, optimizer, RNG, fps, ...)."""
+    if isinstance(model, GeometryWorldModel):
+        extra["depth"] = model.depth.fingerprint
     return content_of(
         WORLD_KIND,
         model,
@@ -76,13 +79,28 @@ def world_content(model: WorldModel, **extra) -> dict:
     )
 
 
+def check_depth(content: dict, depth: DepthPredictor, setting: str, path: str | Path) -> None:
+    """Raises CheckpointError if the world model's checkpoint `path` was trained with another depth network.
+
+    `setting` is the flag or constant that names the depth network.
+    """
+    if content.get("depth", depth.fingerprint) != depth.fingerprint:
+        raise CheckpointError(
+            f"{depth.path}: depth network {depth.fingerprint}, but {path} was trained with "
+            f"{content['depth']}; give that network ({setting})"
+        )
+
+
 def load_world_model(
-    path: str | Path, tokenizer: Tokenizer, device: torch.device | str = "cpu"
+    path: str | Path,
+    tokenizer: Tokenizer,
+    device: torch.device | str = "cpu",
+    depth_ckpt: str | Path = SHIPPED_DEPTH,
 ) -> tuple[WorldModel, dict]:
     """The world model in `path` in eval mode on `device`, and the checkpoint's whole content.
 
-    Raises CheckpointError if it was trained on the tokens of another tokenizer, or has an architecture or
-    parameter names that this version does not know.
+    Raises CheckpointError if it was trained with another tokenizer or depth network, or has an architecture
+    or parameter names that this version does not know.
     """
     content = load(path, WORLD_KIND, needed=("tokenizer",))
     check_tokenizer(
@@ -94,11 +112,16 @@ def load_world_model(
             f"{path}: of architecture {architecture!r}, this version knows {sorted(ARCHITECTURES)}; "
             "update the code or give another checkpoint"
         )
-    if architecture == "geometry" and "code_axes" in content["model"]:
-        raise CheckpointError(
-            f"{path}: has the parameter names of version 0.5; convert it once with "
-            f"python tools/convert_checkpoint.py {path} NEW.pt"
-        )
     model_class, config_class = ARCHITECTURES[architecture]
-    model = build(lambda config: model_class(config, tokenizer), config_class, content, path)
+    if architecture == "geometry":
+        if "depth_head.0.weight" in content["model"] or "code_axes" in content["model"]:
+            raise CheckpointError(
+                f"{path}: a world model of version 0.5 or 0.6, which had a depth head; convert it once with "
+                f"python tools/convert_checkpoint.py {path} NEW.pt"
+            )
+        depth = load_depth(depth_ckpt, device)
+        check_depth(content, depth, "--depth_ckpt", path)
+        model = build(lambda config: model_class(config, tokenizer, depth), config_class, content, path)
+    else:
+        model = build(lambda config: model_class(config, tokenizer), config_class, content, path)
     return model.eval().to(device), content

@@ -1,6 +1,6 @@
-"""What the trainers (train.py, vq_vae/train_vqvae.py, depth/train_depth.py) share: learning rate, optimizer
-step, saved state, when to save."""
+"""What the trainers share: learning rate, optimizer step, averaged weights, saved state, when to save."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -58,6 +58,20 @@ def warmup_cosine(step: int, peak: float, final: float, warmup_steps: int, steps
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+class MovingAverage:
+    """An exponential moving average of a network's weights. It is what is validated and used."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """After optimizer step `step`. At first the average follows fast: the start must not stay in it."""
+        decay = min(self.decay, step / (step + 10))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+
+
 @dataclass
 class TrainingState:
     """The network, its optimizer, its loss scaler (for fp16) and the counters of a run."""
@@ -71,6 +85,12 @@ class TrainingState:
     seconds: float = 0.0  # spent in training
     metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
     finite: FiniteSteps = field(default_factory=FiniteSteps)
+    average: MovingAverage | None = None
+
+    @property
+    def used(self) -> nn.Module:
+        """The network that is validated and saved as `model`: the average, if there is one."""
+        return self.average.network if self.average else self.model
 
     def set_learning_rate(self, value: float) -> None:
         """Sets that of the next optimizer step."""
@@ -78,13 +98,13 @@ class TrainingState:
             group["lr"] = value
 
     def update(
-        self, loss: Tensor, clip: float, average: Callable[[nn.Module], None] = lambda model: None
+        self, loss: Tensor, clip: float, average_gradients: Callable[[nn.Module], None] = lambda model: None
     ) -> float:
         """Backward pass, gradient clipping and optimizer step -> the gradient's norm before clipping.
 
-        `average` replaces the gradients by their means over several processes. With a loss or gradient that
-        is not finite the weights stay as they are, and the step counts as skipped, in all processes. Raises
-        NonFiniteError if there are too many in a row.
+        `average_gradients` replaces the gradients by their means over several processes. With a loss or
+        gradient that is not finite the weights stay as they are, and the step counts as skipped, in all
+        processes. Raises NonFiniteError if there are too many in a row.
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -93,13 +113,15 @@ class TrainingState:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.fill_(math.nan)
-        average(self.model)
+        average_gradients(self.model)
         self.scaler.unscale_(self.optimizer)
         grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         if self.finite.check(self.step + 1, loss, grad_norm):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
+        if self.average:
+            self.average.update(self.model, self.step)
         return grad_norm
 
     def content(self) -> dict:
@@ -109,6 +131,7 @@ class TrainingState:
             "best": self.best,
             "seconds": self.seconds,
             "metrics": self.metrics,
+            **({"trained": self.model.state_dict()} if self.average else {}),
             "skipped": self.finite.skipped,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -124,7 +147,9 @@ class TrainingState:
         checkpoint.require(content, ENTRIES, path)
         checkpoint.check_config(content, self.model.config, path)
         try:
-            self.model.load_state_dict(content["model"])
+            self.model.load_state_dict(content["trained" if self.average else "model"])
+            if self.average:
+                self.average.network.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             if content["scaler"]:  # empty: saved in another precision than fp16
                 self.scaler.load_state_dict(content["scaler"])

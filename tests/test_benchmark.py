@@ -12,13 +12,14 @@ import benchmark
 import train
 from benchmarking import data_loading, play_step, training_step
 from benchmarking.measure import format_number, time_alternately
-from benchmarking.training_step import INPUTS, TrainingStep
+from benchmarking.training_step import INPUTS, KINDS, TrainingStep
 from dataset.token_files import DataError
 from dataset.windows import TokenClips
+from depth.predictor import load_depth
 from model_convGru import ConvGRUWorldModel
 from rollout.context import World
 from rollout.sampling import PLAY
-from training.geometry_window import geometry_window_loss
+from training.geometry_window import geometry_window_loss, pair_loss
 from training.window_parts import LossWeights, StepLoss
 
 TINY = {
@@ -47,7 +48,7 @@ def timed_step(kind: str, clips: TokenClips, windows: int = 2) -> TrainingStep:
     """A training step whose model has the same weights at every call."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(3)
-    return TrainingStep(INPUTS[kind], windows, tokenizer, clips, torch.float32)
+    return TrainingStep(kind, windows, tokenizer, load_depth(), clips, torch.float32)
 
 
 def test_train_settings_are_the_defaults_of_train():
@@ -55,16 +56,16 @@ def test_train_settings_are_the_defaults_of_train():
         ce=train.CE_WEIGHT,
         label_smoothing=train.LABEL_SMOOTHING,
         perceptual=train.PERCEPTUAL_WEIGHT,
-        reprojection=train.REPROJECTION_WEIGHT,
-        smoothness=train.SMOOTHNESS_WEIGHT,
-        motion=train.MOTION_WEIGHT,
         disoccluded=train.DISOCCLUDED_WEIGHT,
+        magnified=train.MAGNIFIED_WEIGHT,
         cells=train.LOSS_CELLS,
     )
     assert train.MODEL == "geometry" and train.PRECISION == "auto"
     assert (training_step.WINDOWS, training_step.TRANSITIONS) == (train.BATCH_SIZE, train.SEQ_LEN)
     assert (training_step.LR, training_step.GRAD_CLIP) == (train.LR, train.GRAD_CLIP)
     assert training_step.WEIGHT_DECAY == train.WEIGHT_DECAY
+    assert (training_step.PAIRS, training_step.PAIR_PASSES) == (train.PAIR_BATCH, train.PAIR_PASSES)
+    assert training_step.RECORDED_DEPTH == train.RECORDED_DEPTH
     assert {kind: inputs.ar_len for kind, inputs in INPUTS.items()} == {
         "teacher_forced": 0,
         "self_fed": train.AR_LEN_MAX,
@@ -86,7 +87,7 @@ def test_timed_model_has_the_default_size_of_train(clips):
     assert config.vertical_fov_degrees == clips.manifest.vertical_fov_degrees
 
 
-@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_timed_step_is_loss_backward_clip_and_adamw(kind, clips, one_thread):
     """The weights after two timed steps are those after the same steps written out, bit for bit."""
     timed, plain = timed_step(kind, clips), timed_step(kind, clips)
@@ -95,14 +96,16 @@ def test_timed_step_is_loss_backward_clip_and_adamw(kind, clips, one_thread):
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=train.LR, betas=(0.9, 0.95), weight_decay=train.WEIGHT_DECAY
     )
-    tokens, actions, pose = plain.batch
     torch.manual_seed(7)
     timed()
     timed()
     torch.manual_seed(7)
     self_fed = []
     for _ in range(2):
-        result = geometry_window_loss(model, step_loss, tokens, actions, pose, INPUTS[kind])
+        if kind == "pairs":
+            result = pair_loss(model, step_loss, *plain.batch, train.MASKED_DECODING)
+        else:
+            result = geometry_window_loss(model, step_loss, *plain.batch, INPUTS[kind])
         optimizer.zero_grad()
         result.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.GRAD_CLIP)
@@ -125,6 +128,17 @@ def test_training_batch_is_of_recorded_windows(clips):
     assert step.frames == 5 * T
     recorded = torch.from_numpy(clips.tokens[0].astype(np.int64)).unfold(0, T + 1, 1).movedim(-1, 1)
     assert all((window == recorded).flatten(1).all(1).any() for window in tokens)
+
+
+def test_pairs_of_a_step_are_those_of_the_pool(clips):
+    step = timed_step("pairs", clips, windows=3)
+    view, target = step.batch
+    assert step.frames == 12 and target.shape == (12, 4, 8), "as many as train.py takes for 3 windows"
+    assert (step.pool.batch, step.pool.passes) == (12, train.PAIR_PASSES)
+    assert (step.pool.token_noise, step.pool.similar_share) == (train.TOKEN_NOISE, train.SIMILAR_CODES)
+    assert torch.equal(step.pool._target[torch.from_numpy(step.pool._order[:12])].long(), target)
+    step.make_scene()  # timed apart; it leaves the batch and the stream alone
+    assert step.batch[0] is view and step.pool.position == {"round": 0, "index": 12}
 
 
 def test_clips_shorter_than_a_window_are_refused(clips, monkeypatch):
@@ -187,7 +201,8 @@ METRICS = {
         "train.flops_per_step",
         "train.matmul_flops_per_s",
         "train.teacher_forced.mfu",
-        *(f"train.{kind}.{key}" for kind in INPUTS for key in ("frames_per_s", "steps_per_hour", "peak_mb")),
+        "train.pairs.made_per_s",
+        *(f"train.{kind}.{key}" for kind in KINDS for key in ("frames_per_s", "steps_per_hour", "peak_mb")),
     ],
     "data": [
         "data.loader.frames_per_s",
@@ -239,6 +254,11 @@ def test_rates_are_frames_over_seconds(shrink, tiny, tmp_path, monkeypatch):
     metrics = json.loads(out.read_text())["metrics"]
     assert metrics["train.teacher_forced.frames_per_s"] == 2 * training_step.TRANSITIONS / 2
     assert metrics["train.self_fed.steps_per_hour"] == 1800
+    # 8 pairs for two windows, each used 4 times; 24 of them are made in two seconds.
+    assert metrics["train.pairs.made_per_s"] == 12
+    seconds = 2 + 8 / 4 / 12
+    assert metrics["train.pairs.frames_per_s"] == pytest.approx(8 / seconds)
+    assert metrics["train.pairs.steps_per_hour"] == pytest.approx(3600 / seconds)
     assert metrics["train.matmul_flops_per_s"] == 2 * 32**3 / 2
     expected = metrics["train.flops_per_step"] / 2 / metrics["train.matmul_flops_per_s"]
     assert metrics["train.teacher_forced.mfu"] == pytest.approx(expected)

@@ -119,7 +119,7 @@ class Counter(ConvGRUWorldModel):
     def predict(self, tokens, actions, state, observed=True, picture=None, true_pose=None):
         return Prediction(tokens), state
 
-    def logits(self, prediction, cells=None, trust=None):
+    def logits(self, prediction, cells=None):
         wanted = (prediction.features + self.stride) % CODES
         return 50.0 * F.one_hot(wanted, CODES).movedim(-1, 1).float()
 
@@ -248,7 +248,7 @@ def test_horizons_count_from_the_last_context_frame(files, tokenizer, monkeypatc
             self.steps = 0
             return super().init_state(batch, device)
 
-        def logits(self, prediction, cells=None, trust=None):
+        def logits(self, prediction, cells=None):
             self.steps += 1
             self.stride = 1 if self.steps <= 3 else 2
             return super().logits(prediction)

@@ -24,6 +24,15 @@ def sequence(frames: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, torch.rand(batch, frames, 5, generator=generator) * 2 - 1
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_no_state_is_an_empty_one(kernel_size):
+    torch.manual_seed(0)
+    cell, x = ConvGRUCell(6, kernel_size), torch.randn(2, 6, 5, 7)
+    empty = torch.zeros_like(x)
+    torch.testing.assert_close(cell(x, None), cell(x, empty), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(cell(x, None), cell(x, torch.ones_like(x)))
+
+
 def test_shapes(model):
     tokens, actions = sequence(3)
     logits, state = model(tokens, actions)

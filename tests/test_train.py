@@ -10,13 +10,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
-from tiny_world import CODES, CONVGRU, GEOMETRY, logged, settings, tiny_vqvae, write_world
+from tiny_world import CODES, CONVGRU, GEOMETRY, logged, settings, tiny_depth, tiny_vqvae, write_world
 
 import train
 from dataset.token_files import DataError
+from depth.predictor import DEPTH_KIND
 from runtime import checkpoint
 from runtime.config import constants_of
 from runtime.folder_lock import lock_folder
@@ -64,8 +66,9 @@ def command(config: TrainConfig) -> list[str]:
 
 def assert_same_run(a: dict, b: dict) -> None:
     """Weights, optimizer moments, RNG and data position agree bit for bit."""
-    assert a["step"] == b["step"] and a["position"] == b["position"]
-    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    assert a["step"] == b["step"] and a["position"] == b["position"] and a.get("pairs") == b.get("pairs")
+    for part in ("model", "trained"):  # the moving average, and what training continues from
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
     for key, moments in a["optimizer"]["state"].items():
         assert all(torch.equal(value, b["optimizer"]["state"][key][name]) for name, value in moments.items())
     assert torch.equal(a["rng"]["cpu"], b["rng"]["cpu"])
@@ -114,7 +117,19 @@ def test_a_resumed_run_of_the_geometry_model_ends_like_an_unbroken_one(
     assert checkpoint.load(Path(broken.out_dir) / "last.pt")["step"] == 6
     a, b = run(unbroken), run(broken)
     assert_same_run(a, b)
+    assert a["pairs"] == {"round": 0, "index": 6 * unbroken.pair_batch}, "stopped within a round of pairs"
     assert (a["grown"], a["best_rollout"], a["best"]) == (b["grown"], b["best_rollout"], b["best"])
+
+
+def test_a_run_without_pairs_may_go_on_with_them(geometry):
+    short = {"val_windows": 1, "val_rollouts": 0, "log_steps": 1, "picture_steps": 100, "val_steps": 100}
+    before = run(replace(geometry, steps=2, pair_share=0.0, **short))
+    assert "pairs" not in before
+    after = run(replace(geometry, steps=6, pair_share=0.5, **short))
+    assert after["pairs"] == {"round": 0, "index": 2 * geometry.pair_batch}
+    rows = [row for row in logged(geometry.out_dir) if "grad_norm" in row]
+    on_pairs = [row["step"] for row in rows if "loss_pairs" in row]
+    assert on_pairs == [4, 6] and [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 5]
 
 
 def test_sigterm_saves_and_ends_cleanly(convgru):
@@ -165,6 +180,7 @@ def test_self_fed_steps_grow_with_the_validation_rollouts_by_default(geometry, m
     config = replace(
         geometry, seq_len=8, seq_len_max=8, steps=8, val_steps=2, log_steps=1,
         val_rollouts=0, val_windows=1, picture_steps=100, save_steps=100, sensitivity_steps=100,
+        pair_share=0.0,
     )  # fmt: skip
     default = TrainConfig()
     for name in ("ar_growth", "ar_step", "ar_len_max", "ar_start_step", "ss_min_teacher_prob"):
@@ -185,7 +201,7 @@ def test_the_geometry_model_learns_its_world_and_logs_its_terms(geometry):
     rows = logged(config.out_dir)
     cross_entropy = [row["loss_ce"] for row in rows if "loss_ce" in row]
     assert sum(cross_entropy[-5:]) < 0.8 * sum(cross_entropy[:5])
-    names = {"loss_ce", "loss_reprojection", "loss_smoothness", "loss_motion", "val_rollout_psnr", "ar_len"}
+    names = {"loss", "loss_ce", "loss_pairs", "val_rollout_psnr", "ar_len", "action_sensitivity"}
     assert names <= set().union(*rows)
     psnr = [row["val_rollout_psnr"] for row in rows if "val_rollout_psnr" in row]
     improved = sum(value > max(psnr[:i], default=-1) for i, value in enumerate(psnr))
@@ -295,6 +311,33 @@ def test_tokens_of_another_tokenizer_are_refused(convgru, tmp_path):
     checkpoint.save(tmp_path / "other.pt", tokenizer_content(other))
     with pytest.raises(DataError, match=f"in use is {fingerprint(other)}; encode"):
         run(replace(convgru, vqvae_ckpt=str(tmp_path / "other.pt")))
+
+
+def test_another_depth_network_is_refused(geometry, tmp_path):
+    short = replace(
+        geometry, steps=1, val_windows=1, val_rollouts=0, val_steps=100, motion_steps=0, picture_steps=100
+    )
+    run(short)
+    other = tiny_depth(seed=5)
+    checkpoint.save(tmp_path / "other.pt", checkpoint.content_of(DEPTH_KIND, other.network))
+    changed = replace(short, steps=2, depth_ckpt=str(tmp_path / "other.pt"))
+    with pytest.raises(checkpoint.CheckpointError, match=r"other\.pt: depth network .*\(DEPTH_CKPT\)"):
+        run(changed)
+
+
+def test_pairs_need_poses(geometry, monkeypatch):
+    clips = train.TokenClips
+
+    def without_poses(*args, **kw):
+        loaded = clips(*args, **kw)
+        loaded.pose = [np.full_like(pose, np.nan) for pose in loaded.pose]
+        return loaded
+
+    monkeypatch.setattr(train, "TokenClips", without_poses)
+    with pytest.raises(DataError, match="PAIR_SHARE=0 trains on windows alone"):
+        run(geometry)
+    last = run(replace(geometry, pair_share=0.0, steps=1, val_windows=1, val_rollouts=0, picture_steps=100))
+    assert last["step"] == 1
 
 
 def test_weights_to_start_from_must_be_of_the_same_model(convgru, tmp_path):

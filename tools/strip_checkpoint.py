@@ -18,7 +18,7 @@ from runtime.errors import run_script
 from runtime.outputs import check_outputs
 from runtime.provenance import display_path
 
-TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "trained")
+TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "pairs", "trained")
 
 
 def strip(source: Path, target: Path) -> None:

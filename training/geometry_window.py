@@ -1,4 +1,4 @@
-"""The loss of a training window for the geometry world model."""
+"""The losses of the geometry world model: on windows of consecutive frames, and on pairs of distant ones."""
 
 from dataclasses import replace
 
@@ -6,18 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from geometry import camera
 from geometry.keyframes import VISIBLE
-from geometry.motion import displacement_between
-from model_geometry import GeometryWorldModel, Prediction
+from model_geometry import GeometryWorldModel, Prediction, ViewInput
 from rollout.sampling import SamplingConfig, sample_from_logits
 from training import loss_terms
-from training.motion_pretraining import motion_loss
-from training.window_parts import InputConfig, LossWeights, StepLoss, WindowResult, corrupt_tokens
+from training.window_parts import InputConfig, StepLoss, WindowResult, corrupt_tokens
 
-REPROJECTION_FRAMES = 8  # a reprojection starts from one of so many last frames
 SIMILAR_COUNT = 16  # this many nearest codes are similar to a code
 CLEAN_SHARE = 0.5  # share of the samples that are not corrupted
+MAGNIFIED = 0.5  # source scale below which a cell has the weight of a magnified one
 
 
 def geometry_window_loss(
@@ -46,13 +43,11 @@ def geometry_window_loss(
             model.code_space.similar_codes(SIMILAR_COUNT),
             inputs.similar_share,
         )
-        flat = torch.cat([given, tokens[:, -1:]], 1).flatten(0, 1)
-        pictures = step_loss.tokenizer.decode(flat).unflatten(0, (B, T + 1))
+        pictures = step_loss.tokenizer.decode(given.flatten(0, 1)).unflatten(0, (B, T))
         own_steps = torch.randint(0, inputs.ar_len + 1, (B,), device=device)
         own_steps *= torch.rand(B, device=device) >= inputs.teacher_prob
     state = model.init_state(B, device, keyframes=min(T, model.config.keyframes))
     state.pose = torch.where(pose[:, 0].isfinite(), pose[:, 0], state.pose)
-    frames: list[tuple[Tensor, Tensor, Tensor]] = []  # picture, inverse ray distances, pose of each frame
     observed_mask = torch.ones(tokens[:, 0].shape, device=device)  # 0 where the input shows generated content
     steps, self_fed = [], []
     prediction = None
@@ -68,7 +63,6 @@ def geometry_window_loss(
             with torch.no_grad():
                 picture[own] = step_loss.tokenizer.decode(sampled)
         observed_mask = torch.where(own[:, None, None], observed_mask, 1.0)
-        pose_now = state.pose
         prediction, state = model.predict(
             now,
             actions[:, t],
@@ -80,20 +74,16 @@ def geometry_window_loss(
         )
         with torch.no_grad():
             warped = F.grid_sample(
-                observed_mask[:, None], prediction.source_grid, padding_mode="zeros", align_corners=False
+                observed_mask[:, None], prediction.view.source_grid, padding_mode="zeros", align_corners=False
             )[:, 0]
-            observed_mask = torch.maximum(warped, prediction.observed_mask)
-            disoccluded = prediction.visible_mask <= VISIBLE
-            cell_weight = torch.where(disoccluded, weights.disoccluded, (observed_mask > VISIBLE).float())
-        frames.append((picture, prediction.inverse_ray_distance, pose_now))
+            # A view composed of the last frame is as observed as that was; one of a keyframe as the keyframe.
+            from_last = prediction.view.source == 0
+            observed_mask = torch.where(from_last, warped, prediction.observed_mask)
+            new = prediction.visible_mask <= VISIBLE
+            cell_weight = torch.where(new, weights.disoccluded, (observed_mask > VISIBLE).float())
         terms = token_terms(
             model, step_loss, prediction, tokens[:, t + 1], cell_weight, inputs.masked_decoding
         )
-        if weights.reprojection:
-            terms |= depth_terms(model, weights, frames, pictures[:, t + 1], state.pose)
-        if weights.motion:
-            error = motion_loss(prediction.motion, displacement_between(pose_now, state.pose))
-            terms["motion"] = weights.motion * error * pose[:, t + 1].isfinite().all(1)
         steps.append(terms)
         self_fed.append(own)
     with torch.no_grad():
@@ -101,19 +91,37 @@ def geometry_window_loss(
     return WindowResult.of_steps(steps, self_fed, log_probs)
 
 
+def pair_loss(
+    model: GeometryWorldModel, step_loss: StepLoss, inputs: ViewInput, target: Tensor, masked_decoding: float
+) -> WindowResult:
+    """The loss of views composed of frames of the same clip (training/pairs.py), without a recurrent state.
+
+    target [B, H, W]: the recorded tokens. Disoccluded and magnified cells weigh more.
+    """
+    prediction = model.predict_from_view(inputs)
+    weights = step_loss.weights
+    new = prediction.visible_mask <= VISIBLE
+    magnified = prediction.source_scale < MAGNIFIED
+    cell_weight = torch.where(new, weights.disoccluded, torch.where(magnified, weights.magnified, 1.0))
+    terms = token_terms(model, step_loss, prediction, target, cell_weight, masked_decoding)
+    with torch.no_grad():
+        first = replace_rows(prediction, slice(0, 4))
+        log_probs = loss_terms.log_probabilities(model.logits(first))
+    return WindowResult.of_steps([terms], [torch.zeros_like(inputs.level, dtype=torch.bool)], log_probs)
+
+
+def replace_rows(prediction: Prediction, rows: Tensor | slice) -> Prediction:
+    """The part of a prediction that `logits` reads, of some rows of the batch."""
+    names = ("features", "z", "visible_mask", "source_scale", "refine")
+    return replace(prediction, **{name: getattr(prediction, name)[rows] for name in names})
+
+
 @torch.no_grad()
 def sample_own(
     model: GeometryWorldModel, prediction: Prediction, own: Tensor, sampling: SamplingConfig
 ) -> Tensor:
     """Tokens that the model samples for those samples of the batch where `own` [B] is true: [n, H, W]."""
-    logits = model.logits(
-        replace(
-            prediction,
-            features=prediction.features[own],
-            z=tuple(z[own] for z in prediction.z),
-            source_mask=prediction.source_mask[own],
-        )
-    )
+    logits = model.logits(replace_rows(prediction, own))
     return sample_from_logits(logits, sampling, visible_mask=prediction.visible_mask[own])
 
 
@@ -151,40 +159,4 @@ def token_terms(
         terms["perceptual"] = w.perceptual * loss_terms.perceptual_loss(
             full, target, step_loss.tokenizer, step_loss.distance
         )
-    return terms
-
-
-def depth_terms(
-    model: GeometryWorldModel,
-    w: LossWeights,
-    frames: list[tuple[Tensor, Tensor, Tensor]],
-    target: Tensor,
-    pose: Tensor,
-) -> dict[str, Tensor]:
-    """Losses of the depth of one random frame of the last REPROJECTION_FRAMES: {name: [B]}.
-
-    `frames`: picture [B, 3, Hp, Wp], inverse ray distances [B, 2H, 2W] in 1/m and pose [B, 5] of each frame.
-
-    `reprojection`: absolute difference between the next picture `target` [B, 3, Hp, Wp] at `pose` [B, 5] and
-    that frame warped there, at two pixels per cell, where it is visible. `smoothness`: gradient of the log
-    depth where the picture has none (as in monodepth, arXiv 1609.03677).
-    """
-    with torch.autocast(target.device.type, enabled=False):
-        first = max(0, len(frames) - REPROJECTION_FRAMES)
-        picture, inverse, pose_from = frames[int(torch.randint(first, len(frames), ()))]
-        inverse = inverse.float()
-        fov, size = model.config.vertical_fov_degrees, inverse.shape[-2:]
-        small, goal = (F.adaptive_avg_pool2d(p, size) for p in (picture, target))
-        warped = camera.warp_inverse_ray_distance(inverse, pose_from, pose, model.ground(pose), fov)
-        grid, visible = camera.reproject(pose_from, pose, warped, *size, fov)
-        error = (camera.warp(small, grid) - goal).abs().mean(1)
-        mean = (error * visible).flatten(1).sum(1) / visible.flatten(1).sum(1).clamp_min(1)
-        terms = {"reprojection": w.reprojection * mean}
-        if w.smoothness:
-            gradient = 0.0
-            for axis in (1, 2):
-                edge = small.diff(dim=axis + 1).abs().mean(1)
-                steepness = inverse.log().diff(dim=axis).abs() * (-10 * edge).exp()
-                gradient = gradient + steepness.flatten(1).mean(1)
-            terms["smoothness"] = w.smoothness * gradient
     return terms

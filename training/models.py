@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from dataset.token_files import Manifest
+from depth.predictor import DepthPredictor
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from model_geometry import GeometryConfig, GeometryWorldModel
 from rollout.world_model import WorldModel
@@ -14,8 +15,13 @@ from training.window_parts import InputConfig, LossWeights, StepLoss, WindowResu
 from vq_vae.tokenizer import Tokenizer
 
 
-def build_model(config: TrainConfig, tokenizer: Tokenizer, manifest: Manifest) -> WorldModel:
-    """The untrained model for these tokens. Raises SettingError for an unknown MODEL."""
+def build_model(
+    config: TrainConfig, tokenizer: Tokenizer, manifest: Manifest, depth: DepthPredictor | None
+) -> WorldModel:
+    """The untrained model for these tokens; the geometry model needs `depth`.
+
+    Raises SettingError for an unknown MODEL.
+    """
     t, (rows, columns) = tokenizer.config, manifest.latent_size
     if config.model == "convgru":
         model = ConvGRUWorldModel(
@@ -52,6 +58,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, manifest: Manifest) -
             prior=config.prior,
         ),
         tokenizer,
+        depth,
     )
     model.init_from_codebook()
     return model
@@ -71,10 +78,8 @@ def loss_weights(config: TrainConfig) -> LossWeights:
         sharpness=config.sharpness_weight,
         temporal=config.temporal_weight,
         perceptual=config.perceptual_weight,
-        reprojection=config.reprojection_weight,
-        smoothness=config.smoothness_weight,
-        motion=config.motion_weight,
         disoccluded=config.disoccluded_weight,
+        magnified=config.magnified_weight,
         cells=config.loss_cells,
     )
 

@@ -19,6 +19,7 @@ class TrainConfig:
     # files
     data_dir: str = "tokens/luanti"
     vqvae_ckpt: str = "checkpoints/vqvae.pt"
+    depth_ckpt: str = used_if("checkpoints/depth.pt", model="geometry")
     out_dir: str = "runs/world"
     resume: bool = True
     init_from: str = ""
@@ -29,7 +30,7 @@ class TrainConfig:
     coarse_channels: int = used_if(96, model="geometry")
     prior: bool = used_if(True, model="geometry")
     keyframes: int = used_if(64, model="geometry")
-    sources: int = used_if(2, model="geometry")
+    sources: int = used_if(3, model="geometry")
     codebook_init: bool = used_if(True, model="convgru")
     embed_dim: int = used_if(128, model="convgru")
     hidden_dim: int = used_if(128, model="convgru")
@@ -44,6 +45,7 @@ class TrainConfig:
     warmup_steps: int = 200
     weight_decay: float = 0.01
     grad_clip: float = 1.0
+    average_decay: float = 0.998
     precision: str = "auto"
     device: str = "auto"
     seed: int = 1
@@ -52,6 +54,12 @@ class TrainConfig:
     seq_len_max: int = 12
     seq_len_grow_steps: int = 5000
     balance: float = 0.5
+    # pairs
+    pair_share: float = used_if(0.75, model="geometry")
+    pair_batch: int = used_if(32, model="geometry")
+    pair_pool: int = used_if(1536, model="geometry")
+    pair_passes: int = used_if(4, model="geometry")
+    recorded_depth: float = used_if(0.3, model="geometry")
     # curriculum
     ar_growth: str = "rollout"
     ar_len_max: int = 8
@@ -76,10 +84,9 @@ class TrainConfig:
     disoccluded_weight: float = used_if(3.0, model="geometry")
     loss_cells: float = used_if(0.3, model="geometry")
     masked_decoding: float = used_if(0.5, model="geometry")
-    reprojection_weight: float = used_if(5.0, model="geometry")
-    smoothness_weight: float = used_if(0.01, model="geometry")
-    motion_weight: float = used_if(2.0, model="geometry")
-    motion_steps: int = used_if(3000, model="geometry")
+    magnified_weight: float = used_if(2.0, model="geometry")
+    motion_steps: int = used_if(300, model="geometry")
+    motion_frames: int = used_if(6000, model="geometry")
     neighbor_weight: float = used_if(0.0, model="convgru")
     neighbor_kernel: int = used_if(3, model="convgru")
     neighbor_exact_mix: float = used_if(0.3, model="convgru")

@@ -29,7 +29,7 @@ def validate(
 
     Teacher-forced: `val_bits_per_token`, `val_accuracy` and, where poses are known, the accuracy of
     disoccluded cells. Rollouts: see `rollout_psnr`. Global random state is left alone, so a run is the same
-    with more or fewer validations. `dtype` is that of autocast.
+    with more or fewer validations. `dtype` is that of autocast. Leaves the model in eval mode.
     """
     device = next(model.parameters()).device
     lengths = [len(t) for t in clips.tokens]
@@ -62,7 +62,6 @@ def validate(
         metrics["val_disoccluded_accuracy"] = disoccluded_right / disoccluded_cells
     if config.val_rollouts:
         metrics["val_rollout_psnr"] = rollout_psnr(model, clips, config.val_rollouts, config.seed, dtype)
-    model.train()
     return metrics, picture
 
 

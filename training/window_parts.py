@@ -26,10 +26,8 @@ class LossWeights:
     temporal: float = 0.0
     perceptual: float = 0.0
     # of the geometry model only
-    reprojection: float = 0.0
-    smoothness: float = 0.0
-    motion: float = 0.0
     disoccluded: float = 1.0  # weight of a disoccluded cell in the cross-entropy; a visible one has 1
+    magnified: float = 1.0  # of a magnified visible cell, in pairs
     cells: float = 1.0  # share of the cells that is sampled, by weight, for the cross-entropy
 
 

@@ -31,6 +31,9 @@ def test_clips_without_depth_do_not_count(depth_data, tmp_path):
         find_depth_clips(str(tmp_path))
     both = find_depth_clips(f"{tmp_path},{depth_data.folder}")
     assert len(both) == len(depth_data.worlds)
+    assert len(find_depth_clips(f"{tmp_path},{depth_data.folder}", need_depth=False)) == len(both) + 1
+    with pytest.raises(DataError, match=r"no clip in it; expected metadata/NAME\.json"):
+        find_depth_clips("", need_depth=False)
 
 
 def test_whole_worlds_are_held_out(depth_data):

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from wall_clip import FOV, wall_clip
 
+from dataset.token_files import DataError
 from depth.depth_pictures import depth_colours, depth_sheet
 from depth.warp_quality import (
     COPY,
@@ -43,6 +45,16 @@ def test_clips_without_recorded_depth_have_the_other_rows():
     assert whole.windows == 2 * found.windows and whole.rows[GROUND][8] == pytest.approx(
         found.rows[GROUND][8]
     )
+
+
+def test_windows_without_poses_are_left_out():
+    clip = wall_clip()
+    pose = clip.pose.copy()
+    pose[[0, 15]] = np.nan  # windows start at 6, 14, 22 and 30
+    found = warp_quality([replace(clip, pose=pose)], FOV, horizons=(1, 8), every=8)
+    assert found.windows == 3 and np.isfinite(found.rows[RECORDED][8])
+    with pytest.raises(DataError, match="15 frames with poses"):
+        warp_quality([replace(clip, pose=np.full_like(pose, np.nan))], FOV, horizons=(1, 8), every=8)
 
 
 def test_gain_share_by_hand():

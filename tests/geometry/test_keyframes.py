@@ -1,10 +1,11 @@
-"""Keyframes and warping: what is written, what is selected, and that views are warped as geometry says."""
+"""Keyframes: what is written, what is selected, and the next view composed of them and the last frame."""
+
+from dataclasses import fields
 
 import torch
 
-from geometry import camera
-from geometry.keyframes import Keyframes
-from geometry.warping import SourceFrames, fuse_views, warp_view
+from geometry.keyframes import Keyframes, compose_next_view
+from geometry.warping import SourceFrames
 
 H, W = 9, 16
 FOV = 70.0
@@ -24,47 +25,12 @@ def frames(*yaws: float, code: int = 0, z: float = 0.0) -> SourceFrames:
     )
 
 
-def memory_of(*written: SourceFrames, capacity: int = 4) -> Keyframes:
-    """The memory of one world after these frames were written one by one."""
+def memory_of(*written: SourceFrames, capacity: int = 4, generations: tuple[float, ...] = ()) -> Keyframes:
+    """The memory of one world after these frames were written one by one; without `generations` observed."""
     keyframes = Keyframes.empty(1, capacity, (4 * H, 4 * W), (H, W))
-    for frame in written:
-        keyframes = keyframes.write(torch.tensor([True]), frame, torch.zeros(1))
+    for frame, generation in zip(written, generations or [0.0] * len(written), strict=True):
+        keyframes = keyframes.write(torch.tensor([True]), frame, torch.tensor([generation]))
     return keyframes
-
-
-def test_view_from_the_same_pose_is_the_frame_itself():
-    frame = frames(30.0)
-    view = warp_view(frame, frame.pose, torch.full((1, 2 * H, 2 * W), 0.05), FOV)
-    torch.testing.assert_close(view.picture, frame.picture, atol=1e-3, rtol=0)
-    assert torch.equal(view.tokens, frame.tokens)
-    assert view.exact.min() > 0.99 and view.visible_mask.min() == 1 and view.baseline.max() == 0
-
-
-def test_turn_disoccludes_one_side_and_moves_the_rest():
-    frame, to = frames(0.0), torch.tensor([[0.0, 0.0, 0.0, 20.0, 0.0]])
-    view = warp_view(frame, to, torch.full((1, 2 * H, 2 * W), 0.05), FOV)
-    assert (view.visible_mask[0, :, 0] == 1).all()
-    assert (view.visible_mask[0, :, -1] == 0).all(), "a turn to the right disoccludes the right side"
-    grid, _ = camera.reproject(frame.pose, to, 0.0, 4 * H, 4 * W, FOV)
-    expected = camera.warp(frame.picture, grid)
-    torch.testing.assert_close(view.picture[..., 4:-4, 4:40], expected[..., 4:-4, 4:40], atol=0.06, rtol=0)
-    assert view.exact.max() <= 1 and view.exact.mean() < 0.9, "most cells are resampled"
-
-
-def test_walking_up_to_a_wall_magnifies_it():
-    """A wall across the view at 10 metres, seen from 5 metres: two view cells per source cell, by length.
-
-    Minecraft's yaw 0 looks along +z.
-    """
-    frame = frames(0.0)
-    rays = camera.rays(2 * H, 2 * W, FOV)[..., 2]  # axial depth of a point at ray distance 1
-    frame.inverse_ray_distance = (rays / 10.0)[None]
-    to = torch.tensor([[0.0, 0.0, 5.0, 0.0, 0.0]])
-    near = warp_view(frame, to, (rays / 5.0)[None], FOV)
-    middle = near.source_scale[0, 2:-2, 2:-2]
-    torch.testing.assert_close(middle, torch.full_like(middle, 0.5), atol=0.03, rtol=0)
-    same = warp_view(frame, frame.pose, frame.inverse_ray_distance, FOV)
-    torch.testing.assert_close(same.source_scale, torch.ones(1, H, W), atol=1e-3, rtol=0)
 
 
 def test_full_memory_loses_its_oldest_keyframe_and_nothing_changes_in_place():
@@ -85,29 +51,42 @@ def test_distance_to_the_newest_keyframe():
     assert empty.distance_to_newest(torch.zeros(1, 5))[0].item() == torch.inf
 
 
-def test_frames_are_added_where_they_show_something_new():
-    keyframes, no, yes = memory_of(frames(0.0)), torch.tensor([False]), torch.tensor([True])
+def test_what_counts_as_new_depends_on_whether_it_was_observed():
+    keyframes = memory_of(frames(0.0))
 
-    def added(frame: SourceFrames, observed: torch.Tensor, disoccluded: float) -> bool:
-        after = keyframes.add_if_new(frame, torch.zeros(1), observed, torch.tensor([disoccluded]))
-        return after is not keyframes
+    def new(yaw: float, z: float, observed: bool) -> bool:
+        pose = torch.tensor([[0.0, 0.0, z, yaw, 0.0]])
+        return keyframes.is_new(pose, torch.tensor([observed])).item()
 
-    assert not added(frames(1.0), yes, 1.0), "too near to the newest keyframe"
-    assert added(frames(5.0), yes, 0.0)
-    assert not added(frames(5.0), no, 0.01), "a generated frame that keyframes show already"
-    assert added(frames(5.0), no, 0.2)
-    assert added(frames(0.0, z=2.0), no, 0.0), "far enough"
+    assert not new(0.0, 0.0, True) and not new(1.9, 0.2, True)
+    assert new(2.1, 0.0, True) and new(0.0, 0.3, True) and new(-2.1, 0.0, True)
+    assert not new(7.9, 0.7, False), "a generated frame must be farther away"
+    assert new(8.1, 0.0, False) and new(0.0, 0.8, False)
+    empty = Keyframes.empty(2, 3, (4 * H, 4 * W), (H, W))
+    assert empty.is_new(torch.zeros(2, 5), torch.tensor([True, False])).all(), "without keyframes all is new"
+
+
+def test_only_the_newest_keyframe_counts():
+    """A frame at the place of an older one is kept: what was seen since may have replaced it."""
+    keyframes = memory_of(frames(0.0), frames(90.0))
+    assert keyframes.is_new(torch.zeros(1, 5), torch.tensor([False])).item()
+    assert not keyframes.is_new(frames(90.0).pose, torch.tensor([False])).item()
 
 
 def test_selects_the_keyframes_that_show_most_of_the_view():
     keyframes = memory_of(frames(0.0), frames(90.0), frames(30.0), frames(0.0, z=50.0))
     flat = torch.full((1, 4, 8), 0.01)
-    slots, weight = keyframes.select(torch.tensor([[0.0, 0.0, 0.0, 40.0, 0.0]]), flat, 3, FOV)
+    slots, useful = keyframes.select(torch.tensor([[0.0, 0.0, 0.0, 40.0, 0.0]]), flat, 3, FOV)
     assert slots[0, 0] == 2, "the nearest view first"
     assert slots[0, 1] == 1, "then the one that adds most"
-    assert (weight > 0).all()
+    assert useful[0, :2].all()
+    # Of keyframes that show the same from the same place only one adds something.
+    twice = memory_of(frames(0.0), frames(0.0))
+    assert twice.select(torch.zeros(1, 5), flat, 2, FOV)[1].tolist() == [[True, False]]
+    away = memory_of(frames(180.0))
+    assert not away.select(torch.zeros(1, 5), flat, 1, FOV)[1].any(), "it shows nothing of the view"
     empty = Keyframes.empty(1, 4, (4 * H, 4 * W), (H, W))
-    assert empty.select(torch.zeros(1, 5), flat, 2, FOV)[1].max() == 0
+    assert not empty.select(torch.zeros(1, 5), flat, 2, FOV)[1].any()
     # An observed keyframe outweighs a generated one at nearly the same pose.
     with_generated = keyframes.write(torch.tensor([True]), frames(40.0), torch.full((1,), 3.0))
     slots, _ = with_generated.select(torch.tensor([[0.0, 0.0, 0.0, 40.0, 0.0]]), flat, 2, FOV)
@@ -126,18 +105,62 @@ def test_selection_does_not_depend_on_the_origin():
         assert torch.equal(a, b)
 
 
-def test_each_cell_comes_from_the_best_view():
-    left, right = frames(-40.0, code=1), frames(40.0, code=2)
-    keyframes = memory_of(left, right)
-    to = torch.zeros(1, 5)
-    slots, weight = keyframes.select(to, torch.full((1, 4, 8), 0.01), 2, FOV)
-    views = warp_view(keyframes.gather(slots), to.repeat(2, 1), torch.full((2, 2 * H, 2 * W), 0.01), FOV)
-    fused = fuse_views(views, weight, keyframes.generation.gather(1, slots))
-    visible = views.visible_mask.view(2, H, W)
-    torch.testing.assert_close(fused.visible_mask[0], visible.amax(0))
-    for edge in (0, -1):
-        best = visible[:, 4, edge].argmax()
-        assert fused.tokens[0, 4, edge] == views.tokens[best, 4, edge]
-        torch.testing.assert_close(
-            fused.picture[0, :, 16:20, edge * 4 or 0], views.picture[best, :, 16:20, edge * 4 or 0]
-        )
+# ---------------------------------------------------------------- the next view
+
+GROUND = torch.full((1, 2 * H, 2 * W), 0.01)
+
+
+def composed(frame: SourceFrames, keyframes: Keyframes, yaw: float, observed: bool, sources: int = 2):
+    """The view at a yaw, and the generation of each of its cells."""
+    pose = torch.tensor([[0.0, 0.0, 0.0, yaw, 0.0]])
+    return compose_next_view(frame, torch.tensor([observed]), keyframes, pose, GROUND, sources, FOV)
+
+
+def test_generation_of_a_cell_is_that_of_its_source():
+    """The keyframe to the right shows the right side, the last frame the left one."""
+    keyframes = memory_of(frames(60.0, code=1), generations=(2.0,))
+    last = frames(0.0, code=2)
+    view, generation = composed(last, keyframes, 30.0, observed=True)
+    assert (view.source[..., 0] == 0).all() and (generation[..., 0] == 0).all(), "observed"
+    assert (view.source[..., -1] == 1).all() and (generation[..., -1] == 2).all()
+    _, generation = composed(last, keyframes, 30.0, observed=False)
+    assert (generation[..., 0] == 3).all(), "one more than the newest keyframes"
+    assert (generation[..., -1] == 2).all()
+
+
+def test_keyframe_at_the_same_place_is_read_instead_of_a_generated_last_frame():
+    """The last frame has been resampled in every step, the keyframe never."""
+    keyframes, last = memory_of(frames(0.0, code=1)), frames(0.0, code=2)
+    view, generation = composed(last, keyframes, 0.0, observed=False)
+    assert (view.source == 1).all() and (generation == 0).all()
+    assert torch.equal(view.tokens, frames(0.0, code=1).tokens)
+    view, _ = composed(last, keyframes, 0.0, observed=True)
+    assert (view.source == 0).all() and torch.equal(view.tokens, last.tokens)
+
+
+def test_without_keyframes_the_last_frame_is_the_only_source():
+    last = frames(0.0, code=2)
+    none = Keyframes.empty(1, 0, (4 * H, 4 * W), (H, W))
+    free = Keyframes.empty(1, 3, (4 * H, 4 * W), (H, W))
+    for keyframes in (none, free):
+        view, generation = composed(last, keyframes, 10.0, observed=False)
+        assert (view.source == 0).all() and (generation == 1).all()
+        assert view.disagreement.max() == 0
+        assert 0.5 < view.visible_mask.mean() < 1
+
+
+def test_each_world_has_its_own_sources():
+    """Two worlds in a batch are each composed as alone."""
+    memories = [memory_of(frames(60.0, code=c), frames(-60.0, code=c + 1)) for c in (1, 5)]
+    lasts = [frames(0.0, code=c) for c in (3, 7)]
+    poses = torch.tensor([[0.0, 0.0, 0.0, yaw, 0.0] for yaw in (30.0, -30.0)])
+    both = Keyframes(**{f.name: torch.cat([getattr(m, f.name) for m in memories]) for f in fields(Keyframes)})
+    observed = torch.tensor([True, False])
+    together, generation = compose_next_view(
+        SourceFrames.cat(*lasts), observed, both, poses, GROUND.repeat(2, 1, 1), 2, FOV
+    )
+    for i, yaw in enumerate((30.0, -30.0)):
+        view, alone = composed(lasts[i], memories[i], yaw, bool(observed[i]))
+        torch.testing.assert_close(together.picture[i : i + 1], view.picture)
+        assert torch.equal(together.tokens[i : i + 1], view.tokens)
+        assert torch.equal(generation[i : i + 1], alone)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from dataset.token_files import DataError
+from depth.predictor import SHIPPED_DEPTH
 from rollout.arguments import RolloutConfig, add_arguments, config_of
 from rollout.context import start_places
 from rollout.sampling import PLAY
+from rollout.world_model import SHIPPED_WORLD
 from runtime.config import SettingError
 
 
@@ -34,11 +36,21 @@ def test_starts_are_start_places_or_files():
         config("--start", "a.png", "--context_npz", "b.npz")
 
 
+def test_files_of_the_world():
+    assert (config().checkpoint, config().depth_ckpt) == (SHIPPED_WORLD, SHIPPED_DEPTH)
+    given = config("--checkpoint", "a.pt", "--vqvae_ckpt", "b.pt", "--depth_ckpt", "c.pt")
+    assert (given.checkpoint, given.vqvae_ckpt, given.depth_ckpt) == (
+        Path("a.pt"),
+        Path("b.pt"),
+        Path("c.pt"),
+    )
+
+
 def test_sampling_flags():
     assert config().sampling == PLAY
-    flags = "--greedy --temperature 0.5 --topk 7 --topp 0.8 --trust 1 --continuation 2 --redraw 0 --passes 3"
+    flags = "--greedy --temperature 0.5 --topk 7 --topp 0.8 --refine 0.25 --passes 3"
     sampling = config(*flags.split()).sampling
     assert (sampling.greedy, sampling.temperature, sampling.top_k, sampling.top_p) == (True, 0.5, 7, 0.8)
-    assert (sampling.trust, sampling.continuation, sampling.redraw, sampling.passes) == (1, 2, 0, 3)
+    assert (sampling.refine, sampling.passes) == (0.25, 3)
     with pytest.raises(SettingError, match="top_p 2.0"):
         config("--topp", "2")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_world import CODES, COLUMNS, ROWS, tiny_vqvae
+from tiny_world import CODES, COLUMNS, ROWS, tiny_depth, tiny_vqvae
 
 from dataset.token_files import Manifest
 from model_convGru import ConvGRUWorldModel
@@ -20,16 +20,18 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(tiny_vqvae())
 
 
-def build(tokenizer: Tokenizer, **settings):
+def build(tokenizer: Tokenizer, depth=None, **settings):
     manifest = Manifest(16.0, [ROWS * 4, COLUMNS * 4], [ROWS, COLUMNS], CODES, tokenizer.fingerprint, 50.0)
     manifest.camera_degrees_per_unit = 15.0
     torch.manual_seed(0)
-    return build_model(TrainConfig(**SMALL | settings), tokenizer, manifest)
+    return build_model(TrainConfig(**SMALL | settings), tokenizer, manifest, depth)
 
 
 def test_the_geometry_model_takes_its_sizes_from_tokenizer_data_and_settings(tokenizer):
-    model = build(tokenizer, keyframes=3, sources=1, prior=False)
-    assert isinstance(model, GeometryWorldModel) and model.tokenizer is tokenizer
+    depth = tiny_depth()
+    model = build(tokenizer, depth, keyframes=3, sources=1, prior=False)
+    assert isinstance(model, GeometryWorldModel)
+    assert model.tokenizer is tokenizer and model.depth is depth
     c = model.config
     assert (c.codebook_size, c.latent_height, c.latent_width) == (CODES, ROWS, COLUMNS)
     assert (c.picture_height, c.picture_width) == (ROWS * 4, COLUMNS * 4)

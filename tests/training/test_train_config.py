@@ -15,6 +15,7 @@ from training.train_config import RECIPES, TrainConfig, recipe_config
 V4_5_2 = {
     "MODEL": "convgru", "EMBED_DIM": 256, "HIDDEN_DIM": 384, "LAYERS": 6, "CODEBOOK_INIT": False,
     "BATCH_SIZE": 16, "LR": 3e-5, "MIN_LR": 1e-6, "WARMUP_STEPS": 500, "GRAD_CLIP": 0.5,
+    "AVERAGE_DECAY": 0.0,
     "SEQ_LEN": 20, "SEQ_LEN_MAX": 20, "BALANCE": 0.0,
     "AR_GROWTH": "ramp", "AR_START_STEP": 0, "AR_RAMP_STEPS": 10_000, "AR_LEN_MAX": 18,
     "SS_MIDPOINT_STEP": 10_000, "SS_STEEPNESS": 4000.0, "SS_MAX_TEACHER_PROB": 0.95,
@@ -78,8 +79,8 @@ def test_the_recipes_constants_all_have_an_effect(capsys):
 def test_constants_of_the_other_model_are_announced(tmp_path, capsys):
     load_train(["EMBED_DIM=64"])
     assert "EMBED_DIM = 64 has no effect with MODEL = 'geometry'" in capsys.readouterr().out
-    load_train(["RECIPE=v4.5.2", "REPROJECTION_WEIGHT=1"])
-    assert "REPROJECTION_WEIGHT = 1.0 has no effect with MODEL = 'convgru'" in capsys.readouterr().out
+    load_train(["RECIPE=v4.5.2", "PAIR_SHARE=0.5"])
+    assert "PAIR_SHARE = 0.5 has no effect with MODEL = 'convgru'" in capsys.readouterr().out
     load_train(path=edited(tmp_path, "SEMANTIC_WEIGHT = 0.0", "SEMANTIC_WEIGHT = 1.0"))
     assert "SEMANTIC_WEIGHT = 1.0 has no effect with MODEL = 'geometry'" in capsys.readouterr().out
 

@@ -31,7 +31,8 @@ def test_metrics_are_those_of_the_forward_pass(world, model):
     config = settings(world, world, CONVGRU | {"val_windows": 3, "batch_size": 2, "val_rollouts": 0})
     before = torch.get_rng_state()
     metrics, picture = validate(model, clips, config, torch.float32)
-    assert torch.equal(before, torch.get_rng_state()) and model.training
+    assert torch.equal(before, torch.get_rng_state())
+    assert not model.training, "a moving average stays in eval mode"
     windows = epoch_windows([len(t) for t in clips.tokens], 6, config.seed, 0)[:3]
     tokens, actions, _ = clips.batch(windows, 6)
     with torch.no_grad():

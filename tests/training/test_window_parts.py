@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_world import CODES, COLUMNS, ROWS, small_convgru, tiny_vqvae
+from tiny_world import CODES, COLUMNS, ROWS, small_convgru, tiny_depth, tiny_vqvae
 
 from model_geometry import GeometryConfig, GeometryWorldModel
 from rollout.sampling import SamplingConfig
@@ -52,7 +52,7 @@ def test_self_fed_steps_of_the_baseline_are_given_its_own_tokens(tokenizer):
 def test_self_fed_steps_of_the_geometry_model_are_given_its_own_tokens(tokenizer):
     torch.manual_seed(0)
     config = GeometryConfig(CODES, ROWS, COLUMNS, ROWS * 4, COLUMNS * 4, channels=8, coarse_channels=8)
-    model = GeometryWorldModel(config, tokenizer)
+    model = GeometryWorldModel(config, tokenizer, tiny_depth())
     model.init_from_codebook()
     given: list[torch.Tensor] = []
     predict = model.predict

@@ -1,0 +1,105 @@
+"""geometry/motion.py: the player's displacement from keys, past steps and the nodes around it."""
+
+import pytest
+import torch
+
+from geometry.motion import STATE, PlayerMotion, displacement_between, from_world, next_pose, to_world
+from geometry.occupancy import POINTS, REACH, Occupancy
+
+STEP = 1 / 16  # seconds
+FORWARD, JUMP = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+NO_KEY, NO_TURN = torch.zeros(1, 3), torch.zeros(1)
+
+
+@pytest.fixture
+def motion() -> PlayerMotion:
+    torch.manual_seed(0)
+    return PlayerMotion()
+
+
+def play(motion: PlayerMotion, keys: list, yaw: float = 0.0, solid=None) -> torch.Tensor:
+    """Poses [T+1, 5] of a player on unknown, flat ground; `solid`: nodes that the evidence says are solid."""
+    pose, displacement = torch.tensor([[0.0, 0.5, 0.0, yaw, 0.0]]), torch.zeros(1, 3)
+    state, poses = motion.init_state(1), [torch.tensor([[0.0, 0.5, 0.0, yaw, 0.0]])]
+    for key in keys:
+        occupancy = Occupancy.unknown(pose[:, :3], motion.constants.lattice)
+        if solid is not None:
+            mark(occupancy, solid)
+        found, state = motion(key, NO_TURN, pose, displacement, state, occupancy)
+        displacement = found.mode
+        pose = next_pose(pose, torch.zeros(1, 2), displacement)
+        poses.append(pose)
+    return torch.cat(poses)
+
+
+def mark(occupancy: Occupancy, nodes: list) -> None:
+    """Certain evidence that the nodes with these centres are solid and all others over the ground free."""
+    points, weight = occupancy.evidence.unflatten(1, (2, POINTS**3)).unbind(1)
+    weight[...] = 1.0
+    height = occupancy.lowest[0, 1] + torch.arange(2 * REACH + 1)
+    points[...] = torch.where(height < 0.49, 1.0, -1.0)[:, None]
+    for centre in nodes:
+        index = (torch.tensor(centre) - occupancy.lowest[0]).floor().long()
+        if all(0 <= i < 2 * REACH + 1 for i in index.tolist()):
+            x, y, z = index.tolist()
+            points[0, :, x, y, z] = 1.0
+
+
+def test_it_stays_exactly_where_it_is_without_keys(motion):
+    poses = play(motion, [NO_KEY] * 20)
+    assert torch.equal(poses, poses[:1].expand_as(poses))
+
+
+def test_it_walks_and_stops_exactly(motion):
+    for yaw in (0.0, 37.0, 200.0):
+        poses = play(motion, [FORWARD] * 12 + [NO_KEY] * 8, yaw)
+        step = displacement_between(poses[:-1], poses[1:])
+        assert step[8, 2] == pytest.approx(motion.constants.walk_speed * STEP, abs=1e-4)
+        assert step[:, :2].abs().max() < 1e-4
+        assert torch.equal(poses[-1], poses[-4])
+
+
+def test_evidence_of_a_wall_stops_it(motion):
+    wall = [(x, y, 3.0) for x in (-1.0, 0.0, 1.0) for y in (1.0, 2.0)]
+    poses = play(motion, [FORWARD] * 20, solid=wall)
+    assert poses[-1, 2] == pytest.approx(2.5 - motion.constants.half_width, abs=1e-3)
+    assert play(motion, [FORWARD] * 20, solid=[])[-1, 2] > 4
+
+
+def test_a_jump_goes_up_and_comes_down(motion):
+    for solid in ([], None):  # also where nothing is known
+        height = play(motion, [JUMP] * 2 + [NO_KEY] * 18, solid=solid)[:, 1] - 0.5
+        assert 0.9 < height.max() < 1.2 and height[-1] == 0
+
+
+def test_the_velocity_follows_the_true_displacement(motion):
+    """In a recorded context the player falls or walks before the model has predicted anything."""
+    pose, moved = torch.tensor([[0.0, 3.7, 0.0, 0.0, 0.0]]), torch.tensor([[0.0, -0.3, 0.2]])
+    found, state = motion(NO_KEY, NO_TURN, pose, moved, motion.init_state(1))
+    assert found.mode[0, 1] < -0.3 and 0 < found.mode[0, 2] < 0.2
+    assert state.shape == (1, STATE) and state[0, 6] == 0
+
+
+def test_it_is_deterministic_and_players_do_not_mix(motion):
+    poses = torch.tensor([[0.0, 0.5, 0.0, 20.0, 0.0], [5.3, 0.5, 1.0, 20.0, 0.0]])
+    keys, moved = torch.cat([FORWARD, JUMP]), torch.zeros(2, 3)
+    both, state = motion(keys, torch.zeros(2), poses, moved, motion.init_state(2))
+    again, _ = motion(keys, torch.zeros(2), poses, moved, motion.init_state(2))
+    assert torch.equal(both.mode, again.mode)
+    alone, alone_state = motion(keys[:1], NO_TURN, poses[:1], moved[:1], motion.init_state(1))
+    assert torch.allclose(both.mode[:1], alone.mode) and torch.allclose(state[:1], alone_state)
+
+
+def test_the_constants_are_in_the_checkpoint(motion):
+    motion.constants = type(motion.constants)(walk_speed=5.0)
+    other = PlayerMotion()
+    other.load_state_dict(motion.state_dict())
+    assert other.constants.walk_speed == 5.0
+
+
+def test_displacements_turn_with_the_yaw():
+    step, yaw = torch.randn(6, 3), torch.rand(6) * 360
+    assert torch.allclose(from_world(to_world(step, yaw), yaw), step, atol=1e-5)
+    pose = torch.cat([torch.randn(6, 3), yaw[:, None], torch.zeros(6, 1)], 1)
+    after = next_pose(pose, torch.zeros(6, 2), step)
+    assert torch.allclose(after[:, :3] - pose[:, :3], to_world(step, yaw), atol=1e-5)
