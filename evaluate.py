@@ -53,7 +53,7 @@ from rollout.arguments import add_sampling_arguments, sampling_config_of
 from rollout.sampling import SamplingConfig
 from rollout.world_model import SHIPPED_WORLD
 from runtime import provenance
-from runtime.config import SettingError, positive_int
+from runtime.config import SettingError, non_negative_int, positive_int
 from runtime.device import amp_dtype, pick_device
 from runtime.errors import run_script
 from runtime.outputs import check_folder, check_outputs
@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
     add("--walk_starts", type=positive_int, help=f"starts of the section walk (default {FULL.walk_starts})")
     add("--walk_seconds", type=positive_int, help=f"length of its walks (default {FULL.walk_seconds})")
-    add("--seed", type=int, default=0, help="of windows, sampling and bootstrap")
+    add("--seed", type=non_negative_int, default=0, help="of windows, sampling and bootstrap")
     add_sampling_arguments(parser)
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add(

@@ -34,6 +34,7 @@ from rollout.rollout import Rollout
 from runtime.config import positive_float, positive_int
 from runtime.errors import run_script
 from runtime.outputs import check_outputs, sheet_path
+from runtime.ranges import Port, flag
 from runtime.video import check_ending, contact_sheet, enlarge, save_image, write_video
 
 OUT = Path("outputs/play.mp4")
@@ -90,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--web", action="store_true", help="serve a web page to play in, instead of a window")
     add("--host", default=HOST, help="address that --web listens on (default: %(default)s)")
-    add("--port", type=positive_int, default=PORT, help="port that --web listens on (default: %(default)s)")
+    add("--port", type=flag(Port), default=PORT, help="port that --web listens on (default: %(default)s)")
     add(
         "--token",
         action="store_true",

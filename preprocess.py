@@ -46,11 +46,12 @@ from dataset.surroundings import SCALE
 from dataset.token_files import MANIFEST, PREDICTED, RECORDED, ClipEntry, Manifest, depth_source
 from depth.predictor import SHIPPED_DEPTH, load_depth
 from preprocessing.clip_encoder import EncodeJob, Outcome, encode_clips, skipped, video_path
-from runtime.config import positive_int
+from runtime.config import non_negative_float, positive_int, share
 from runtime.device import pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import check_outputs
+from runtime.ranges import FieldOfView, FramesPerSecond, flag
 from runtime.video import RESIZE
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
 
@@ -108,7 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--out_dir", type=Path, required=True, metavar="DIR", help="folder for token files and manifest")
     add("--source", choices=("auto", *PLANS), default="auto", help="layout of the clips (default: detected)")
-    add("--fps_target", type=float, default=16.0, help="frames per second to keep (default 16; v2: 8)")
+    add(
+        "--fps_target",
+        type=flag(FramesPerSecond),
+        default=16.0,
+        help="frames per second to keep (default 16; v2: 8)",
+    )
     add("--vqvae_ckpt", type=Path, default=SHIPPED_TOKENIZER, metavar="PATH", help="tokenizer checkpoint")
     depth_help = "depth in the token files: as recorded (default); predicted where none is recorded; or none"
     add("--depth", choices=(RECORDED, PREDICTED, "none"), default=RECORDED, help=depth_help)
@@ -118,15 +124,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--workers", type=positive_int, default=1, help="processes, each with its own networks (default 1)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="encode part I of N, I from 1 to N")
     val_help = "share of clips, or of worlds where the metadata has a world_seed, held out (default 0.1)"
-    add("--val_fraction", type=float, default=0.1, help=val_help)
+    add("--val_fraction", type=share, default=0.1, help=val_help)
     add("--resize", choices=sorted(RESIZE), default="area", help="filter to shrink pictures (default area)")
     pool_help = "keys between two kept frames: mean, or max, the strongest press, as in v2 (default mean)"
     add("--pool_keys", choices=("mean", "max"), default="mean", help=pool_help)
     trim_help = "skip this much of each clip's start (default 0; v2: 1, since clips begin with teleports)"
-    add("--trim_seconds", type=float, default=0.0, help=trim_help)
+    add("--trim_seconds", type=non_negative_float, default=0.0, help=trim_help)
     add("--keep_failed", action="store_true", help="use MineRL trajectories without success, too")
     fov_help = "vertical field of view of the recordings in degrees (default 70, as in Minecraft and Luanti)"
-    add("--vertical_fov", type=float, default=70.0, help=fov_help)
+    add("--vertical_fov", type=flag(FieldOfView), default=70.0, help=fov_help)
     add(
         "--no_check",
         action="store_true",
@@ -142,10 +148,6 @@ def parse(argv: list[str] | None) -> PreprocessConfig:
     """Reads the command line. Ends the process with status 2 and a message if it is not valid."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.fps_target <= 0 or args.trim_seconds < 0 or not 0 <= args.val_fraction <= 1:
-        parser.error(
-            "--fps_target must be above 0, --trim_seconds at least 0, --val_fraction between 0 and 1"
-        )
     return PreprocessConfig(
         clips_dir=args.parent_dir,
         out_dir=args.out_dir,

@@ -47,10 +47,11 @@ from luanti.game import (
     game_version,
 )
 from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, RecorderOptions, plan_clips, record_world
-from runtime.config import SettingError, non_negative_int, positive_float, positive_int
+from runtime.config import SettingError, non_negative_int, positive_int
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import write_text
+from runtime.ranges import FieldOfView, flag
 from runtime.video import VideoError
 
 HUMAN_WIDTH = 1024  # pixels, least width of the window that a person plays in
@@ -141,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     jobs = max(1, min(os.cpu_count() or 1, 8))
     add("--jobs", type=positive_int, default=jobs, help=f"games at once (default here {jobs})")
     add("--size", type=size, default=(256, 144), help="of the pictures, WIDTHxHEIGHT (default 256x144)")
-    add("--vertical_fov", type=positive_float, default=70.0, help="vertical field of view in degrees (70)")
+    add("--vertical_fov", type=flag(FieldOfView), default=70.0, help="vertical field of view in degrees (70)")
     add("--biomes", type=some_of(BIOMES), default=list(BIOMES), help="separated by commas, or any (default)")
     times, weathers = tuple(TIMES), WEATHERS
     add("--time", type=some_of(times), default=["noon"], help=f"{', '.join(times)}, or any (default noon)")

@@ -5,6 +5,7 @@ move_x +1 right, -1 left; move_z +1 forward, -1 back; jump 0 or 1.
 """
 
 from collections.abc import Iterable, Mapping
+from textwrap import shorten
 
 import numpy as np
 
@@ -59,9 +60,10 @@ def from_gamefactory(entry: Mapping) -> np.ndarray:
         yaw, pitch = float(yaw), float(pitch)
         move_x, move_z = _GAMEFACTORY_MOVE_X[entry["ad"]], _GAMEFACTORY_MOVE_Z[entry["ws"]]
         jump = _GAMEFACTORY_JUMP[entry["scs"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        found = shorten(str(dict(entry)), 200)
         raise ActionError(
-            f"expected ws and ad in 0..2, scs in 0..3 and numbers; found {dict(entry)} ({error!r})"
+            f"expected ws and ad in 0..2, scs in 0..3 and numbers; found {found} ({type(error).__name__})"
         ) from None
     if not (np.isfinite(yaw) and np.isfinite(pitch)):
         raise ActionError(f"yaw_delta {yaw}, pitch_delta {pitch}: not finite numbers")
@@ -88,6 +90,8 @@ def from_minerl(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """
     if "action$camera" not in columns:
         raise ActionError("expected an array action$camera, found none")
+    if any(array.dtype.kind not in "fiub" for array in columns.values()):
+        raise ActionError("expected arrays of numbers")
     camera = np.asarray(columns["action$camera"], np.float32)
     if camera.ndim != 2 or camera.shape[1] != 2:
         raise ActionError(f"action$camera: expected [N, 2], found {list(camera.shape)}")

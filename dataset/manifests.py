@@ -113,7 +113,9 @@ def is_finished(entry: ClipEntry, out_dir: Path, settings: Manifest, wanted: str
     if not (out_dir / entry.file).is_file():
         return False
     try:
-        content = read_token_file(out_dir / entry.file, EXTRAS if wanted else ())
+        content = read_token_file(
+            out_dir / entry.file, EXTRAS if wanted else (), settings.codebook_size, entry.frames
+        )
     except DataError:
         return False
     if wanted and depth_source(out_dir / entry.file) not in (wanted, RECORDED):

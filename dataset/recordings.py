@@ -9,8 +9,6 @@ only some frames are kept, and the actions between two kept frames are pooled in
 import json
 import math
 import os
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,13 +19,15 @@ import numpy as np
 from dataset import actions
 from dataset.surroundings import Surroundings, SurroundingsError, read_surroundings, write_surroundings
 from dataset.token_files import DataError, Manifest
-from runtime.errors import UserError
+from runtime.arrays import ArraysError, read_arrays
+from runtime.errors import UserError, one_line
 from runtime.outputs import PART, make_folder, replacing, write_text
 from runtime.video import VideoError, VideoWriter, count_frames, video_fps
 
 GAMEFACTORY_FPS = 16.0  # used where a video's header has no frame rate
 RATE_TOLERANCE = 0.02  # relative difference below which two frame rates count as equal
 MISSING_FRAMES = 2  # a MineRL video that lacks more of its declared frames counts as truncated
+MINERL_ARRAYS = tuple(f"action${name}" for name in ("camera", "forward", "back", "left", "right", "jump"))
 MINERL_FILES = ("recording.mp4", "metadata.json", "rendered.npz")
 
 
@@ -190,8 +190,10 @@ def read_json(path: Path) -> dict:
         raise ClipError("no metadata", f"{path} is missing")
     try:
         content = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise ClipError("broken metadata", f"{path}: not readable as JSON ({error})") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ClipError(
+            "broken metadata", f"{path}: not readable as JSON ({one_line(error)[:200]})"
+        ) from None
     if not isinstance(content, dict):
         raise ClipError("broken metadata", f"{path}: expected an object, found {type(content).__name__}")
     return content
@@ -287,7 +289,7 @@ def read_pose(entry: dict) -> np.ndarray:
     """[x, y, z, yaw, pitch] float32 of a GF-Minecraft entry; NaN if it has no pose."""
     try:
         return np.array([*entry["pos"], entry["yaw"], entry["pitch"]], np.float32).reshape(5)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return np.full(5, np.nan, np.float32)
 
 
@@ -330,7 +332,7 @@ def minerl_fps(path: Path, metadata: dict) -> float:
     """Steps per second of a trajectory, from its own durations: not always 20. Raises ClipError."""
     try:
         source_fps = float(metadata["duration_steps"]) * 1000.0 / float(metadata["duration_ms"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ClipError(
             "broken metadata", f"{path}: expected duration_steps and duration_ms, numbers above 0 ({error!r})"
         ) from None
@@ -342,14 +344,13 @@ def minerl_fps(path: Path, metadata: dict) -> float:
 def read_minerl_actions(path: Path) -> np.ndarray:
     """Reads `rendered.npz` -> action vectors of all steps, float32 [N, 5]. Raises ClipError."""
     try:
-        with np.load(path) as arrays:
-            return actions.from_minerl(arrays)
+        return actions.from_minerl(read_arrays(path, (), MINERL_ARRAYS))
     except FileNotFoundError:
         raise ClipError("no actions", f"{path} is missing") from None
     except actions.ActionError as error:
         raise ClipError("bad action", f"{path}: {error}") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ClipError("broken actions", f"{path}: cannot be read ({error})") from None
+    except (ArraysError, OSError) as error:
+        raise ClipError("broken actions", one_line(error)) from None
 
 
 PLANS = {"gamefactory": plan_gamefactory, "minerl": plan_minerl}

@@ -19,13 +19,12 @@ centre of nodes[k, i, j, l] is at origin[k] + [i, j, l]. The player's feet are i
 """
 
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from runtime.arrays import ArraysError, read_arrays
 from runtime.errors import UserError
 
 BLOCK = 4  # side in pixels of the blocks of the recorded picture that share one ray distance
@@ -112,12 +111,11 @@ def write_surroundings(path: Path, content: Surroundings) -> None:
 def read_surroundings(path: Path, frames: int | None = None) -> Surroundings:
     """Reads a depth file. Raises SurroundingsError if it is missing or broken, or has not `frames` frames."""
     try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in ("log_inverse", "nodes", "origin") if name in file}
+        arrays = read_arrays(path, (), ("log_inverse", "nodes", "origin"))
     except FileNotFoundError:
         raise SurroundingsError(f"{path}: no such depth file; record the clip again") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise SurroundingsError(f"{path}: cannot be read ({error}); record the clip again") from None
+    except ArraysError as error:
+        raise SurroundingsError(f"{error}; record the clip again") from None
     types = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     depth = arrays.get("log_inverse")
     count = len(depth) if depth is not None and depth.ndim else 0

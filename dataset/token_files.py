@@ -20,7 +20,8 @@ import numpy as np
 
 from dataset.actions import ACTION_DIM, ACTION_NAMES, DEGREES_PER_UNIT, PITCH, YAW
 from dataset.surroundings import BOX
-from runtime.errors import UserError
+from runtime.arrays import ArraysError, read_arrays
+from runtime.errors import UserError, one_line
 from runtime.outputs import replacing, write_text
 
 MANIFEST = "manifest.json"
@@ -29,11 +30,24 @@ SAMPLE_TOKENS = SAMPLES / "tokens"  # the same clips, encoded by the shipped tok
 FORMAT = 1
 EXTRAS = ("depth", "nodes", "origin")  # optional arrays of a token file
 DEPTH_NETWORK = "depth_network"  # name of the array that marks predicted depth
+# Limits of an array in a token file whose number of frames is known: 128x72 codes of 8 bytes in a frame.
+HEADER_BYTES, FRAME_BYTES = 4096, 128 * 72 * 8
+MOST_METRES = 1e8  # of a pose
 RECORDED, PREDICTED = "recorded", "predicted"  # where the depth of a token file comes from
 
 
 class DataError(UserError):
     """A manifest, token file or folder of clips is missing, broken, or does not fit the others."""
+
+
+def _sizes(size: list[int]) -> bool:
+    """Whether a value is [rows, columns]."""
+    return len(size) == 2 and all(type(n) is int and 0 < n <= 4096 for n in size)
+
+
+def _count(kept: list[int]) -> int:
+    """The number of frames of a packed range [first, last, step]."""
+    return len(range(kept[0], kept[1] + 1, kept[2]))
 
 
 @dataclass
@@ -49,6 +63,22 @@ class ClipEntry:
         int
     ]  # kept video frames: [first, last, step], or all indices if the step varies (pack_indices)
     depth: str = ""  # where its depth comes from: RECORDED, PREDICTED, or "" without depth
+
+    def problem(self) -> str:
+        """What cannot be right in an entry that was read from a file; "" if nothing. May raise TypeError."""
+        path, kept = Path(self.file), self.kept
+        right = (
+            all(isinstance(text, str) and "\0" not in text for text in (self.name, self.file, self.video))
+            and not path.is_absolute()
+            and ".." not in path.parts
+            and type(self.frames) is int
+            and 0 < self.frames < 10**8
+            and self.split in ("train", "val")
+            and all(type(number) is int and 0 <= number < 10**9 for number in kept)
+            and (len(kept) == self.frames or (len(kept) == 3 and kept[2] > 0 and _count(kept) == self.frames))
+            and self.depth in ("", RECORDED, PREDICTED)
+        )
+        return "" if right else f"the entry of clip {str(self.name)[:60]} cannot be right"
 
 
 @dataclass
@@ -80,6 +110,30 @@ class Manifest:
         self.clips.sort(key=lambda clip: clip.name)
         write_text(Path(directory) / name, json.dumps(asdict(self), indent=1) + "\n")
 
+    def problem(self) -> str:
+        """What cannot be right in a manifest that was read from a file; "" if nothing.
+
+        May raise TypeError or ValueError for values of other types.
+        """
+        checks = {
+            "action_names": self.action_names == list(ACTION_NAMES),
+            "fps": 0 < float(self.fps) < 1000,
+            "picture_size": _sizes(self.picture_size),
+            "latent_size": _sizes(self.latent_size),
+            "codebook_size": type(self.codebook_size) is int and 2 <= self.codebook_size <= 2**16,
+            "tokenizer": isinstance(self.tokenizer, str),
+            "vertical_fov_degrees": 0 < float(self.vertical_fov_degrees) < 180,
+            "camera_degrees_per_unit": 0 < float(self.camera_degrees_per_unit) < 1e4,
+            "val_fraction": 0 <= float(self.val_fraction) <= 1,
+            "depth_scale": self.depth_scale is None or isinstance(self.depth_scale, dict),
+            "depth_network": isinstance(self.depth_network, str),
+            "skipped": all(isinstance(skipped["name"], str) for skipped in self.skipped),
+        }
+        wrong = [f"{name} is {str(getattr(self, name))[:60]}" for name, right in checks.items() if not right]
+        wrong += filter(None, (clip.problem() for clip in self.clips))
+        repeated = len({clip.name for clip in self.clips}) < len(self.clips)
+        return wrong[0] if wrong else "two clips have one name" if repeated else ""
+
     @classmethod
     def load(cls, directory: str | Path, name: str = MANIFEST) -> "Manifest":
         """Reads the manifest in `directory`. Raises DataError if it is missing, broken or outdated."""
@@ -96,12 +150,11 @@ class Manifest:
                 )
             content["clips"] = [ClipEntry(**clip) for clip in content["clips"]]
             manifest = cls(**content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{path}: not a manifest ({error}); preprocess again") from None
-        if manifest.action_names != list(ACTION_NAMES):
-            raise DataError(
-                f"{path}: actions are {manifest.action_names}, not {list(ACTION_NAMES)}; preprocess again"
-            )
+            problem = manifest.problem()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            raise DataError(f"{path}: not a manifest ({one_line(error)[:200]}); preprocess again") from None
+        if problem:
+            raise DataError(f"{path}: {problem}; preprocess again")
         return manifest
 
 
@@ -128,23 +181,26 @@ def unpack_indices(kept: list[int], frames: int) -> list[int]:
     return list(kept)
 
 
-def read_token_file(path: str | Path, extras: Collection[str] = ()) -> dict[str, np.ndarray]:
+def read_token_file(
+    path: str | Path, extras: Collection[str] = (), codes: int = 2**16, frames: int | None = None
+) -> dict[str, np.ndarray]:
     """Reads one token file, with the optional arrays (EXTRAS) that are both in `extras` and in the file.
 
-    Raises DataError if it is missing or broken, or if lengths, shapes or types do not agree.
+    `codes` is the size of the codebook, `frames` the number of frames, where they are known. Raises DataError
+    if the file is missing or broken, if lengths, shapes or types do not agree, or if a code, an action or a
+    pose cannot be right.
     """
     path = Path(path)
+    limit = {} if frames is None else {"most_bytes": HEADER_BYTES + max(0, frames) * FRAME_BYTES}
     try:
-        with np.load(path) as arrays:
-            names = ["tokens", "actions", "pose", *(name for name in extras if name in arrays)]
-            content = {name: arrays[name] for name in names}
+        content = read_arrays(path, ("tokens", "actions", "pose"), extras, **limit)
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such token file; run preprocess.py again, it encodes missing clips"
         ) from None
-    except Exception as error:  # a damaged zip can fail in any way
+    except ArraysError as error:
         raise DataError(
-            f"{path}: not a token file ({error}); delete it and run preprocess.py again"
+            f"{path}: not a token file ({error.reason}); delete it and run preprocess.py again"
         ) from None
     frames = content["tokens"].shape[0] if content["tokens"].ndim else 0
     shapes = {name: array.shape for name, array in content.items()}
@@ -157,6 +213,8 @@ def read_token_file(path: str | Path, extras: Collection[str] = ()) -> dict[str,
             f"{path}: expected tokens [K, H, W], actions [K-1, {ACTION_DIM}], pose [K, 5], found {shapes}; "
             "delete it and run preprocess.py again"
         )
+    if problem := _wrong_values(content, codes):
+        raise DataError(f"{path}: {problem}; delete it and run preprocess.py again")
     _, height, width = shapes["tokens"]
     expected = {
         "depth": ("uint8", (frames, 2 * height, 2 * width)),
@@ -171,6 +229,21 @@ def read_token_file(path: str | Path, extras: Collection[str] = ()) -> dict[str,
                 "it and run preprocess.py again"
             )
     return content
+
+
+def _wrong_values(content: dict[str, np.ndarray], codes: int) -> str:
+    """What cannot be right in the values of a token file; "" if nothing."""
+    tokens, actions, pose = content["tokens"], content["actions"], content["pose"]
+    kinds = [array.dtype.kind for array in (tokens, actions, pose)]
+    if kinds[0] not in "ui" or kinds[1:] != ["f", "f"]:
+        return f"expected whole numbers as tokens and floats as actions and pose, found {kinds}"
+    if tokens.size and not (tokens.min() >= 0 and tokens.max() < codes):
+        return f"tokens from {tokens.min()} to {tokens.max()}, expected 0 to {codes - 1}"
+    if actions.size and not np.abs(actions).max() <= 1 + 1e-3:  # false for NaN
+        return "an action is not a number in -1..1"
+    if pose.size and np.fmax.reduce(np.abs(pose), axis=None, initial=0) > MOST_METRES:
+        return f"a pose is beyond {MOST_METRES:g}"
+    return ""
 
 
 def depth_source(path: str | Path) -> str:

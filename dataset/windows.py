@@ -63,7 +63,8 @@ class TokenClips:
             name: [] for name in extras
         }  # None: not in the file
         for entry in tqdm(self.entries, desc=f"load {split}", unit="clip", disable=not progress):
-            content = read_token_file(self.directory / entry.file, extras)
+            codes = self.manifest.codebook_size
+            content = read_token_file(self.directory / entry.file, extras, codes, entry.frames)
             if len(content["tokens"]) != entry.frames:
                 raise DataError(
                     f"{self.directory / entry.file}: {len(content['tokens'])} frames, the manifest says "

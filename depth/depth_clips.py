@@ -6,7 +6,6 @@ reprojection.py.
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from dataset.token_files import DataError, split_of
 from depth.depth_net import STRIDE
 from depth.reprojection import Views
 from geometry.camera import relative_to
+from runtime.arrays import ArraysError, read_arrays
 from runtime.outputs import make_folder, replacing
 from runtime.video import read_frames, resize, to_float, to_uint8
 from vq_vae.code_space import CodeSpace
@@ -156,13 +156,10 @@ def _write(path: Path, clip: DepthClip) -> None:
 def _read(path: Path, name: str) -> DepthClip:
     """A clip from the cache. Raises DataError if the file is broken."""
     try:
-        with np.load(path) as arrays:
-            missing = [part for part in REQUIRED if part not in arrays]
-            if missing:
-                raise KeyError(missing[0])
-            return DepthClip(name, *(arrays[part] if part in arrays else None for part in ARRAYS))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete it, it is made again") from None
+        arrays = read_arrays(path, REQUIRED, set(ARRAYS) - set(REQUIRED), most_bytes=2**34)
+    except (OSError, ArraysError) as error:
+        raise DataError(f"{error}; delete it, it is made again") from None
+    return DepthClip(name, *(arrays.get(part) for part in ARRAYS))
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ from depth.depth_loss import depth_error
 from depth.depth_pictures import depth_sheet
 from depth.predictor import SHIPPED_DEPTH, DepthPredictor, load_depth
 from depth.warp_quality import warp_quality
-from runtime.config import positive_int
+from runtime.config import positive_int, share
 from runtime.device import pick_device
 from runtime.errors import run_script
 from runtime.outputs import check_outputs
@@ -98,9 +98,9 @@ def find_frames(options: Options, size: tuple[int, int]) -> list[Frame]:
         raise VideoError(f"{SAMPLES / 'video'}: holds no .mp4; give --clips or --photos")
     shares = [len(part) for part in np.array_split(np.arange(options.count), len(clips))]
     frames = []
-    for clip, share in tqdm(list(zip(clips, shares, strict=True)), desc="decode", unit="clip"):
-        if share:
-            frames += frames_of_clip(clip, share, size)
+    for clip, wanted in tqdm(list(zip(clips, shares, strict=True)), desc="decode", unit="clip"):
+        if wanted:
+            frames += frames_of_clip(clip, wanted, size)
     return frames
 
 
@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--warp", default="", help="FOLDER,FOLDER of clips with poses: print the PSNR of warps"
     )
     parser.add_argument("--held_out", action="store_true", help="--warp: only held-out worlds")
-    parser.add_argument("--val_fraction", type=float, default=0.1, help="--held_out: share of the worlds")
+    parser.add_argument("--val_fraction", type=share, default=0.1, help="--held_out: share of the worlds")
     parser.add_argument("--count", type=positive_int, default=8, help="frames to show (default 8)")
     parser.add_argument("--decoded", action="store_true", help="encode and decode the pictures first")
     parser.add_argument("--out", type=Path, default=Path("outputs/depth.png"))

@@ -20,7 +20,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -42,8 +42,20 @@ from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
+from runtime.ranges import (
+    NonNegative,
+    NonNegativeNumber,
+    PictureSide,
+    Positive,
+    PositiveNumber,
+    Precision,
+    Range,
+    Seed,
+    Share,
+    ShareBelowOne,
+)
 from runtime.run_folder import last_good, set_aside
-from runtime.run_log import Means, RunLog, StopRequest
+from runtime.run_log import Means, RunLog, StopRequest, WandbMode
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from vq_vae.tokenizer import load_tokenizer
@@ -57,46 +69,47 @@ OUT_DIR = "runs/depth"
 RESUME = True  # continue from OUT_DIR/last.pt if it exists
 
 # --- data ---
-FRAME_STEP = 4  # every so many frames of a clip; a frame takes 30 kB of memory
-VAL_FRACTION = 0.1  # share of the worlds held out, by the same rule as preprocess.py's
-DECODED_SHARE = 0.33  # share of the frames that is replaced by what the tokenizer decodes of it
-DECODED_NOISE = 0.2  # half of these have a share of their tokens, from 0..this, replaced by similar codes
-UNKNOWN_PITCH = 0.3  # share of the samples for which the camera's pitch is unknown, as for photos
+FRAME_STEP: Positive = 4  # every so many frames of a clip; a frame takes 30 kB of memory
+VAL_FRACTION: Share = 0.1  # share of the worlds held out, by the same rule as preprocess.py's
+DECODED_SHARE: Share = 0.33  # share of the frames that is replaced by what the tokenizer decodes of it
+DECODED_NOISE: Share = 0.2  # half of these have a share of their tokens, up to this, replaced by similar ones
+UNKNOWN_PITCH: Share = 0.3  # share of the samples for which the camera's pitch is unknown, as for photos
 FLIP = True  # mirror half of the pictures left-right
-BRIGHTNESS = 0.1  # pictures up to so much brighter or darker; stronger changes of colour cost accuracy
+BRIGHTNESS: Share = 0.1  # pictures up to so much brighter or darker; stronger changes of colour cost accuracy
 
 # --- model ---
-HEIGHT = 72
-WIDTH = 128
-CHANNELS = (24, 48, 96, 128)  # of the levels, 36x64 to 5x8
-BLOCKS = (0, 1, 1, 1)  # residual blocks of each level of the encoder
-DROPOUT = 0.1
+HEIGHT: PictureSide = 72
+WIDTH: PictureSide = 128
+CHANNELS: Annotated[tuple, Range(4, 8192, multiple_of=4)] = (24, 48, 96, 128)  # of the levels, 36x64 to 5x8
+BLOCKS: Annotated[tuple, Range(0, 100)] = (0, 1, 1, 1)  # residual blocks of each level of the encoder
+DROPOUT: ShareBelowOne = 0.1
 
 # --- optimization ---
-STEPS = 12_000
-BATCH_SIZE = 32
-LR = 1.5e-3  # after a linear warm-up; then cosine decay to MIN_LR at STEPS
-MIN_LR = 1e-5
-WARMUP_STEPS = 200
-WEIGHT_DECAY = 0.02
-GRAD_CLIP = 1.0
-AVERAGE_DECAY = 0.999  # of the moving average of the weights
-GRADIENT_WEIGHT = 0.5
-UNCERTAINTY_WEIGHT = 0.05
-REPROJECTION_WEIGHT = 0.0  # of clips without depth, which need poses; 0: these clips are left out
-REPROJECTION_FRAMES = 4  # a frame is compared with those so many before and after; a multiple of FRAME_STEP
-SMOOTHNESS_WEIGHT = 0.01  # of clips without depth
-PRECISION = "auto"  # fp32, bf16, fp16, or auto: bf16 where it is fast, fp16 on older CUDA cards, else fp32
+STEPS: NonNegative = 12_000
+BATCH_SIZE: Positive = 32
+LR: PositiveNumber = 1.5e-3  # after a linear warm-up; then cosine decay to MIN_LR at STEPS
+MIN_LR: NonNegativeNumber = 1e-5
+WARMUP_STEPS: NonNegative = 200
+WEIGHT_DECAY: NonNegativeNumber = 0.02
+GRAD_CLIP: PositiveNumber = 1.0
+AVERAGE_DECAY: ShareBelowOne = 0.999  # of the moving average of the weights
+GRADIENT_WEIGHT: NonNegativeNumber = 0.5
+UNCERTAINTY_WEIGHT: NonNegativeNumber = 0.05
+REPROJECTION_WEIGHT: NonNegativeNumber = 0.0  # of clips without depth, which need poses; 0: they are left out
+REPROJECTION_FRAMES: Positive = 4  # a frame is compared with those so many before and after; a multiple of
+# FRAME_STEP
+SMOOTHNESS_WEIGHT: NonNegativeNumber = 0.01  # of clips without depth
+PRECISION: Precision = "auto"  # auto: bf16 where it is fast, fp16 on older CUDA cards, else fp32
 DEVICE = "auto"  # auto, cuda, mps or cpu
-SEED = 1
+SEED: Seed = 1
 
 # --- logging and saving, every so many steps ---
-LOG_STEPS = 50
-VAL_STEPS = 500
-VAL_FRAMES = 1024  # held-out frames that are looked at
-SAVE_STEPS = 1000
-SAVE_MINUTES = 10.0  # last.pt is also saved when so many minutes have passed
-WANDB = "auto"  # online, offline, disabled, or auto: online where an API key is found
+LOG_STEPS: Positive = 50
+VAL_STEPS: Positive = 500
+VAL_FRAMES: Positive = 1024  # held-out frames that are looked at
+SAVE_STEPS: Positive = 1000
+SAVE_MINUTES: PositiveNumber = 10.0  # last.pt is also saved when so many minutes have passed
+WANDB: WandbMode = "auto"  # online, offline, disabled, or auto: online where an API key is found
 WANDB_PROJECT = "project-ochre-depth"
 
 

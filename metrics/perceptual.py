@@ -6,14 +6,17 @@ package. It is not LPIPS, and whatever prints it says so.
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from runtime.config import SettingError
+from runtime.ranges import OneOf
 
 EFFNET, LPIPS = "effnet-lite0", "lpips-alex"
+Perceptual = Annotated[str, OneOf(("auto", LPIPS, EFFNET))]  # type of the constant PERCEPTUAL
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 
 

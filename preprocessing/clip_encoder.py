@@ -33,6 +33,7 @@ from dataset.token_files import (
 )
 from preprocessing.clip_depth import PredictedDepth, recorded_surroundings
 from runtime.device import amp_dtype, autocast
+from runtime.errors import one_line
 from runtime.video import ShortVideoError, VideoError, read_frames, resize, to_float
 from runtime.worker_process import end_with_parent
 from vq_vae.tokenizer import load_tokenizer
@@ -149,6 +150,10 @@ class ClipEncoder:
             return skipped(clip, ClipError("broken video", str(error)))
         except ClipError as error:
             return skipped(clip, error)
+        except (OSError, ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
+            # No reader should raise one of these; if one does, it is still only this clip that is bad.
+            reason = f"{clip.metadata}: {type(error).__name__}: {one_line(error)[:200]}"
+            return skipped(clip, ClipError("cannot be read", reason))
         with stopwatch(seconds, "write"):
             write_token_file(self.job.out_dir / file, tokens, plan.actions, plan.pose, **extras, **predicted)
         return Outcome(clip.name, entry, encoded=True, seconds=seconds)

@@ -78,7 +78,8 @@ class _Reader:
         position = self.position if position is None else position
         rest = self.text[position : position + 16]
         found = f'found "{rest}"' if rest else "found the end"
-        return ScriptError(f'action script "{self.text}", character {position + 1}: {problem}, {found}')
+        text = self.text if len(self.text) <= 200 else f"{self.text[:200]}..."
+        return ScriptError(f'action script "{text}", character {position + 1}: {problem}, {found}')
 
 
 def parse(text: str) -> np.ndarray:

@@ -10,7 +10,8 @@ from depth.predictor import SHIPPED_DEPTH
 from rollout.context import find_metadata, start_places
 from rollout.sampling import PLAY, SamplingConfig
 from rollout.world_model import SHIPPED_WORLD
-from runtime.config import non_negative_int, positive_float, positive_int
+from runtime.config import non_negative_float, non_negative_int, number, positive_float, positive_int
+from runtime.ranges import PositiveShare, flag
 from vq_vae.tokenizer import SHIPPED_TOKENIZER
 
 CONTEXT_FRAMES = 16
@@ -98,20 +99,20 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--topp",
-        type=float,
+        type=flag(PositiveShare),
         default=PLAY.top_p,
         help="sample from the most likely tokens that together have this probability (default: %(default)s)",
     )
     add(
         "--refine",
-        type=float,
+        type=non_negative_float,
         default=PLAY.refine,
         help="when a keyframe is written, sample cells anew whose source scale (source cells per cell, by "
         "length) is below this; 0: never (default: %(default)s)",
     )
     add(
         "--trust",
-        type=float,
+        type=number,
         default=PLAY.trust,
         help="added to the gate of the composed view's prior in visible cells (default: %(default)s)",
     )

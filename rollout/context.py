@@ -122,7 +122,7 @@ def load_token_file(path: Path, world: World) -> Recording:
     Raises CheckpointError if the manifest beside it names another tokenizer, DataError if the file is broken
     or its grid, codes or frame rate are not those of the world.
     """
-    content = read_token_file(path)
+    content = read_token_file(path, codes=world.tokenizer.config.codebook_size)
     if (path.parent / MANIFEST).is_file():
         manifest = Manifest.load(path.parent)
         check_tokenizer(

@@ -4,16 +4,25 @@ A training script keeps its settings as UPPERCASE constants at its top, where a 
 makes a frozen dataclass of them, a recipe (a file of values) and the command line.
 """
 
-import argparse
 import ast
 import difflib
-import math
 import sys
 from dataclasses import asdict, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
+from runtime.ranges import (
+    NonNegative,
+    NonNegativeNumber,
+    Number,
+    Positive,
+    PositiveNumber,
+    Share,
+    describe_type,
+    flag,
+    problem,
+)
 
 
 class SettingError(UserError):
@@ -23,28 +32,12 @@ class SettingError(UserError):
 # ---------------------------------------------------------------- types of argparse flags
 
 
-def positive_float(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return value
-
-
-def non_negative_int(text: str) -> int:
-    """argparse type: a whole number, 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """argparse type: a whole number, 1 or more."""
-    value = non_negative_int(text)
-    if not value:
-        raise argparse.ArgumentTypeError("0: must be 1 or more")
-    return value
+positive_float = flag(PositiveNumber)
+non_negative_float = flag(NonNegativeNumber)
+number = flag(Number)
+share = flag(Share)
+positive_int = flag(Positive)
+non_negative_int = flag(NonNegative)
 
 
 # ---------------------------------------------------------------- constants of a script
@@ -71,7 +64,7 @@ def assigned_constants(path: str | Path) -> dict[str, ast.expr]:
     """
     try:
         tree = ast.parse(Path(path).read_text())
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
         raise SettingError(f"{path}: cannot be read as a file of constants: {error}") from None
     found: dict[str, ast.expr] = {}
     for node in tree.body:
@@ -124,8 +117,11 @@ def load(
     script = Path(namespace["__file__"]).name
     in_file = {name: namespace[name] for name in assigned_constants(namespace["__file__"])}
     if config_class is None:
-        columns = [(name.lower(), type(value), value) for name, value in in_file.items()]
+        module = sys.modules.get(namespace.get("__name__"))
+        types = {**namespace.get("__annotations__", {}), **getattr(module, "__annotations__", {})}
+        columns = [(name.lower(), types.get(name, type(value)), value) for name, value in in_file.items()]
         config_class = make_dataclass("Config", columns, frozen=True)
+    kinds = {name.upper(): kind for name, kind in get_type_hints(config_class, include_extras=True).items()}
     defaults = {f.name.upper(): f.default for f in fields(config_class)}
     for name in in_file:
         _check_name(name, defaults, script)
@@ -134,7 +130,8 @@ def load(
         print((namespace.get("__doc__") or "").strip())
         print("\nConstants (edit them in the file, or give NAME=value):")
         for name, value in in_file.items():
-            print(f"  {name}={value!r}")
+            allowed = describe_type(kinds[name])
+            print(f"  {name}={value!r}" + (f"  ({allowed})" if allowed else ""))
         raise SystemExit(0)
 
     given = parse_overrides(defaults, arguments)
@@ -147,6 +144,10 @@ def load(
     sources = dict.fromkeys(recipe, f"recipe {recipe_name}")
     sources |= dict.fromkeys(edited, script) | dict.fromkeys(given, "command line")
     values = defaults | recipe | edited | given
+    for name, value in values.items():
+        if expected := problem(value, kinds[name]):
+            where = sources.get(name, script)
+            raise SettingError(f"{name}={_short(value)} ({where}): expected {expected}; give such a value")
     for name, source in sources.items():
         kept = name in recipe and values[name] != recipe[name]
         instead = f", instead of {recipe[name]!r} of recipe {recipe_name}" if kept else ""
@@ -156,11 +157,17 @@ def load(
     return config
 
 
+def _short(value: Any) -> str:
+    """A value as text, cut if it is long."""
+    text = one_line(Exception(value)) if isinstance(value, str) else repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
 def _check_name(name: str, known: dict[str, Any], where: str) -> None:
     """Raises SettingError, with the nearest match, unless `name` is a known constant."""
     if name not in known:
         near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
-        raise SettingError(f"{where}: there is no constant {name}; did you mean {near[0]}?")
+        raise SettingError(f"{where}: there is no constant {name[:60]}; did you mean {near[0]}?")
 
 
 def _report_unused(config: Any, sources: dict[str, str]) -> None:
@@ -197,6 +204,8 @@ def parse_overrides(defaults: dict[str, Any], arguments: list[str]) -> dict[str,
         _check_name(name, defaults, "command line")
         if name in found:
             raise SettingError(f"{name} is given twice; give it once")
+        if "\0" in text:
+            raise SettingError(f"{name}: has a character that no file name or number has; give another value")
         found[name] = parse_value(name, text, defaults[name])
     return found
 
@@ -220,7 +229,7 @@ def parse_value(name: str, text: str, default: Any) -> Any:
             value = ast.literal_eval(text)
             return tuple(value) if isinstance(value, (tuple, list)) else (value,)
         return text
-    except (KeyError, ValueError, SyntaxError):
+    except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise SettingError(
-            f"{name}={text}: {name} is of type {wanted} (default {default!r}); give a {wanted}"
+            f"{name}={_short(text)}: {name} is of type {wanted} (default {default!r}); give a {wanted}"
         ) from None

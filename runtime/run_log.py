@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from runtime.config import SettingError
 from runtime.outputs import write_text
+from runtime.ranges import OneOf
 
 MODES = ("auto", "online", "offline", "disabled")
+WandbMode = Annotated[str, OneOf(MODES)]  # type of the constant WANDB
 RUN_ID = "wandb_run_id.txt"  # in the run's folder: the wandb run that a resumed run continues
 
 

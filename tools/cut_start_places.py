@@ -48,14 +48,19 @@ def cut_start_places(source: Path, target: Path, start_places: Mapping[str, tupl
     clips = {clip.name: clip for clip in manifest.clips}
     entries = []
     check_outputs([target / MANIFEST, *(target / f"{name}.npz" for name in start_places)], [source])
-    make_folder(target)
-    for name, (clip, first) in start_places.items():
+    for clip, first in start_places.values():
         if clip not in clips or clips[clip].frames < first + START_PLACE_FRAMES:
             raise DataError(
                 f"{source}: no clip {clip} of {first + START_PLACE_FRAMES} frames; name another clip or an "
                 "earlier frame"
             )
-        content = read_token_file(source / clips[clip].file)
+    contents = {
+        clip: read_token_file(source / clips[clip].file, (), manifest.codebook_size, clips[clip].frames)
+        for clip, _ in start_places.values()
+    }
+    make_folder(target)
+    for name, (clip, first) in start_places.items():
+        content = contents[clip]
         last = first + START_PLACE_FRAMES - 1
         file = f"{name}.npz"
         write_token_file(

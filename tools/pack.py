@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from dataset.recordings import (
     clip_paths,
     depth_path,
     find_clips,
+    gamefactory_track,
     is_complete,
     read_depth_file,
     read_gamefactory_entries,
@@ -39,8 +41,11 @@ from runtime.config import positive_int
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import OutputError, check_folder, check_outputs
+from runtime.ranges import PictureSide, Range, flag
 from runtime.video import VideoError, read_frames, resize, video_fps
 from runtime.worker_process import end_with_parent
+
+Quality = Annotated[int, Range(0, 51)]  # x264's constant rate factor
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ def pack(clip: Clip, packing: Packing) -> str:
         return ""
     try:
         content = read_json(clip.metadata)
-        needed = len(read_gamefactory_entries(clip.metadata, content))
+        entries = read_gamefactory_entries(clip.metadata, content)
+        gamefactory_track(entries, clip.metadata)  # raises for a clip that preprocess.py would skip
+        needed = len(entries)
         surroundings = read_depth_file(clip.video, needed)
         fps = video_fps(clip.video) or GAMEFACTORY_FPS
         with ClipWriter(packing.out, clip.name, fps, crf=str(packing.crf), preset="slow") as packed:
@@ -97,10 +104,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("clips", type=Path, help="folder with clips in GF-Minecraft's layout")
     parser.add_argument("out", type=Path, help="folder for the packed clips")
     add = parser.add_argument
-    add("--width", type=positive_int, default=128, help="pixels (default 128)")
-    add("--height", type=positive_int, default=72, help="pixels (default 72)")
+    add("--width", type=flag(PictureSide), default=128, help="pixels (default 128)")
+    add("--height", type=flag(PictureSide), default=72, help="pixels (default 72)")
     crf_help = "x264's quality, 18 (good) to 28 (small) (default 20)"
-    add("--crf", type=positive_int, default=20, help=crf_help)
+    add("--crf", type=flag(Quality), default=20, help=crf_help)
     jobs_help = "processes (default: one per core)"
     add("--jobs", type=positive_int, default=os.cpu_count() or 1, help=jobs_help)
     return parser

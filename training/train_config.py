@@ -1,13 +1,32 @@
 """The settings of a training run, with the values that ship: one field for each constant of train.py.
 
 train.py explains each constant, and a person edits the values there. The values here tell an edited constant
-from one that was left alone. `used_if` names the MODEL or AR_GROWTH that a constant is for.
+from one that was left alone, and the types say which values are allowed. `used_if` names the MODEL or
+AR_GROWTH that a constant is for.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from runtime.config import read_recipe, used_if
+from metrics.perceptual import Perceptual
+from runtime.config import SettingError, read_recipe, used_if
+from runtime.ranges import (
+    Layers,
+    NonNegative,
+    NonNegativeNumber,
+    Odd,
+    OneOf,
+    Positive,
+    PositiveNumber,
+    PositiveShare,
+    Precision,
+    Seed,
+    Share,
+    ShareBelowOne,
+    Width,
+)
+from runtime.run_log import WandbMode
 
 RECIPES = Path(__file__).parent / "recipes"  # NAME.py holds the values of RECIPE=NAME
 
@@ -25,89 +44,96 @@ class TrainConfig:
     init_from: str = ""
     recipe: str = ""
     # model
-    model: str = "geometry"
-    channels: int = used_if(64, model="geometry")
-    coarse_channels: int = used_if(96, model="geometry")
+    model: Annotated[str, OneOf(("geometry", "convgru"))] = "geometry"
+    channels: Width = used_if(64, model="geometry")
+    coarse_channels: Width = used_if(96, model="geometry")
     prior: bool = used_if(True, model="geometry")
-    keyframes: int = used_if(64, model="geometry")
-    sources: int = used_if(3, model="geometry")
+    keyframes: NonNegative = used_if(64, model="geometry")
+    sources: Positive = used_if(3, model="geometry")
     codebook_init: bool = used_if(True, model="convgru")
-    embed_dim: int = used_if(128, model="convgru")
-    hidden_dim: int = used_if(128, model="convgru")
-    layers: int = used_if(3, model="convgru")
-    kernel_size: int = used_if(3, model="convgru")
+    embed_dim: Width = used_if(128, model="convgru")
+    hidden_dim: Width = used_if(128, model="convgru")
+    layers: Layers = used_if(3, model="convgru")
+    kernel_size: Odd = used_if(3, model="convgru")
     gradient_checkpointing: bool = used_if(False, model="convgru")
     # optimization
-    steps: int = 30_000
-    batch_size: int = 8
-    lr: float = 1e-3
-    min_lr: float = 1e-5
-    warmup_steps: int = 200
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    average_decay: float = 0.998
-    precision: str = "auto"
+    steps: NonNegative = 30_000
+    batch_size: Positive = 8
+    lr: PositiveNumber = 1e-3
+    min_lr: NonNegativeNumber = 1e-5
+    warmup_steps: NonNegative = 200
+    weight_decay: NonNegativeNumber = 0.01
+    grad_clip: PositiveNumber = 1.0
+    average_decay: ShareBelowOne = 0.998
+    precision: Precision = "auto"
     device: str = "auto"
-    seed: int = 1
+    seed: Seed = 1
     # windows
-    seq_len: int = 12
-    seq_len_max: int = 12
-    seq_len_grow_steps: int = 5000
-    balance: float = 0.5
+    seq_len: Positive = 12
+    seq_len_max: Positive = 12
+    seq_len_grow_steps: Positive = 5000
+    balance: NonNegativeNumber = 0.5
     # pairs
-    pair_share: float = used_if(0.75, model="geometry")
-    pair_batch: int = used_if(32, model="geometry")
-    pair_pool: int = used_if(1536, model="geometry")
-    pair_passes: int = used_if(4, model="geometry")
-    recorded_depth: float = used_if(0.3, model="geometry")
+    pair_share: Share = used_if(0.75, model="geometry")
+    pair_batch: Positive = used_if(32, model="geometry")
+    pair_pool: Positive = used_if(1536, model="geometry")
+    pair_passes: Positive = used_if(4, model="geometry")
+    recorded_depth: Share = used_if(0.3, model="geometry")
     # curriculum
-    ar_growth: str = "rollout"
-    ar_len_max: int = 8
-    ar_start_step: int = 0
-    ar_step: int = used_if(2, refuse=True, ar_growth="rollout")
-    ar_ramp_steps: int = used_if(4000, refuse=True, ar_growth="ramp")
-    ss_midpoint_step: int = used_if(6000, refuse=True, ar_growth="ramp")
-    ss_steepness: float = used_if(1500.0, refuse=True, ar_growth="ramp")
-    ss_max_teacher_prob: float = used_if(0.95, refuse=True, ar_growth="ramp")
-    ss_min_teacher_prob: float = 0.15
+    ar_growth: Annotated[str, OneOf(("rollout", "ramp"))] = "rollout"
+    ar_len_max: NonNegative = 8
+    ar_start_step: NonNegative = 0
+    ar_step: NonNegative = used_if(2, refuse=True, ar_growth="rollout")
+    ar_ramp_steps: NonNegative = used_if(4000, refuse=True, ar_growth="ramp")
+    ss_midpoint_step: NonNegative = used_if(6000, refuse=True, ar_growth="ramp")
+    ss_steepness: PositiveNumber = used_if(1500.0, refuse=True, ar_growth="ramp")
+    ss_max_teacher_prob: Share = used_if(0.95, refuse=True, ar_growth="ramp")
+    ss_min_teacher_prob: Share = 0.15
     self_fed_greedy: bool = False
-    self_fed_temperature: float = 0.9
+    self_fed_temperature: PositiveNumber = 0.9
     # noise on the input
-    token_noise: float = 0.15
-    similar_codes: float = used_if(0.7, model="geometry")
-    latent_noise: float = used_if(0.0, model="convgru")
+    token_noise: Share = 0.15
+    similar_codes: Share = used_if(0.7, model="geometry")
+    latent_noise: NonNegativeNumber = used_if(0.0, model="convgru")
     # loss weights
-    ce_weight: float = 1.0
-    label_smoothing: float = 0.05
-    perceptual_weight: float = 0.0
-    perceptual: str = "auto"
-    disoccluded_weight: float = used_if(3.0, model="geometry")
-    loss_cells: float = used_if(0.3, model="geometry")
-    masked_decoding: float = used_if(0.5, model="geometry")
-    magnified_weight: float = used_if(2.0, model="geometry")
-    motion_steps: int = used_if(300, model="geometry")
-    motion_frames: int = used_if(6000, model="geometry")
-    neighbor_weight: float = used_if(0.0, model="convgru")
-    neighbor_kernel: int = used_if(3, model="convgru")
-    neighbor_exact_mix: float = used_if(0.3, model="convgru")
-    semantic_weight: float = used_if(0.0, model="convgru")
-    entropy_weight: float = used_if(0.0, model="convgru")
-    entropy_floor: float = used_if(4.5, model="convgru")
-    sharpness_weight: float = used_if(0.0, model="convgru")
-    temporal_weight: float = used_if(0.0, model="convgru")
+    ce_weight: NonNegativeNumber = 1.0
+    label_smoothing: ShareBelowOne = 0.05
+    perceptual_weight: NonNegativeNumber = 0.0
+    perceptual: Perceptual = "auto"
+    disoccluded_weight: PositiveNumber = used_if(3.0, model="geometry")
+    loss_cells: PositiveShare = used_if(0.3, model="geometry")
+    masked_decoding: Share = used_if(0.5, model="geometry")
+    magnified_weight: PositiveNumber = used_if(2.0, model="geometry")
+    motion_steps: NonNegative = used_if(300, model="geometry")
+    motion_frames: Positive = used_if(6000, model="geometry")
+    neighbor_weight: NonNegativeNumber = used_if(0.0, model="convgru")
+    neighbor_kernel: Odd = used_if(3, model="convgru")
+    neighbor_exact_mix: Share = used_if(0.3, model="convgru")
+    semantic_weight: NonNegativeNumber = used_if(0.0, model="convgru")
+    entropy_weight: NonNegativeNumber = used_if(0.0, model="convgru")
+    entropy_floor: NonNegativeNumber = used_if(4.5, model="convgru")
+    sharpness_weight: NonNegativeNumber = used_if(0.0, model="convgru")
+    temporal_weight: NonNegativeNumber = used_if(0.0, model="convgru")
     # logging and saving
-    log_steps: int = 20
-    val_steps: int = 500
-    val_windows: int = 48
-    val_rollouts: int = 16
-    picture_steps: int = 500
-    sensitivity_steps: int = 500
-    spike_factor: float = 3.0
-    save_steps: int = 1000
-    save_minutes: float = 10.0
-    keep: int = 3
-    wandb: str = "auto"
+    log_steps: Positive = 20
+    val_steps: Positive = 500
+    val_windows: Positive = 48
+    val_rollouts: NonNegative = 16
+    picture_steps: Positive = 500
+    sensitivity_steps: Positive = 500
+    spike_factor: PositiveNumber = 3.0
+    save_steps: Positive = 1000
+    save_minutes: PositiveNumber = 10.0
+    keep: NonNegative = 3
+    wandb: WandbMode = "auto"
     wandb_project: str = "project-ochre"
+
+    def __post_init__(self):
+        if self.ss_min_teacher_prob > self.ss_max_teacher_prob and self.ar_growth == "ramp":
+            raise SettingError(
+                f"SS_MIN_TEACHER_PROB={self.ss_min_teacher_prob} is above SS_MAX_TEACHER_PROB="
+                f"{self.ss_max_teacher_prob}; give a smaller one"
+            )
 
 
 def recipe_config(name: str) -> TrainConfig:

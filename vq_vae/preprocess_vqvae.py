@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.recordings import depth_path, split_key
 from dataset.token_files import split_of
-from runtime.config import positive_int
+from runtime.config import positive_int, share
 from runtime.errors import run_script
 from runtime.outputs import check_outputs, replacing
+from runtime.ranges import PictureSide, flag
 from runtime.video import RESIZE, VideoError, read_frames, resize
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".avi", ".mkv")
@@ -91,10 +92,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("clips", type=Path, help="folder with the videos, at any depth")
     parser.add_argument("out", type=Path, help=".npz to write")
     parser.add_argument("--gap", type=positive_int, default=5, help="take every GAP-th frame (default 5)")
-    parser.add_argument("--height", type=positive_int, default=72, help="of the pictures (default 72)")
-    parser.add_argument("--width", type=positive_int, default=128, help="of the pictures (default 128)")
+    parser.add_argument("--height", type=flag(PictureSide), default=72, help="of the pictures (default 72)")
+    parser.add_argument("--width", type=flag(PictureSide), default=128, help="of the pictures (default 128)")
     parser.add_argument("--resize", choices=sorted(RESIZE), default="area")
-    parser.add_argument("--val_fraction", type=float, default=0.1, help="of clips or worlds (default 0.1)")
+    parser.add_argument("--val_fraction", type=share, default=0.1, help="of clips or worlds (default 0.1)")
     options = Options(**vars(parser.parse_args(arguments)))
     return run_script(lambda: run(options))
 

@@ -12,9 +12,8 @@ Ctrl-C saves; the same command then continues where the run stopped.
 import json
 import math
 import sys
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,15 +24,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.token_files import DataError
 from metrics import code_usage, psnr
-from metrics.perceptual import perceptual_distance
+from metrics.perceptual import Perceptual, perceptual_distance
 from runtime import checkpoint
+from runtime.arrays import ArraysError, read_arrays
 from runtime.config import constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
+from runtime.ranges import (
+    NonNegative,
+    NonNegativeNumber,
+    PictureSide,
+    Positive,
+    PositiveNumber,
+    Precision,
+    Range,
+    Seed,
+    Share,
+    ShareBelowOne,
+    Width,
+)
 from runtime.run_folder import last_good, set_aside
-from runtime.run_log import Means, RunLog, StopRequest
+from runtime.run_log import Means, RunLog, StopRequest, WandbMode
 from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
 from runtime.video import grid, save_image, to_float, to_uint8
 from vq_vae.tokenizer import TOKENIZER_KIND, tokenizer_content
@@ -45,40 +58,43 @@ OUT_DIR = "runs/vqvae"
 RESUME = True  # continue from OUT_DIR/last.pt if it exists
 
 # --- model; a picture of HEIGHT x WIDTH becomes a grid of a quarter of each side ---
-HEIGHT = 72
-WIDTH = 128
-CODEBOOK_SIZE = 1024
-EMBEDDING_DIM = 384
-HIDDEN_DIM = 128
-RESIDUAL_BLOCKS = 2
-COMMITMENT = 0.05
-EMA_DECAY = 0.99  # of the codebook
+HEIGHT: PictureSide = 72
+WIDTH: PictureSide = 128
+CODEBOOK_SIZE: Annotated[int, Range(2, 65536)] = 1024
+EMBEDDING_DIM: Width = 384
+HIDDEN_DIM: Annotated[int, Range(2, 8192, multiple_of=2)] = 128
+RESIDUAL_BLOCKS: Annotated[int, Range(0, 100)] = 2
+COMMITMENT: NonNegativeNumber = 0.05
+EMA_DECAY: ShareBelowOne = 0.99  # of the codebook
 
 # --- training ---
-STEPS = 20_000
-BATCH_SIZE = 24
-LR = 8e-4  # after a linear warm-up; then cosine decay to LR * FINAL_LR_FACTOR at STEPS
-WARMUP_STEPS = 200
-FINAL_LR_FACTOR = 0.05
-GRAD_CLIP = 1.0
+STEPS: NonNegative = 20_000
+BATCH_SIZE: Positive = 24
+LR: PositiveNumber = 8e-4  # after a linear warm-up; then cosine decay to LR * FINAL_LR_FACTOR at STEPS
+WARMUP_STEPS: NonNegative = 200
+FINAL_LR_FACTOR: Share = 0.05
+GRAD_CLIP: PositiveNumber = 1.0
 FLIP = True  # mirror half of the pictures left-right
-PERCEPTUAL = "auto"  # auto, lpips-alex or effnet-lite0
-PERCEPTUAL_WEIGHT = 0.005  # 0: no perceptual term
-PERCEPTUAL_START = 0.3  # share of STEPS before its weight starts to grow
-PERCEPTUAL_RAMP = 0.2  # share of STEPS over which it grows
-PERCEPTUAL_BATCH = 8  # pictures of each batch that it is computed on
-PRECISION = "auto"  # fp32, bf16, fp16, or auto: bf16 where it is fast, fp16 on older CUDA cards, else fp32
+PERCEPTUAL: Perceptual = "auto"  # auto, lpips-alex or effnet-lite0
+PERCEPTUAL_WEIGHT: NonNegativeNumber = 0.005  # 0: no perceptual term
+PERCEPTUAL_START: Share = 0.3  # share of STEPS before its weight starts to grow
+PERCEPTUAL_RAMP: Share = 0.2  # share of STEPS over which it grows
+PERCEPTUAL_BATCH: Positive = 8  # pictures of each batch that it is computed on
+PRECISION: Precision = "auto"  # auto: bf16 where it is fast, fp16 on older CUDA cards, else fp32
 DEVICE = "auto"  # auto, cuda, mps or cpu
-SEED = 1
+SEED: Seed = 1
 
 # --- logging and saving, every so many steps ---
-LOG_STEPS = 50
-VAL_STEPS = 500
-VAL_PICTURES = 512
-SAVE_STEPS = 1000
-SAVE_MINUTES = 10.0  # last.pt is also saved when so many minutes have passed
-WANDB = "auto"  # online, offline, disabled, or auto: online where an API key is found
+LOG_STEPS: Positive = 50
+VAL_STEPS: Positive = 500
+VAL_PICTURES: Positive = 512
+SAVE_STEPS: Positive = 1000
+SAVE_MINUTES: PositiveNumber = 10.0  # last.pt is also saved when so many minutes have passed
+WANDB: WandbMode = "auto"  # online, offline, disabled, or auto: online where an API key is found
 WANDB_PROJECT = "project-ochre-vqvae"
+
+
+INFLATION = 64  # the arrays of a picture file, which is written uncompressed, take at most so much more
 
 
 def perceptual_weight(done: float, weight: float, start: float, ramp: float) -> float:
@@ -92,14 +108,15 @@ def load_pictures(path: str, height: int, width: int) -> dict[str, np.ndarray]:
     Raises DataError if the file is missing or broken, or has pictures of another size.
     """
     try:
-        with np.load(path) as arrays:
-            pictures = {split: arrays[split] for split in ("train", "val")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        most = INFLATION * Path(path).stat().st_size
+        pictures = read_arrays(path, ("train", "val"), most_bytes=most)
+    except (OSError, ArraysError) as error:
         raise DataError(f"PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py") from None
     for split, array in pictures.items():
-        if array.shape[1:] != (height, width, 3) or not len(array):
+        if array.shape[1:] != (height, width, 3) or not len(array) or array.dtype != np.uint8:
             raise DataError(
-                f"PICTURES={path}: {split} is {array.shape}, expected [N > 0, {height}, {width}, 3]; "
+                f"PICTURES={path}: {split} is {array.dtype} {list(array.shape)}, expected uint8 "
+                f"[N > 0, {height}, {width}, 3]; "
                 "sample again with other --height, --width or --val_fraction"
             )
     return pictures

@@ -83,7 +83,7 @@ def test_broken_manifest(folder, text):
     "change, told",
     [
         ({"format": 2}, "format 2, expected 1"),
-        ({"action_names": ["yaw"]}, r"actions are \['yaw'\]"),
+        ({"action_names": ["yaw"]}, r"action_names is \['yaw'\]"),
         ({"unknown": 1}, "not a manifest"),
     ],
 )

@@ -11,7 +11,6 @@ from rollout.arguments import RolloutConfig, add_arguments, config_of
 from rollout.context import start_places
 from rollout.sampling import PLAY
 from rollout.world_model import SHIPPED_WORLD
-from runtime.config import SettingError
 
 
 def config(*flags: str) -> RolloutConfig:
@@ -48,9 +47,9 @@ def test_files_of_the_world():
 
 def test_sampling_flags():
     assert config().sampling == PLAY
-    flags = "--greedy --temperature 0.5 --topk 7 --topp 0.8 --refine 0.25 --passes 3"
+    flags = "--greedy --temperature 0.5 --topk 7 --topp 0.8 --refine 0.25 --trust 1 --passes 3"
     sampling = config(*flags.split()).sampling
     assert (sampling.greedy, sampling.temperature, sampling.top_k, sampling.top_p) == (True, 0.5, 7, 0.8)
-    assert (sampling.refine, sampling.passes) == (0.25, 3)
-    with pytest.raises(SettingError, match="top_p 2.0"):
+    assert (sampling.refine, sampling.trust, sampling.passes) == (0.25, 1, 3)
+    with pytest.raises(SystemExit):
         config("--topp", "2")
