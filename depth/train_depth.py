@@ -32,7 +32,7 @@ from depth.depth_net import DepthConfig, DepthNet
 from depth.depth_pictures import depth_sheet
 from depth.predictor import DEPTH_KIND
 from runtime import checkpoint
-from runtime.config import constants_of, load
+from runtime.config import SettingError, constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
@@ -190,9 +190,12 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     torch.manual_seed(config.seed)
 
     # data
-    network_config = DepthConfig(
-        config.height, config.width, config.channels, config.blocks, dropout=config.dropout
-    )
+    try:
+        network_config = DepthConfig(
+            config.height, config.width, config.channels, config.blocks, dropout=config.dropout
+        )
+    except ValueError as error:
+        raise SettingError(f"CHANNELS, BLOCKS, HEIGHT, WIDTH: {error}; change one of them") from None
     frames = load_frames(config, network_config, device)
     train_frames, held_out = frames["train"], frames["val"]
     print(
