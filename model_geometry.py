@@ -26,6 +26,7 @@ from depth.predictor import DepthPredictor
 from geometry import camera
 from geometry.keyframes import VISIBLE, compose_next_view
 from geometry.motion import METRES_PER_UNIT, Motion, PlayerMotion, displacement_between, next_pose
+from geometry.occupancy import Occupancy
 from geometry.state import WorldState
 from geometry.warping import ComposedView, SourceFrames
 from model_convGru import ConvGRUCell
@@ -97,6 +98,7 @@ class Prediction:
     generation: Tensor | None = None  # [B, H, W] of the source of each cell; 0: observed
     inverse_ray_distance: Tensor | None = None  # [B, 2H, 2W] 1/m, of the *last* frame
     motion: Motion | None = None  # the predicted displacement; None where the pose was given
+    occupancy: Occupancy | None = None  # the nodes around the player before the step; None likewise
 
     @property
     def observed_mask(self) -> Tensor:
@@ -229,10 +231,10 @@ class GeometryWorldModel(nn.Module):
 
     def predict_motion(
         self, frame: SourceFrames, actions: Tensor, state: WorldState
-    ) -> tuple[Motion, Tensor]:
+    ) -> tuple[Motion, Tensor, Occupancy]:
         """`PlayerMotion.forward` among the nodes that the keyframes and the current frame show.
 
-        `frame`: the B current frames. Returns the motion and the motion model's new state.
+        `frame`: the B current frames. Returns the motion, the motion model's new state and the nodes.
         """
         keyframes, g = state.keyframes, self.config
         keys = actions[:, [MOVE_X, JUMP, MOVE_Z]]
@@ -245,7 +247,8 @@ class GeometryWorldModel(nn.Module):
             g.vertical_fov_degrees,
         )
         turn = actions[:, YAW] * g.degrees_per_unit
-        return self.motion_model(keys, turn, frame.pose, state.displacement, state.motion, occupancy)
+        motion = self.motion_model(keys, turn, frame.pose, state.displacement, state.motion, occupancy)
+        return *motion, occupancy
 
     def next_pose(self, pose: Tensor, actions: Tensor, displacement: Tensor) -> Tensor:
         """The pose after an action, `motion.next_pose`: [B, 5]."""
@@ -286,9 +289,9 @@ class GeometryWorldModel(nn.Module):
                     inverse = self.predict_depth(picture, state.pose[:, 4])
                 frame = SourceFrames(picture.float(), tokens, inverse, state.pose)
                 state = self.write_keyframe(state, frame, observed)
-                motion, motion_state, pose = None, state.motion, true_next_pose
+                motion, motion_state, occupancy, pose = None, state.motion, None, true_next_pose
                 if pose is None or not pose.isfinite().all():
-                    motion, motion_state = self.predict_motion(frame, actions, state)
+                    motion, motion_state, occupancy = self.predict_motion(frame, actions, state)
                     pose = self.next_pose(state.pose, actions, motion.mode)
                     if true_next_pose is not None:
                         pose = torch.where(true_next_pose.isfinite(), true_next_pose, pose)
@@ -311,6 +314,7 @@ class GeometryWorldModel(nn.Module):
             generation=generation,
             inverse_ray_distance=inverse,
             motion=motion,
+            occupancy=occupancy,
         )
         after = WorldState(
             hidden=hidden,

@@ -53,14 +53,13 @@ def displacement_between(pose: Tensor, following: Tensor) -> Tensor:
 
 
 STATE = 8  # velocity 3, expected displacement 3, standing, y where the player last stood
-CHANNELS = 24  # of the node network
+CHANNELS = 32  # of the node network
 FREE, SOLID, LOW = range(3)  # classes of nodes
 RESTING = 1e-3  # metres and metres per second, below which a player without keys does not move
 UNEXPECTED = 0.02  # metres: a step that differs by more from the expected one corrects the velocity
 # Logits of an untrained network: of ground that is not seen, of the evidence of each point, of a low node.
 PRIOR, SEEN, UNLIKELY = 2.0, 1.0, -4.0
 GROUND_TOLERANCE = 0.01  # metres: feet so far under a node's border stand on it
-SOLID_BIAS = 0.0
 COVERED = 0.05  # metres: feet that stand so far over a node's border stand on a low node
 
 
@@ -144,8 +143,7 @@ class PlayerMotion(nn.Module):
         `ground` [B] as in `NodeNetwork.forward`.
         """
         c = self.constants
-        logits = self.node_network(occupancy.evidence, ground)
-        kind = (logits + logits.new_tensor([0.0, SOLID_BIAS, 0.0])[:, None, None, None]).argmax(1)
+        kind = self.node_network(occupancy.evidence, ground).argmax(1)
         low = torch.remainder(ground + GROUND_TOLERANCE, 1.0) - GROUND_TOLERANCE
         low = torch.where((low > COVERED) & (low < c.step_height), low, c.low_height)
         return (kind == SOLID).float() + (kind == LOW) * low[:, None, None, None]

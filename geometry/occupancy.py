@@ -23,7 +23,7 @@ from geometry import camera
 REACH = 3  # nodes from the player's feet to the faces of the box, as in the recorded boxes of nodes
 SIDE = 2 * REACH + 1
 POINTS = 2  # points of a node per axis at which the depth is compared
-FRAMES = 8  # keyframes that are fused
+FRAMES = 16  # keyframes that are fused
 PROBE_RADII = (0.8, 2.0)  # metres: keyframes are chosen to show points on circles so far around the player,
 PROBE_HEIGHTS = (-0.2, 1.0)  # so high over the feet
 PROBES = 8  # points on each circle

@@ -19,6 +19,8 @@ Colour = tuple[int, int, int]
 WHITE, NEAR, FAR = (255, 255, 255), (252, 180, 60), (150, 70, 160)  # texts; near and far in the colour scale
 OBSERVED, GENERATED, PLAYER = (90, 200, 255), (255, 160, 60), WHITE  # keyframes and player
 LAST_FRAME, KEYFRAMES, DISOCCLUDED = (60, 240, 60), (60, 60, 240), (240, 60, 60)  # sources of cells
+BLOCKED, LOW, DROP = (240, 60, 60), (240, 200, 60), (60, 90, 240)  # nodes around the player
+NODE = 9  # pixels for a node of the map of what blocks
 LINE, BACKGROUND = (90, 90, 90), (18, 18, 18)
 
 
@@ -26,7 +28,9 @@ LINE, BACKGROUND = (90, 90, 90), (18, 18, 18)
 def overlay(session: Session) -> np.ndarray | None:
     """The overlay [H, W, 3] uint8; None before the first step and for a model without keyframes.
 
-    Left, a map of the keyframes around the player, seen from above. Right, from top to bottom:
+    Left, a map of the keyframes around the player, seen from above, and in its corner the nodes around the
+    player: what blocks, what is low enough to step on, where the ground drops by more than a node. Right,
+    from top to bottom:
 
     - the predicted ray distance of the frame that the step started from, logarithmic, near is bright;
     - the gate of each cell (`GeometryWorldModel.gate_map`), that is the weight of the composed view in the
@@ -55,8 +59,18 @@ def overlay(session: Session) -> np.ndarray | None:
     left = np.concatenate(
         [
             legend({f"{count} keyframes, map radius {MAP_METRES:.0f} m": WHITE}, size),
-            keyframe_map(session, size),
-            legend({"you": PLAYER, "recorded": OBSERVED, "generated": GENERATED}, size),
+            with_node_map(keyframe_map(session, size), session),
+            legend(
+                {
+                    "you": PLAYER,
+                    "recorded": OBSERVED,
+                    "generated": GENERATED,
+                    "blocks": BLOCKED,
+                    "step": LOW,
+                    "drop": DROP,
+                },
+                size,
+            ),
         ]
     )
     return np.concatenate([left, column], 1)
@@ -92,6 +106,33 @@ def source_colours(prediction: Prediction) -> np.ndarray:
     last = prediction.view.source[0].cpu().numpy() == 0
     shade = np.stack([visible <= VISIBLE, last * visible, ~last * visible], -1)
     return (60 + 180 * shade).round().astype(np.uint8)
+
+
+def with_node_map(canvas: np.ndarray, session: Session) -> np.ndarray:
+    """The map with `node_colours` in its lower left corner, -z up, and the player in the middle of it."""
+    occupancy = session.prediction.occupancy
+    if occupancy is None:
+        return canvas
+    motion, state = session.rollout.model.motion_model, session.rollout.state
+    filled = motion.filled(occupancy, state.motion[:, 7] - occupancy.lowest[:, 1])[0].cpu().numpy()
+    nodes = enlarge(node_colours(filled, motion.constants.step_height).swapaxes(0, 1), NODE)
+    side = len(nodes)
+    place = (state.pose[0, [0, 2]] - occupancy.lowest[0, [0, 2]]).cpu().numpy() * NODE
+    cv2.circle(nodes, tuple(int(x) for x in place.round()), 3, WHITE, -1, cv2.LINE_AA)
+    canvas[-side - 2 :, : side + 2] = LINE
+    canvas[-side - 1 : -1, 1 : side + 1] = nodes
+    return canvas
+
+
+def node_colours(filled: np.ndarray, step_height: float) -> np.ndarray:
+    """Filled heights [X, Y, Z] of the nodes around a player -> a colour [X, Z, 3] uint8 for each column."""
+    feet = filled.shape[1] // 2
+    body, head, below = filled[:, feet], filled[:, feet + 1], filled[:, feet - 2 : feet].max(1)
+    colours = np.full((*body.shape, 3), BACKGROUND, np.uint8)
+    colours[below == 0] = DROP
+    colours[body > 0] = LOW
+    colours[(body > step_height) | (head > 0)] = BLOCKED
+    return colours
 
 
 def keyframe_map(session: Session, size: int) -> np.ndarray:
