@@ -222,8 +222,9 @@ def train(
         checkpoint.require(content, ("tokenizer", "position", *curriculum.content()), last)
         check_tokenizer(content["tokenizer"], tokenizer.fingerprint, config.vqvae_ckpt, str(last))
         state.restore(content, last)
-        batches.restore(content["position"])
-        curriculum.restore(content)
+        with checkpoint.restoring(last):
+            batches.restore(content["position"])
+            curriculum.restore(content)
     elif config.init_from:
         source, content = load_world_model(config.init_from, tokenizer)
         checkpoint.check_config(content, model.config, config.init_from)
