@@ -165,6 +165,8 @@ def campaign(every: int, only: str = "", keep: bool = False, report: bool = Fals
     world = Path(tempfile.mkdtemp(prefix="fuzz-world-"))
     try:
         if not os.fork():  # the parent stays without threads
+            for number in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
             write_world(world)
             os._exit(0)
         os.wait()

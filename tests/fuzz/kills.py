@@ -219,7 +219,8 @@ def main() -> int:
     world, rng, bad = Path(tempfile.mkdtemp(prefix="kill-world-")), random.Random(args.seed), 0
     try:
         if not os.fork():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            for number in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
             write_world(world)
             os._exit(0)
         os.wait()
