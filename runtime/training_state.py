@@ -146,7 +146,7 @@ class TrainingState:
         checkpoint.require(content, ENTRIES, path)
         checkpoint.check_config(content, self.model.config, path)
         with checkpoint.restoring(path):
-            self.model.load_state_dict(content["trained" if self.average else "model"])
+            self.model.load_state_dict(content.get("trained", content["model"]))
             if self.average:
                 self.average.network.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
