@@ -306,7 +306,8 @@ def clip_cases() -> Iterator[Case]:
             0,
             ("packed",),
         )
-    for label, spoil in list(bad_metadata())[::4]:
+    whole = ("entry null", "entry missing", "too many")  # a start uses the entries that there are
+    for label, spoil in [case for case in bad_metadata() if case[0] not in whole][::4]:
         yield Case(
             f"inference of a clip, {label}",
             "inference",
