@@ -1,6 +1,8 @@
 # make play: set up and walk in the shipped world     make test: set up and run the tests
 # make data: set up and record the default data set   make lint: set up and run ruff
 # make soak: 20,000 steps of play and ten minutes of the page, with plots of memory and time
+# make fuzz: malformed inputs for all scripts          make kill: runs that are killed at random times
+# make lock: the versions and hashes of what running needs, from requirements.txt
 PYTHON ?= python3
 VENV := .venv
 RUN_READY := $(VENV)/.ready-run
@@ -12,7 +14,13 @@ TORCH_INDEX ?=
 CPU_WHEELS := $(if $(shell command -v nvidia-smi),,--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 TORCH_WHEELS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),$(CPU_WHEELS))
 
-.PHONY: play data test lint soak setup clean
+# Versions and hashes of everything that is installed: for CUDA builds, macOS and Windows, or all but PyTorch,
+# which then comes from its index of CPU wheels. Another index for PyTorch needs other versions.
+LOCK := $(if $(TORCH_INDEX),,$(if $(CPU_WHEELS),requirements-cpu.lock,requirements-cuda.lock))
+COMPILE := $(VENV)/bin/uv pip compile requirements.txt --universal --python-version 3.10 --generate-hashes --quiet \
+	--no-annotate --custom-compile-command "make lock"
+
+.PHONY: play data test lint soak fuzz kill lock setup clean
 
 play: $(RUN_READY)
 	$(VENV)/bin/python live_inference.py $(ARGS)
@@ -32,12 +40,26 @@ soak: $(DEV_READY)
 	$(VENV)/bin/python tests/soak/soak.py play $(ARGS)
 	$(VENV)/bin/python tests/soak/soak.py page $(ARGS)
 
+fuzz: $(DEV_READY)
+	$(VENV)/bin/python tests/fuzz/campaign.py $(ARGS)
+
+kill: $(DEV_READY)
+	$(VENV)/bin/python tests/fuzz/kills.py $(ARGS)
+
+lock: $(RUN_READY)
+	$(PIP) uv
+	$(COMPILE) -o requirements-cuda.lock
+	$(COMPILE) $$(sed -nE 's/^((torch|triton|cuda-|nvidia-)[a-z0-9-]*)==.*/--no-emit-package \1/p' \
+		requirements-cuda.lock | sort -u) -o requirements-cpu.lock
+
 setup: $(RUN_READY)
 
 # Each marker is written last, so an interrupted setup is done again.
-$(RUN_READY): requirements.txt
+$(RUN_READY): requirements.txt $(LOCK)
 	$(PYTHON) -m venv $(VENV) || { echo "error: this Python has no venv; on Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(PIP) $(TORCH_WHEELS) "$$(grep '^torch' requirements.txt)"
+	$(if $(filter requirements-cuda.lock,$(LOCK)),,$(PIP) $(TORCH_WHEELS) "$$(grep '^torch' requirements.txt)")
+	@$(if $(LOCK),$(PIP) --no-deps --require-hashes -r $(LOCK),false) \
+		|| echo "note: requirements*.lock does not fit this machine; installing the newest versions instead"
 	$(PIP) -r requirements.txt
 	touch $(RUN_READY)
 

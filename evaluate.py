@@ -57,6 +57,7 @@ from runtime.config import SettingError, non_negative_int, positive_int
 from runtime.device import amp_dtype, pick_device
 from runtime.errors import run_script
 from runtime.outputs import check_folder, check_outputs
+from runtime.ranges import PositiveShare, flag
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 OUT = Path("outputs/eval")
@@ -113,6 +114,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--split", choices=("val", "train", "all"), default="val", help="clips to evaluate on")
     add("--out", type=Path, help=f"JSON file (default {OUT}/NAME.json); pictures go into the folder NAME")
     add("--quick", action="store_true", help="a smoke test: about a tenth of the clips and windows")
+    add(
+        "--share",
+        type=flag(PositiveShare),
+        default=1.0,
+        help="share of the windows and starts of a full run (default: %(default)s)",
+    )
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
     add("--walk_starts", type=positive_int, help=f"starts of the section walk (default {FULL.walk_starts})")
     add("--walk_seconds", type=positive_int, help=f"length of its walks (default {FULL.walk_seconds})")
@@ -153,7 +160,7 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """The plan that the flags ask for."""
-    plan = QUICK if args.quick else FULL
+    plan = QUICK if args.quick else FULL.scaled(args.share)
     asked = {"walk_starts": args.walk_starts, "walk_seconds": args.walk_seconds}
     return replace(plan, **{name: value for name, value in asked.items() if value is not None})
 

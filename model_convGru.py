@@ -154,7 +154,9 @@ class ConvGRUWorldModel(nn.Module):
         features, state = self.recur(self.compute_embeddings(tokens), self.compute_film(actions), state)
         return Prediction(features), state
 
-    def logits(self, prediction: Prediction, cells: Tensor | None = None, trust: float = 0.0) -> Tensor:
+    def logits(
+        self, prediction: Prediction, cells: Tensor | None = None, trust: Tensor | float = 0.0
+    ) -> Tensor:
         """Logits over the next frame's codes [B, V, H, W]; of `cells` [B, n] alone: [B, n, V].
 
         `trust` is for models with a prior; this one has none.

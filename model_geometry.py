@@ -423,10 +423,13 @@ class GeometryWorldModel(nn.Module):
         change = change * given.flatten(1).any(1)[:, None, None, None]
         return replace(prediction, features=prediction.features + change)
 
-    def logits(self, prediction: Prediction, cells: Tensor | None = None, trust: float = 0.0) -> Tensor:
+    def logits(
+        self, prediction: Prediction, cells: Tensor | None = None, trust: Tensor | float = 0.0
+    ) -> Tensor:
         """Logits over the next frame's codes: [B, V, H, W] float32; with `cells` [B, n]: [B, n, V].
 
-        `cells` are indices row * W + column. `trust` is added to the gate of visible cells, before softplus.
+        `cells` are indices row * W + column. `trust` (or [B, H, W]) is added to the gate of visible cells,
+        before softplus.
         """
         g, d = self.config, self.config.code_dim
         B, C, H, W = prediction.features.shape
@@ -445,12 +448,14 @@ class GeometryWorldModel(nn.Module):
             logits = logits.float()
             if g.prior:
                 visible, scale = (at(x[:, None]) for x in (prediction.visible_mask, prediction.source_scale))
+                if isinstance(trust, Tensor):
+                    trust = at(trust[:, None])
                 gate = self.gate(gate, visible, scale, trust)
                 point = at(prediction.z) + correction.float() * self.code_space.spread
                 logits = self.add_prior(logits, point, gate)
         return logits if cells is not None else logits.mT.unflatten(2, (H, W))  # a view: it is large
 
-    def gate(self, out: Tensor, visible: Tensor, scale: Tensor, trust: float = 0.0) -> Tensor:
+    def gate(self, out: Tensor, visible: Tensor, scale: Tensor, trust: Tensor | float = 0.0) -> Tensor:
         """Weight of the prior, 0 or more, from the network's output, and share and scale of the cells, all of
         one shape."""
         of_visible, of_disoccluded, per_octave = self.gate_bias

@@ -253,10 +253,11 @@ def train(
         if geometry:
             check_depth(content, depth, "DEPTH_CKPT", last)
         state.restore(content, last)
-        batches.restore(content["position"])
-        if pairs and "pairs" in content:  # a run without pairs may go on with them
-            pairs.restore(content["pairs"])
-        curriculum.restore(content)
+        with checkpoint.restoring(last):
+            batches.restore(content["position"])
+            if pairs and "pairs" in content:  # a run without pairs may go on with them
+                pairs.restore(content["pairs"])
+            curriculum.restore(content)
     elif config.init_from:
         source, content = load_world_model(config.init_from, tokenizer, device, config.depth_ckpt)
         checkpoint.check_config(content, model.config, config.init_from)

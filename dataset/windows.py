@@ -187,8 +187,8 @@ class WindowBatches:
         self._windows: np.ndarray | None = None
 
     def restore(self, position: dict) -> None:
-        """Continues from a saved `position`."""
-        self.position = dict(position)
+        """Continues from a saved `position`. Raises TypeError, KeyError or ValueError if it is none."""
+        self.position = {name: int(position[name]) for name in self.position}
         self._windows = None
 
     def windows_of_pass(self, seq_len: int, epoch: int) -> np.ndarray:

@@ -277,9 +277,12 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     torch.manual_seed(config.seed)
 
     # data
-    network_config = DepthConfig(
-        config.height, config.width, config.channels, config.blocks, dropout=config.dropout
-    )
+    try:
+        network_config = DepthConfig(
+            config.height, config.width, config.channels, config.blocks, dropout=config.dropout
+        )
+    except ValueError as error:
+        raise SettingError(f"CHANNELS, BLOCKS, HEIGHT, WIDTH: {error}; change one of them") from None
     frames = load_frames(config, network_config, device)
     train_frames, held_out = frames["train"], frames["val"]
     print(

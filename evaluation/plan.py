@@ -1,8 +1,12 @@
 """How much an evaluation measures: contexts, horizons and numbers of windows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BATCH = 16  # windows that go through the world model together
+COUNTS = (
+    "windows", "teacher_forced_frames", "start_windows", "still_windows", "still_starts", "memory_windows",
+    "look_aways", "long_rollouts", "walk_starts", "depth_windows",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Plan:
         """The context of everything measured with a single context: 6 if it is among `contexts`, else the
         longest."""
         return 6 if 6 in self.contexts else max(self.contexts)
+
+    def scaled(self, share: float) -> "Plan":
+        """A plan with a share (0..1) of the windows and starts, at least one of each. Frames, seconds and
+        horizons stay, so the numbers mean the same and their intervals are wider."""
+        counts = {name: max(1, round(getattr(self, name) * share)) for name in COUNTS}
+        return replace(self, **counts)
 
 
 FULL = Plan()

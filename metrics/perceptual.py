@@ -24,6 +24,7 @@ class EffNetDistance(nn.Module):
     """Mean over layers of the squared distance between channel-normalised EfficientNet-Lite0 features."""
 
     name = EFFNET
+    least_side = 32  # pixels of a picture
     BLOCKS = (0, 2, 4, 10, 15)  # features are taken after these blocks
     EMBEDDING_BLOCK = 10  # one of BLOCKS: its features are the embedding for Fréchet distances
 

@@ -22,7 +22,7 @@ from dataset.token_files import MANIFEST, DataError, Manifest, read_token_file, 
 from depth.predictor import SHIPPED_DEPTH
 from rollout.rollout import Rollout
 from rollout.world_model import WorldModel, load_world_model
-from runtime.checkpoint import SHIPPED
+from runtime.checkpoint import SHIPPED, CheckpointError
 from runtime.device import amp_dtype, pick_device
 from runtime.video import read_frames, read_image, resize, to_uint8, video_fps
 from vq_vae.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
@@ -64,14 +64,18 @@ def load_world(
     torch_device = pick_device(device)
     tokenizer = load_tokenizer(vqvae_ckpt, torch_device)
     model, content = load_world_model(checkpoint, tokenizer, torch_device, depth_ckpt)
-    data = content.get("data", {})
-    return World(
-        model,
-        torch_device,
-        amp_dtype(torch_device, precision),
-        float(data.get("fps", DEFAULT_FPS)),
-        float(data.get("camera_degrees_per_unit", DEGREES_PER_UNIT)),
-    )
+    try:
+        data = content.get("data", {})
+        fps = float(data.get("fps", DEFAULT_FPS))
+        degrees_per_unit = float(data.get("camera_degrees_per_unit", DEGREES_PER_UNIT))
+        right = 0 < fps < 1000 and 0 < degrees_per_unit < 1e4
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        right = False
+    if not right:
+        raise CheckpointError(
+            f"{checkpoint}: its data names no frame rate and camera unit above 0; copy or train it again"
+        )
+    return World(model, torch_device, amp_dtype(torch_device, precision), fps, degrees_per_unit)
 
 
 @dataclass(frozen=True)

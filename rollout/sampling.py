@@ -29,7 +29,8 @@ class SamplingConfig:
     are sampled too; between keyframes they are only warped, so that their texture does not flicker. 0: never.
 
     `trust` is added to the gate of the prior in visible cells: gates are trained on short windows and close
-    too early in a long rollout, which then drifts to the most frequent codes.
+    too early in a long rollout, which then drifts to the most frequent codes. Cells that are sampled do
+    without: they would nearly all stay as they are.
     """
 
     greedy: bool = False
@@ -117,11 +118,12 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     of them. Frames that do not become keyframes take PASSES_BETWEEN passes at most. A prediction without a
     visible mask takes one pass.
     """
-    visible_mask = prediction.visible_mask
+    visible_mask, trust = prediction.visible_mask, sampling.trust
     if sampling.refine and visible_mask is not None:
         magnified = (prediction.source_scale < sampling.refine) & prediction.refine[:, None, None]
         visible_mask = visible_mask * ~magnified
-    logits = model.logits(prediction, trust=sampling.trust)
+        trust = trust * ~magnified
+    logits = model.logits(prediction, trust=trust)
     tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
     if sampling.passes == 1 or sampling.greedy or visible_mask is None:
         return tokens
@@ -149,7 +151,7 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
         again = rank < remaining[:, None]
         given = torch.ones_like(disoccluded).scatter(1, cells, ~again).view_as(tokens)
         conditioned = model.condition_on_tokens(prediction, flat.view_as(tokens), given)
-        logits = model.logits(conditioned, cells, sampling.trust)
+        logits = model.logits(conditioned, cells, trust)
         sampled = torch.where(again, _sample(logits, noise, sampling.temperature, sampling), sampled)
         flat = flat.scatter(1, cells, sampled)
     return flat.view_as(tokens)

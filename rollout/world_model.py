@@ -48,7 +48,7 @@ class WorldModel(Protocol):
         at hand. `true_pose` [B, 5]: recorded pose, NaN where unknown.
         """
 
-    def logits(self, prediction: Any, cells: Tensor | None = None, trust: float = 0.0) -> Tensor:
+    def logits(self, prediction: Any, cells: Tensor | None = None, trust: Tensor | float = 0.0) -> Tensor:
         """Logits [B, V, H, W] over the codes, or [B, n, V] of the cells [B, n]."""
 
     def condition_on_tokens(self, prediction: Any, tokens: Tensor, given: Tensor) -> Any:

@@ -7,7 +7,8 @@ import hashlib
 import io
 import pickle
 import textwrap
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -158,6 +159,18 @@ def build(
         reason = textwrap.shorten(str(error), 300)  # one line, however many tensors do not fit
         raise CheckpointError(f"{path}: its weights do not fit its own config: {reason}") from None
     return model
+
+
+@contextmanager
+def restoring(path: str | Path) -> Iterator[None]:
+    """Turns what goes wrong in its block, which restores a run's state from `path`, into CheckpointError."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{path}: training cannot continue from it ({one_line(error)[:200]}); rename an older one "
+            "beside it to this name, or give RESUME=False"
+        ) from None
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

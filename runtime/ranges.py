@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 
+def _text(limit: float) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
+
+
 @dataclass(frozen=True)
 class Range:
     """Numbers from `low` to `high`, both included unless `above` (then not `low`); NaN never is.
@@ -33,12 +37,12 @@ class Range:
         return (self.multiple_of == 1 or value % self.multiple_of == 0) and not (self.odd and value % 2 == 0)
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        low = f"above {_text(self.low)}" if self.above else f"{_text(self.low)} or more"
         if math.isinf(self.high):
             text = "" if math.isinf(self.low) else low
         else:
-            low = f"above {self.low:g} and at most" if self.above else f"from {self.low:g} to"
-            text = f"{low} {self.high:g}"
+            low = f"above {_text(self.low)} and at most" if self.above else f"from {_text(self.low)} to"
+            text = f"{low} {_text(self.high)}"
         more = "odd" if self.odd else f"a multiple of {self.multiple_of}" if self.multiple_of > 1 else ""
         return ", ".join(filter(None, (text, more)))
 

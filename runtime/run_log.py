@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 
 from runtime.config import SettingError
-from runtime.outputs import write_text
+from runtime.outputs import output_error, write_text
 from runtime.ranges import OneOf
 
 MODES = ("auto", "online", "offline", "disabled")
@@ -121,7 +121,11 @@ class RunLog:
         resumed = resumed_step is not None
         for path in sorted(Path(directory).glob("*.jsonl")) if resumed else ():
             remove_later_rows(path, resumed_step)
-        self.file = open(Path(directory) / "log.jsonl", "a")
+        self.path = Path(directory) / "log.jsonl"
+        try:
+            self.file = open(self.path, "a")
+        except OSError as error:
+            raise output_error(self.path, error) from None
         self.run = None
         if mode != "disabled":
             try:
@@ -149,9 +153,12 @@ class RunLog:
         return run_id
 
     def write(self, step: int, metrics: dict) -> None:
-        """One row of metrics at an optimizer step."""
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self.file.flush()
+        """One row of metrics at an optimizer step. Raises OutputError, for example if the disk is full."""
+        try:
+            self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise output_error(self.path, error) from None
         self._send(lambda: self.run.log(metrics, step=step))
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
@@ -169,5 +176,6 @@ class RunLog:
 
     def close(self) -> None:
         """Flushes and closes both logs."""
-        self.file.close()
+        with suppress(OSError):  # what a full disk did not take has been reported
+            self.file.close()
         self._send(lambda: self.run.finish())

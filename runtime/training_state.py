@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from runtime import checkpoint
-from runtime.checkpoint import CheckpointError
-from runtime.errors import UserError, one_line
+from runtime.errors import UserError
 
 MOST_SKIPPED = 30  # steps in a row; fp16 leaves out some at the start, until its loss scale fits
 ENTRIES = ("step", "best", "seconds", "metrics", "optimizer", "scaler", "rng")  # of TrainingState.content
@@ -146,7 +145,7 @@ class TrainingState:
         """
         checkpoint.require(content, ENTRIES, path)
         checkpoint.check_config(content, self.model.config, path)
-        try:
+        with checkpoint.restoring(path):
             self.model.load_state_dict(content["trained" if self.average else "model"])
             if self.average:
                 self.average.network.load_state_dict(content["model"])
@@ -157,11 +156,6 @@ class TrainingState:
             self.step, self.best = int(content["step"]), float(content["best"])
             self.seconds, self.metrics = float(content["seconds"]), dict(content["metrics"])
             self.finite = FiniteSteps(int(content.get("skipped", 0)))
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
-            raise CheckpointError(
-                f"{path}: training cannot continue from it ({one_line(error)[:200]}); rename an older one "
-                "beside it to this name, or give RESUME=False"
-            ) from None
         print(f"resumed {path} at step {self.step}")
 
 

@@ -515,3 +515,15 @@ def test_the_json_file_and_the_folder_of_pictures_have_different_names():
     assert evaluate.json_file(Path("a/b")) == evaluate.json_file(Path("a/b.json")) == Path("a/b.json")
     with pytest.raises(SettingError, match="--out b.txt: expected a name that ends in .json"):
         evaluate.json_file(Path("b.txt"))
+
+
+def test_a_share_of_a_full_run_keeps_what_is_measured():
+    full = Plan()
+    quarter = full.scaled(0.25)
+    assert (quarter.windows, quarter.still_starts, quarter.look_aways) == (16, 4, 4)
+    assert (quarter.horizons, quarter.long_frames) == (full.horizons, full.long_frames)
+    assert full.scaled(1.0) == full and full.scaled(0.001).look_aways == 1
+    assert evaluate.parse_config(["--share", "0.5"]).plan == evaluate.FULL.scaled(0.5)
+    for share in ("0", "1.5", "nan"):
+        with pytest.raises(SystemExit):
+            evaluate.parse_config(["--share", share])

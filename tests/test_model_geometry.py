@@ -194,20 +194,20 @@ def test_each_input_and_part_matters(tokenizer, recording, part):
 
 
 class KnownDepth:
-    """Stands in for a DepthPredictor: the same inverse ray distance and error in all pixels."""
+    """Stands in for a DepthPredictor: the same inverse ray distance in all pixels."""
 
     config = DepthConfig(36, 64, (4,), (0,), heads=2)
 
-    def __init__(self, inverse: float, error: float):
-        self.values, self.seen = (inverse, error), []
+    def __init__(self, inverse: float):
+        self.inverse, self.seen = inverse, []
 
-    def predict_with_error(self, pictures, pitch):
+    def predict(self, pictures, pitch):
         self.seen.append((pictures, pitch))
-        return tuple(torch.full((len(pictures), *self.config.size), v) for v in self.values)
+        return torch.full((len(pictures), *self.config.size), self.inverse)
 
 
 def test_depth_network_sees_the_picture_in_its_own_size(tokenizer):
-    depth = KnownDepth(0.1, 0.1)
+    depth = KnownDepth(0.1)
     model = untrained(tokenizer, depth=depth)
     picture, pitch = torch.linspace(-0.5, 1.5, 128).expand(1, 3, 72, 128), torch.tensor([7.0])
     found = model.predict_depth(picture, pitch)
@@ -217,7 +217,7 @@ def test_depth_network_sees_the_picture_in_its_own_size(tokenizer):
     torch.testing.assert_close(
         given[0, 0, 0, 20:44], torch.linspace(-0.5, 1.5, 128).view(64, 2).mean(1)[20:44]
     )
-    assert found.shape == (1, 36, 64), "the model's grid"
+    torch.testing.assert_close(found, torch.full((1, 36, 64), 0.1)), "the model's grid"
 
 
 # ---------------------------------------------------------------- memory
@@ -339,7 +339,7 @@ def test_magnified_cells_are_sampled_when_the_frame_becomes_a_keyframe(tokenizer
 
     for passes in (1, 4):
         drawn = changed(0.5, passes)
-        assert drawn[0, :10].mean() > 0.1 and not drawn[0, 10:].any()
+        assert drawn[0, :10].mean() > 0.3 and not drawn[0, 10:].any()
         assert not drawn[1].any(), "this frame does not become a keyframe"
     assert not changed(0.3).any(), "not so much magnified"
     assert not changed(0.0).any(), "never"

@@ -80,4 +80,4 @@ class Curriculum:
 
     def restore(self, content: dict) -> None:
         """Continues from the content of a checkpoint."""
-        self.best_rollout, self.grown = content["best_rollout"], content["grown"]
+        self.best_rollout, self.grown = float(content["best_rollout"]), int(content["grown"])

@@ -27,7 +27,7 @@ from metrics import code_usage, psnr
 from metrics.perceptual import Perceptual, perceptual_distance
 from runtime import checkpoint
 from runtime.arrays import ArraysError, read_arrays
-from runtime.config import constants_of, load
+from runtime.config import SettingError, constants_of, load
 from runtime.device import amp_dtype, autocast, pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
@@ -206,6 +206,11 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     state = TrainingState(model, optimizer, scaler, device)
     distance = perceptual_distance(config.perceptual).to(device)
+    least = getattr(distance, "least_side", 1)
+    if min(config.height, config.width) < least:
+        raise SettingError(
+            f"HEIGHT={config.height}, WIDTH={config.width}: {distance.name} needs {least} pixels or more"
+        )
     resumed = last_good(out, TOKENIZER_KIND, config.resume)
     if resumed:
         last, content = resumed

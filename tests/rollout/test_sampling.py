@@ -292,7 +292,8 @@ def test_the_numbers_of_cells_sampled_again_are_few(monkeypatch):
         model.sizes.clear()
         for n in range(40):
             noise, shown = torch.rand(2, 3, 18, 32, generator=generator(n))
-            prediction = SimpleNamespace(visible_mask=(shown < n / 39).float())
+            visible, every_pass = (shown < n / 39).float(), torch.tensor([True, False, True])
+            prediction = SimpleNamespace(visible_mask=visible, refine=every_pass)
             tokens = sample_tokens(model, prediction, SamplingConfig(passes=2 + n % 2), noise)
             assert torch.equal(found.setdefault(n, tokens), tokens)
         assert (max(model.sizes) <= 576) and (len(model.sizes) <= 9) == (step == 64)

@@ -10,6 +10,7 @@ import pytest
 
 from runtime import run_log
 from runtime.config import SettingError
+from runtime.outputs import OutputError
 
 
 class FailingRun:
@@ -122,3 +123,11 @@ def test_rows_that_a_resumed_run_will_write_again_are_removed(tmp_path):
     run_log.RunLog(tmp_path, "disabled", "project", {}, resumed_step=4).close()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4]
+
+
+def test_a_full_disk_is_an_error_that_names_the_log(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    log = run_log.RunLog(tmp_path, "disabled", "project", {})
+    with pytest.raises(OutputError, match="log.jsonl: cannot be written: No space left"):
+        log.write(1, {"loss": 1.0})
+    log.close()
