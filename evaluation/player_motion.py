@@ -124,10 +124,11 @@ def fill_depth(
 def measure(clips: MotionClips, chosen: Chosen, rolled_out: RollOut, scores: Scores) -> None:
     """`motion.*` of rollouts of `chosen`.
 
-    `hN.error`: metres between the predicted and the recorded position after N frames; `hN.right`, `hN.up`,
-    `hN.forward`: of which in each direction; `blocked_f1`, `blocked_precision`, `blocked_recall`; `stops`:
-    share of recorded stops at an obstacle within STOP_TOLERANCE; `free`: share of free paths that are walked
-    to the end; `landing`: median vertical error LANDING frames after the beginning of a jump or step up.
+    `hN.error`: metres between the predicted and the recorded position after N frames, mean, and `hN.median`;
+    `hN.right`, `hN.up`, `hN.forward`: of which in each direction, means; `blocked_f1`, `blocked_precision`,
+    `blocked_recall`; `stops`: share of recorded stops at an obstacle within STOP_TOLERANCE; `free`: share of
+    free paths that are walked to the end; `landing`: median vertical error LANDING frames after the beginning
+    of a jump or step up.
     `*_count`: how many there are. `standing.motion.hN.*`: the same errors of a player that does not move.
     """
     given = chosen.given
@@ -169,6 +170,7 @@ def report_displacement(
             error = torch.stack([right, up, forward], 1)
             key = f"{name}motion.h{horizon}"
             scores.mean(f"{key}.error", error.norm(dim=1).numpy(), clip)
+            scores.statistic(f"{key}.median", error.norm(dim=1).numpy(), clip, lambda e: float(np.median(e)))
             for direction, value in zip(DIRECTIONS, error.abs().unbind(1), strict=True):
                 scores.mean(f"{key}.{direction}", value.numpy(), clip)
 

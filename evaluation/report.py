@@ -108,6 +108,7 @@ SUMMARY: tuple[Row | Heading, ...] = (
     Heading("Motion: the player's way under the recorded actions"),
     Row("error after 8 frames, m", "motion.h8.error", 3, DOWN),
     Row("error after 20 frames, m", "motion.h20.error", 3, DOWN),
+    Row("… median", "motion.h20.median", 3, DOWN),
     Row("… vertical", "motion.h20.up", 3, DOWN),
     Row("blocked steps, F1", "motion.blocked_f1", 2, UP),
     Row("stops at an obstacle where the recording stopped", "motion.stops", 2, UP),
