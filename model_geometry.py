@@ -219,15 +219,8 @@ class GeometryWorldModel(nn.Module):
     @torch.no_grad()
     def predict_depth(self, picture: Tensor, pitch: Tensor) -> Tensor:
         """Inverse ray distances [B, 2H, 2W] (1/m) of pictures [B, 3, Hp, Wp] at a pitch [B] in degrees."""
-        g, size = self.config, self.depth.config
-        wanted = (size.height, size.width)
-        if picture.shape[-2:] != wanted:
-            picture = F.interpolate(picture.float(), wanted, mode="bilinear", antialias=True)
-        found = self.depth.predict(picture.float().clamp(0, 1), pitch)
-        grid = (2 * g.latent_height, 2 * g.latent_width)
-        return (
-            found if found.shape[-2:] == grid else F.interpolate(found[:, None], grid, mode="nearest")[:, 0]
-        )
+        g = self.config
+        return self.depth.predict_at(picture, pitch, (2 * g.latent_height, 2 * g.latent_width))
 
     def predict_motion(
         self, frame: SourceFrames, actions: Tensor, state: WorldState

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from depth.depth_net import DepthConfig, DepthNet
@@ -49,6 +50,17 @@ class DepthPredictor:
         of another size.
         """
         return self.predict_with_error(pictures, pitch)[0]
+
+    @torch.no_grad()
+    def predict_at(self, pictures: Tensor, pitch: Tensor, size: tuple[int, int]) -> Tensor:
+        """As `predict`, for pictures of any size, sampled at `size` (rows, columns)."""
+        wanted = (self.config.height, self.config.width)
+        if tuple(pictures.shape[-2:]) != wanted:
+            pictures = F.interpolate(pictures.float(), wanted, mode="bilinear", antialias=True)
+        found = self.predict(pictures.float().clamp(0, 1), pitch)
+        if tuple(found.shape[-2:]) == tuple(size):
+            return found
+        return F.interpolate(found[:, None], size, mode="nearest")[:, 0]
 
     @torch.no_grad()
     def predict_with_error(self, pictures: Tensor, pitch: Tensor | None = None) -> tuple[Tensor, Tensor]:

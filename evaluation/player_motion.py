@@ -116,7 +116,7 @@ def fill_depth(
             for part in np.array_split(sorted(numbers), -(-len(numbers) // DEPTH_BATCH)):
                 tokens = torch.from_numpy(held_out.clips.tokens[clip][part].astype(np.int64))
                 pitch = torch.from_numpy(clips.pose[clip][part, 4])
-                inverse = predictor.predict(held_out.decode(tokens), pitch)
+                inverse = predictor.predict_at(held_out.decode(tokens), pitch, clips.depth[clip].shape[1:])
                 clips.depth[clip][part] = encode_inverse_ray_distance(inverse.cpu().numpy())
                 bar.update(len(part))
 

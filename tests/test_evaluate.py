@@ -119,7 +119,7 @@ class Counter(ConvGRUWorldModel):
     def predict(self, tokens, actions, state, observed=True, picture=None, true_pose=None):
         return Prediction(tokens), state
 
-    def logits(self, prediction, cells=None):
+    def logits(self, prediction, cells=None, trust=0.0):
         wanted = (prediction.features + self.stride) % CODES
         return 50.0 * F.one_hot(wanted, CODES).movedim(-1, 1).float()
 
@@ -248,7 +248,7 @@ def test_horizons_count_from_the_last_context_frame(files, tokenizer, monkeypatc
             self.steps = 0
             return super().init_state(batch, device)
 
-        def logits(self, prediction, cells=None):
+        def logits(self, prediction, cells=None, trust=0.0):
             self.steps += 1
             self.stride = 1 if self.steps <= 3 else 2
             return super().logits(prediction)
@@ -484,12 +484,17 @@ def refused(files: Files, capsys, *more: object) -> str:
     [
         (("--checkpoint", "none.pt"), "none.pt: no such checkpoint"),
         (("--data_dir", "nowhere"), "nowhere/manifest.json: no manifest"),
-        (("--topp", 0), "top_p 0"),
-        (("--topp", 2), "top_p 2"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(files, capsys, more, expected):
     assert expected in refused(files, capsys, *more)
+
+
+@pytest.mark.parametrize("value", [0, 2])
+def test_values_of_flags_have_a_range(files, capsys, value):
+    with pytest.raises(SystemExit):
+        evaluate.main(files.flags("--topp", value))
+    assert f"argument --topp: {value}: expected a number, above 0 and at most 1" in capsys.readouterr().err
 
 
 def test_tokens_of_another_tokenizer_are_refused(files, capsys, tmp_path):
