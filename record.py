@@ -217,6 +217,7 @@ def record_in_folder(config: RecordConfig) -> int:
     except GameError as error:
         raise GameError(f"{error}; finished clips are kept; run it again to continue") from None
     finally:
+        remove_unfinished(config.out)  # of recorders that were stopped
         shutil.rmtree(folder, ignore_errors=True)
 
 

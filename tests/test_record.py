@@ -675,8 +675,13 @@ class Run:
 
     def until_playing(self, clip: str) -> None:
         """Waits until some frames of that clip are written."""
-        part = self.out / "video" / f".{clip}.part.mp4"
-        self.until(lambda: part.is_file() and part.stat().st_mtime > self.began, f"{part}")
+        name = f".{clip}*.part.mp4"  # with random digits, see runtime/outputs.py
+
+        def begun() -> bool:
+            parts = (self.out / "video").glob(name)
+            return any(part.stat().st_mtime > self.began for part in parts)
+
+        self.until(begun, name)
 
     def processes(self) -> dict[int, str]:
         """This run's processes and all their descendants: pid -> program."""

@@ -277,7 +277,7 @@ def test_train_vqvae_refuses_wrong_words(monkeypatch, capsys, word, message):
 
 def test_train_vqvae_refuses_pictures_of_another_size(pictures, tmp_path, monkeypatch, capsys):
     assert train(monkeypatch, pictures, tmp_path, "WIDTH=52") == 2
-    assert re.search(r"train is \(12, 32, 48, 3\), expected \[N > 0, 32, 52, 3\]", capsys.readouterr().err)
+    assert re.search(r"train is uint8 \[12, 32, 48, 3\], expected uint8 \[N > 0, 32, 52, 3\]", capsys.readouterr().err)
     (tmp_path / "broken.npz").write_bytes(pictures.read_bytes()[:-50])
     assert train(monkeypatch, tmp_path / "broken.npz", tmp_path) == 2
     assert re.search(r"broken\.npz: .*preprocess_vqvae\.py", capsys.readouterr().err)
@@ -371,4 +371,4 @@ def test_vq_vae_inference_errors_are_one_line(shown, capsys, words, message):
 def test_vq_vae_inference_needs_a_picture(shown, capsys):
     with pytest.raises(SystemExit, match="2"):
         infer(shown, "--count", 0)
-    assert "--count: 0: must be 1 or more" in capsys.readouterr().err
+    assert "--count: 0: expected a whole number, from 1 to" in capsys.readouterr().err
