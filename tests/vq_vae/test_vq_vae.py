@@ -277,7 +277,9 @@ def test_train_vqvae_refuses_wrong_words(monkeypatch, capsys, word, message):
 
 def test_train_vqvae_refuses_pictures_of_another_size(pictures, tmp_path, monkeypatch, capsys):
     assert train(monkeypatch, pictures, tmp_path, "WIDTH=52") == 2
-    assert re.search(r"train is uint8 \[12, 32, 48, 3\], expected uint8 \[N > 0, 32, 52, 3\]", capsys.readouterr().err)
+    assert re.search(
+        r"train is uint8 \[12, 32, 48, 3\], expected uint8 \[N > 0, 32, 52, 3\]", capsys.readouterr().err
+    )
     (tmp_path / "broken.npz").write_bytes(pictures.read_bytes()[:-50])
     assert train(monkeypatch, tmp_path / "broken.npz", tmp_path) == 2
     assert re.search(r"broken\.npz: .*preprocess_vqvae\.py", capsys.readouterr().err)
