@@ -9,7 +9,7 @@ import torch
 from dataset.token_files import SAMPLE_TOKENS
 from dataset.windows import TokenClips
 from depth.depth_net import DepthConfig, DepthNet
-from depth.predictor import DEPTH_KIND, load_depth
+from depth.predictor import DEPTH_KIND, DepthPredictor, load_depth
 from geometry import camera
 from geometry.motion import displacement_between
 from metrics import token_accuracy
@@ -193,15 +193,15 @@ def test_each_input_and_part_matters(tokenizer, recording, part):
 # ---------------------------------------------------------------- depth
 
 
-class KnownDepth:
-    """Stands in for a DepthPredictor: the same inverse ray distance in all pixels."""
+class KnownDepth(DepthPredictor):
+    """A DepthPredictor without a network: the same inverse ray distance in all pixels."""
 
     config = DepthConfig(36, 64, (4,), (0,), heads=2)
 
     def __init__(self, inverse: float):
         self.inverse, self.seen = inverse, []
 
-    def predict(self, pictures, pitch):
+    def predict(self, pictures, pitch=None):
         self.seen.append((pictures, pitch))
         return torch.full((len(pictures), *self.config.size), self.inverse)
 
