@@ -25,7 +25,7 @@ from depth.depth_net import Attention, ResidualBlock
 from depth.predictor import DepthPredictor
 from geometry import camera
 from geometry.keyframes import VISIBLE, compose_next_view
-from geometry.motion import METRES_PER_UNIT, Motion, PlayerMotion, displacement_between, next_pose
+from geometry.motion import METRES_PER_UNIT, PlayerMotion, displacement_between, next_pose
 from geometry.occupancy import Occupancy
 from geometry.state import WorldState
 from geometry.warping import ComposedView, SourceFrames
@@ -97,13 +97,17 @@ class Prediction:
     view: ComposedView | None = None  # None: predicted from a `ViewInput` alone
     generation: Tensor | None = None  # [B, H, W] of the source of each cell; 0: observed
     inverse_ray_distance: Tensor | None = None  # [B, 2H, 2W] 1/m, of the *last* frame
-    motion: Motion | None = None  # the predicted displacement; None where the pose was given
-    occupancy: Occupancy | None = None  # the nodes around the player before the step; None likewise
+    occupancy: Occupancy | None = None  # the nodes around the player before the step; None: pose was given
 
     @property
     def observed_mask(self) -> Tensor:
         """[B, H, W] 0..1: share of the cell that an observed frame shows."""
         return self.visible_mask * (self.generation < OBSERVED_BELOW)
+
+
+def keys_and_turn(actions: Tensor, degrees_per_unit: float) -> tuple[Tensor, Tensor]:
+    """Actions [B, A] -> keys to the right, up and forward [B, 3], and the turn of the yaw [B] in degrees."""
+    return actions[:, [MOVE_X, JUMP, MOVE_Z]], actions[:, YAW] * degrees_per_unit
 
 
 class ConditioningBlock(nn.Module):
@@ -224,13 +228,13 @@ class GeometryWorldModel(nn.Module):
 
     def predict_motion(
         self, frame: SourceFrames, actions: Tensor, state: WorldState
-    ) -> tuple[Motion, Tensor, Occupancy]:
+    ) -> tuple[Tensor, Tensor, Occupancy]:
         """`PlayerMotion.forward` among the nodes that the keyframes and the current frame show.
 
-        `frame`: the B current frames. Returns the motion, the motion model's new state and the nodes.
+        `frame`: the B current frames. Returns the displacement [B, 3], the motion model's new state and
+        the nodes.
         """
         keyframes, g = state.keyframes, self.config
-        keys = actions[:, [MOVE_X, JUMP, MOVE_Z]]
         now = torch.ones_like(actions[:, :1], dtype=torch.bool)
         occupancy = self.motion_model.occupancy_around(
             torch.cat([keyframes.inverse_ray_distance, frame.inverse_ray_distance[:, None]], 1),
@@ -239,9 +243,9 @@ class GeometryWorldModel(nn.Module):
             frame.pose,
             g.vertical_fov_degrees,
         )
-        turn = actions[:, YAW] * g.degrees_per_unit
-        motion = self.motion_model(keys, turn, frame.pose, state.displacement, state.motion, occupancy)
-        return *motion, occupancy
+        keys, turn = keys_and_turn(actions, g.degrees_per_unit)
+        moved, motion = self.motion_model(keys, turn, frame.pose, state.displacement, state.motion, occupancy)
+        return moved, motion, occupancy
 
     def next_pose(self, pose: Tensor, actions: Tensor, displacement: Tensor) -> Tensor:
         """The pose after an action, `motion.next_pose`: [B, 5]."""
@@ -282,10 +286,10 @@ class GeometryWorldModel(nn.Module):
                     inverse = self.predict_depth(picture, state.pose[:, 4])
                 frame = SourceFrames(picture.float(), tokens, inverse, state.pose)
                 state = self.write_keyframe(state, frame, observed)
-                motion, motion_state, occupancy, pose = None, state.motion, None, true_next_pose
+                motion, occupancy, pose = state.motion, None, true_next_pose
                 if pose is None or not pose.isfinite().all():
-                    motion, motion_state, occupancy = self.predict_motion(frame, actions, state)
-                    pose = self.next_pose(state.pose, actions, motion.mode)
+                    moved, motion, occupancy = self.predict_motion(frame, actions, state)
+                    pose = self.next_pose(state.pose, actions, moved)
                     if true_next_pose is not None:
                         pose = torch.where(true_next_pose.isfinite(), true_next_pose, pose)
                 displacement = displacement_between(state.pose, pose)
@@ -306,7 +310,6 @@ class GeometryWorldModel(nn.Module):
             view=view,
             generation=generation,
             inverse_ray_distance=inverse,
-            motion=motion,
             occupancy=occupancy,
         )
         after = WorldState(
@@ -314,7 +317,7 @@ class GeometryWorldModel(nn.Module):
             pose=pose,
             previous_pose=state.pose,
             displacement=displacement,
-            motion=motion_state,
+            motion=motion,
             keyframes=keyframes,
             refine=refine,
         )
@@ -349,7 +352,7 @@ class GeometryWorldModel(nn.Module):
         points = self.code_space.project(self.tokenizer.latents(view.picture))
         with torch.autocast(points.device.type, enabled=False):
             points = torch.lerp(points, self.code_space.embed(view.tokens), view.exact[:, None])
-            depths = torch.stack([view.inverse_ray_distance, self.ground(pose)], 1)
+            depths = torch.stack([view.inverse_ray_distance, view.fallback], 1)
             depths = F.avg_pool2d(depths, 2).clamp_min(1e-3).log() / 4
             channels = [
                 view.visible_mask,

@@ -202,7 +202,11 @@ def train(
     # data
     tokenizer = load_tokenizer(config.vqvae_ckpt, device)
     geometry = config.model == "geometry"
-    extras = ("depth", "nodes", "origin") if geometry else ()
+    extras = []  # optional arrays that the pairs and the motion model need
+    if geometry and config.pair_share and config.recorded_depth:
+        extras.append("depth")
+    if geometry and config.motion_steps:
+        extras += ["nodes", "origin"]
     clips = TokenClips(config.data_dir, "train", tokenizer.fingerprint, progress=True, extras=extras)
     held_out = TokenClips(config.data_dir, "val", tokenizer.fingerprint)
     manifest = clips.manifest

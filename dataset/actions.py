@@ -17,6 +17,7 @@ YAW, PITCH, MOVE_X, MOVE_Z, JUMP = range(ACTION_DIM)
 DEGREES_PER_UNIT = 15.0
 CLASS_NAMES = ("still", "turn", "look", "walk", "strafe", "jump", "walk+turn")
 CAMERA_MOVES = 0.01  # units (0.15 degrees per frame): a smaller turn counts as none
+BLOCKED_METRES = 0.05  # in a frame with a key held: a player that moves less is blocked
 KEY_PRESSED = 0.1  # a larger absolute value counts as pressed; pooled keys are means over several frames
 
 _GAMEFACTORY_MOVE_Z = {0: 0.0, 1: 1.0, 2: -1.0}  # ws: 1 forward, 2 back
@@ -47,6 +48,13 @@ def camera_degrees(action: np.ndarray, degrees_per_unit: float = DEGREES_PER_UNI
     """[..., 5] -> [..., 2] degrees of yaw (+right) and pitch (+down): the inverse of `encode` within its
     range."""
     return np.asarray(action)[..., [YAW, PITCH]] * degrees_per_unit
+
+
+def horizontal_metres(pose: np.ndarray) -> np.ndarray:
+    """Metres moved over the ground between neighbouring poses: [..., T+1, 5] -> [..., T], NaN where
+    unknown."""
+    moved = np.diff(pose[..., :3].astype(np.float64), axis=-2)
+    return np.hypot(moved[..., 0], moved[..., 2])
 
 
 def from_gamefactory(entry: Mapping) -> np.ndarray:

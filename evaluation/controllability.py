@@ -8,6 +8,7 @@ from torch import Tensor
 
 import metrics
 from dataset.actions import (
+    BLOCKED_METRES,
     CLASS_NAMES,
     DEGREES_PER_UNIT,
     JUMP,
@@ -29,7 +30,6 @@ FRAMES = 16  # of each command: one second
 # Degrees per frame. Over FLOW_EVERY frames the optical flow can still follow them in recorded pictures.
 TURN, LOOK = 2.0, 1.5
 MIN_METRES, MIN_DEGREES = 2.0, 10.0  # a recorded second must move or turn more than this to show an effect
-BLOCKED_METRES = 0.05  # per frame: a recorded player who moves less while a key is held is blocked
 SAME_PLACE, SAME_VIEW = 0.5, 15.0  # metres and degrees around a start, within which that is blocked there too
 MAX_PITCH = 30.0  # degrees from level at a start window, so that the camera can pitch up and down
 AT_REST = 1e-3  # metres or degrees between two frames: below, nothing moved

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.actions import JUMP, MOVE_X, MOVE_Z
-from dataset.surroundings import encode_inverse_ray_distance
+from dataset.actions import BLOCKED_METRES, JUMP, MOVE_X, MOVE_Z, horizontal_metres
 from depth.predictor import DepthPredictor
 from evaluation.aggregate import Scores
 from evaluation.evaluated_model import EvaluatedModel
 from evaluation.held_out_clips import HeldOutClips, spread_windows, thin
 from evaluation.plan import Plan
-from geometry.motion import PlayerMotion
+from geometry.motion import PlayerMotion, from_world
 from training.motion_windows import MotionClips, MotionWindows, roll_out
+from training.predicted_depth import fill_predicted_depth
 
 HORIZONS = (8, 20)  # frames after the start at which the displacement is judged
-BLOCKED_METRES = 0.05  # a step with a key held that is shorter counts as blocked
 BLOCKED_AFTER = 4  # frames into the rollout from which blocked steps are judged
 DIRECTIONS = ("right", "up", "forward")
 OBSTACLE_METRES = 5.0  # distance at which the player starts towards an obstacle, or along a free path
@@ -35,7 +34,7 @@ STRAIGHT_DEGREES = 10.0  # most turn of a straight path
 FREE_STEP = 0.2  # metres, least step of a free path
 FREE_SHARE = 0.95  # of the recorded length that a free path must be walked
 RISE_METRES, LANDING = 0.1, 16  # a step up by more is a jump or a step; frames after it
-BATCH, DEPTH_BATCH = 32, 32  # windows, and frames whose depth is predicted, together
+BATCH = 32  # windows that are rolled out together
 
 RollOut = Callable[[MotionWindows, int], Tensor]  # (windows, given steps) -> poses [B, T+1, 5]
 
@@ -113,12 +112,15 @@ def fill_depth(
     total = sum(map(len, wanted.values()))
     with tqdm(total=total, desc="depth of keyframes", unit="frame", leave=False) as bar:
         for clip, numbers in wanted.items():
-            for part in np.array_split(sorted(numbers), -(-len(numbers) // DEPTH_BATCH)):
-                tokens = torch.from_numpy(held_out.clips.tokens[clip][part].astype(np.int64))
-                pitch = torch.from_numpy(clips.pose[clip][part, 4])
-                inverse = predictor.predict_at(held_out.decode(tokens), pitch, clips.depth[clip].shape[1:])
-                clips.depth[clip][part] = encode_inverse_ray_distance(inverse.cpu().numpy())
-                bar.update(len(part))
+            fill_predicted_depth(
+                clips.depth[clip],
+                np.array(sorted(numbers)),
+                held_out.clips.tokens[clip],
+                clips.pose[clip],
+                held_out.decode,
+                predictor,
+                bar,
+            )
 
 
 def measure(clips: MotionClips, chosen: Chosen, rolled_out: RollOut, scores: Scores) -> None:
@@ -163,11 +165,8 @@ def report_displacement(
     """`motion.hN.*` of poses [N, T+1, 5]; directions relative to the recorded yaw at the horizon."""
     for horizon in HORIZONS:
         at = given + horizon
-        yaw = torch.deg2rad(recorded[:, at, 3])
         for name, poses in (("", predicted[:, at]), ("standing.", recorded[:, given])):
-            x, up, z = (poses - recorded[:, at])[:, :3].unbind(1)
-            right, forward = -yaw.cos() * x - yaw.sin() * z, -yaw.sin() * x + yaw.cos() * z
-            error = torch.stack([right, up, forward], 1)
+            error = from_world((poses - recorded[:, at])[:, :3], recorded[:, at, 3])
             key = f"{name}motion.h{horizon}"
             scores.mean(f"{key}.error", error.norm(dim=1).numpy(), clip)
             scores.statistic(f"{key}.median", error.norm(dim=1).numpy(), clip, lambda e: float(np.median(e)))
@@ -192,19 +191,13 @@ def report_blocked(scores: Scores, predicted: Tensor, recorded: Tensor, actions:
     scores.add("motion.blocked_count", int(true.sum()))
 
 
-def level_steps(pose: np.ndarray) -> np.ndarray:
-    """Horizontal metres of each step of poses [K, 5]: [K-1]."""
-    moved = np.diff(pose[:, :3].astype(np.float64), axis=0)
-    return np.hypot(moved[:, 0], moved[:, 2])
-
-
 def straight_paths(clips: MotionClips, given: int) -> tuple[np.ndarray, np.ndarray]:
     """Recorded walks straight forward, [N, 3] of (clip, frame, steps): those that end at an obstacle, and
     those over OBSTACLE_METRES that nothing stops."""
     stops, free = [], []
     for clip in clips.usable:
         pose, actions = clips.pose[clip], clips.actions[clip]
-        step = level_steps(pose)
+        step = horizontal_metres(pose)
         forward = (actions[:, MOVE_Z] > 0.5) & (np.abs(actions[:, MOVE_X]) < 0.5) & (actions[:, JUMP] < 0.5)
         walked = np.concatenate([[0.0], step.cumsum()])
         pushes = forward & (step < BLOCKED_METRES)

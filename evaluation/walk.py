@@ -19,7 +19,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 import metrics
-from dataset.actions import CAMERA_MOVES, JUMP, KEY_PRESSED, MOVE_X, MOVE_Z, PITCH, YAW
+from dataset.actions import (
+    BLOCKED_METRES,
+    CAMERA_MOVES,
+    JUMP,
+    KEY_PRESSED,
+    MOVE_X,
+    MOVE_Z,
+    PITCH,
+    YAW,
+    horizontal_metres,
+)
 from dataset.token_files import DataError, Manifest
 from evaluation.aggregate import Scores
 from evaluation.evaluated_model import EvaluatedModel
@@ -34,7 +44,6 @@ SECONDS = (1, 2, 5, 10, 30, 60)  # after which results are reported
 DETAIL = 0.67, 1.5  # different codes and gradient over the recording's
 CHANGE = 0.5, 2.0  # change between frames over the recording's
 MIN_STRAIGHT = 4  # frames of a second that walk straight on, for its change to be judged
-HELD_UP_METRES = 0.05  # per frame: a player who moves less while a key is held is held up
 TURN_AWAY, TURN_FRAMES = 60.0, 8  # degrees, and frames that they take
 FLICKER_EVERY, EMBED_EVERY = 8, 2  # frames, of the slow measures
 RECORDED_SECONDS = 16  # of each recording, at most
@@ -91,13 +100,7 @@ def straight_on(actions: np.ndarray, metres: np.ndarray) -> np.ndarray:
     each, NaN where unknown -> [...] bool."""
     turns = (np.abs(actions[..., [YAW, PITCH]]) > CAMERA_MOVES).any(-1)
     others = (np.abs(actions[..., [MOVE_X, JUMP]]) > KEY_PRESSED).any(-1)
-    return (actions[..., MOVE_Z] > KEY_PRESSED) & ~turns & ~others & ~(metres < HELD_UP_METRES)
-
-
-def horizontal_metres(pose: np.ndarray) -> np.ndarray:
-    """Metres moved over the ground between neighbouring poses: [..., T+1, 5] -> [..., T], NaN where
-    unknown."""
-    return np.linalg.norm(np.diff(pose[..., [0, 2]], axis=-2), axis=-1)
+    return (actions[..., MOVE_Z] > KEY_PRESSED) & ~turns & ~others & ~(metres < BLOCKED_METRES)
 
 
 def ratios(
@@ -242,7 +245,7 @@ class ForwardPlayer:
     def __call__(self, metres: np.ndarray) -> np.ndarray:
         """Metres [N, t] moved by the frames so far, NaN where unknown -> actions [N, 5] of the next one."""
         moved = metres[:, -self.patience :].sum(1)  # NaN is not held up
-        held_up = (self.waited >= self.patience) & (moved < HELD_UP_METRES * self.patience)
+        held_up = (self.waited >= self.patience) & (moved < BLOCKED_METRES * self.patience)
         self.turning[held_up] = TURN_FRAMES
         turns = self.turning > 0
         self.waited = np.where(turns, 0, self.waited + 1)

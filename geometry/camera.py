@@ -233,4 +233,4 @@ def relative_to_first(pose: Tensor) -> Tensor:
 
     Whole metres, because the nodes of a voxel world lie on a lattice of 1 m that poses must not lose.
     """
-    return torch.cat([pose[..., :3] - pose[:, :1, :3].round(), pose[..., 3:]], -1)
+    return relative_to(pose, pose[:, :1].round())

@@ -143,8 +143,8 @@ class Keyframes:
             w,
             fov,
         )
-        distance = (self.pose - pose_to[:, None])[..., :3].norm(dim=-1)
-        weight = (self.order > 0) * GENERATION_DECAY**self.generation / (1 + distance / HALF_WEIGHT_METRES)
+        metres, _ = distance(self.pose, pose_to[:, None])
+        weight = (self.order > 0) * GENERATION_DECAY**self.generation / (1 + metres / HALF_WEIGHT_METRES)
         value = visible.view(B, M, h * w) * weight[..., None]
         best, selected, useful = torch.zeros(B, h * w, device=value.device), [], []
         for _ in range(min(sources, M)):
@@ -166,9 +166,9 @@ class Keyframes:
 
 
 def distance(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Metres, and degrees (the larger of yaw and pitch), between poses [B, 5]: [B] each."""
-    turned = (a - b)[:, 3:]
-    return (a - b)[:, :3].norm(dim=-1), ((turned + 180) % 360 - 180).abs().amax(-1)
+    """Metres, and degrees (the larger of yaw and pitch), between poses [..., 5]: [...] each."""
+    turned = (a - b)[..., 3:]
+    return (a - b)[..., :3].norm(dim=-1), ((turned + 180) % 360 - 180).abs().amax(-1)
 
 
 def compose_next_view(

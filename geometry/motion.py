@@ -3,8 +3,6 @@
 Displacements are [right, up, forward] in metres, relative to the yaw after the step.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -14,20 +12,6 @@ from geometry.occupancy import FEATURES, REACH, SIDE, Occupancy, occupancy_aroun
 from geometry.physics import Body, MotionConstants, Nodes, advance
 
 METRES_PER_UNIT = 0.25  # of a step at full speed: the unit in which networks are told displacements
-REST_METRES = 0.01  # a displacement below this counts as standing still
-
-
-@dataclass
-class Motion:
-    """A predicted displacement."""
-
-    displacement: Tensor  # [B, 3] metres, if the player moves
-    rest_logit: Tensor  # [B] logit that the player stands still
-
-    @property
-    def mode(self) -> Tensor:
-        """[B, 3] metres; exactly 0 where standing still is likelier, so that the picture does not drift."""
-        return self.displacement.masked_fill(self.rest_logit[:, None] > 0, 0.0)
 
 
 def next_pose(pose: Tensor, turn: Tensor, displacement: Tensor) -> Tensor:
@@ -37,19 +21,12 @@ def next_pose(pose: Tensor, turn: Tensor, displacement: Tensor) -> Tensor:
     """
     yaw = pose[:, 3] + turn[:, 0]
     pitch = (pose[:, 4] + turn[:, 1]).clamp(-90, 90)
-    sin, cos = torch.deg2rad(yaw).sin(), torch.deg2rad(yaw).cos()
-    right, up, forward = displacement.unbind(1)
-    step = torch.stack([-cos * right - sin * forward, up, -sin * right + cos * forward], 1)
-    return torch.cat([pose[:, :3] + step, yaw[:, None], pitch[:, None]], 1)
+    return torch.cat([pose[:, :3] + to_world(displacement, yaw), yaw[:, None], pitch[:, None]], 1)
 
 
 def displacement_between(pose: Tensor, following: Tensor) -> Tensor:
     """The displacement [B, 3] from a pose [B, 5] to the following one [B, 5]: the inverse of `next_pose`."""
-    step = (following - pose)[:, :3]
-    sin, cos = torch.deg2rad(following[:, 3]).sin(), torch.deg2rad(following[:, 3]).cos()
-    return torch.stack(
-        [-cos * step[:, 0] - sin * step[:, 2], step[:, 1], -sin * step[:, 0] + cos * step[:, 2]], 1
-    )
+    return from_world((following - pose)[:, :3], following[:, 3])
 
 
 STATE = 8  # velocity 3, expected displacement 3, standing, y where the player last stood
@@ -157,8 +134,8 @@ class PlayerMotion(nn.Module):
         displacement: Tensor,
         state: Tensor,
         occupancy: Occupancy | None = None,
-    ) -> tuple[Motion, Tensor]:
-        """-> the displacement of this step and the new state [B, STATE]. Deterministic, no gradient.
+    ) -> tuple[Tensor, Tensor]:
+        """-> the displacement [B, 3] of this step and the new state [B, STATE]. Deterministic, no gradient.
 
         keys [B, 3]: what the keys ask for to the right, up and forward, each in -1..1; turn [B]: of the yaw
         in this step, degrees; pose [B, 5] and displacement [B, 3] of the last step, true or predicted;
@@ -188,7 +165,7 @@ class PlayerMotion(nn.Module):
         velocity = torch.from_numpy(after.velocity).to(feet).masked_fill(idle[:, None], 0.0)
         standing = torch.from_numpy(after.standing).to(feet.device) | idle
         state = torch.cat([velocity, moved, standing.float()[:, None], ground[:, None]], 1)
-        return Motion(from_world(moved, yaw), torch.where(moved.abs().amax(1) > 0, -10.0, 10.0)), state
+        return from_world(moved, yaw), state
 
     @staticmethod
     def observed(moved: Tensor, state: Tensor, c: MotionConstants) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,7 @@ class ComposedView:
     visible_mask: Tensor  # [B, H, W] 0..1: share of the cell that some source shows
     inverse_ray_distance: Tensor  # [B, 2H, 2W] 1/m, seen from the view; the fallback where disoccluded
     visible_pixels: Tensor  # [B, 2H, 2W] bool, where inverse_ray_distance comes from a source
+    fallback: Tensor  # [B, 2H, 2W] 1/m, what was assumed elsewhere
     source_scale: Tensor  # [B, H, W] source cells per view cell, by length; below 1: magnified
     disagreement: Tensor  # [B, H, W] 0..1: share of the sources' points that were contradicted
     source: Tensor  # [B, H, W] index in 0..K-1 of the source of each cell
@@ -138,6 +139,7 @@ def compose_view(
         visible_mask=F.avg_pool2d(visible[:, None].float(), 2)[:, 0],
         inverse_ray_distance=torch.where(visible, candidates.gather(1, chosen)[:, 0], fallback),
         visible_pixels=visible,
+        fallback=fallback,
         source_scale=F.avg_pool2d(scale.view(B, K, h, w).gather(1, chosen), 2)[:, 0],
         disagreement=F.avg_pool2d(contradicted.float().amax(1, keepdim=True), 2)[:, 0],
         source=source[:, 0],

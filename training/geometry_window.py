@@ -10,10 +10,15 @@ from geometry.keyframes import VISIBLE
 from model_geometry import GeometryWorldModel, Prediction, ViewInput
 from rollout.sampling import SamplingConfig, sample_from_logits
 from training import loss_terms
-from training.window_parts import InputConfig, StepLoss, WindowResult, corrupt_tokens
+from training.window_parts import (
+    CLEAN_SHARE,
+    SIMILAR_COUNT,
+    InputConfig,
+    StepLoss,
+    WindowResult,
+    corrupt_tokens,
+)
 
-SIMILAR_COUNT = 16  # this many nearest codes are similar to a code
-CLEAN_SHARE = 0.5  # share of the samples that are not corrupted
 MAGNIFIED = 0.5  # source scale below which a cell has the weight of a magnified one
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import surroundings
-from dataset.actions import JUMP, MOVE_X, MOVE_Z
+from dataset.actions import BLOCKED_METRES, JUMP, MOVE_X, MOVE_Z, horizontal_metres
 from geometry.motion import (
     FREE,
     LOW,
@@ -30,7 +30,7 @@ HEIGHT_WEIGHT = 0.3  # of nodes more than two below or above the feet's
 NEAR_NODES = 2.0  # nodes; at about this distance a node has half the weight of the player's own
 OLD_SHARE, OLDEST = 0.7, 40  # share of the samples whose keyframes end some frames ago, and how many at most
 EVENT_SHARE, BEFORE_EVENT = 0.5, 16  # share of the samples that precede an event, by at most so many frames
-BLOCKED, RISING = 0.05, 0.02  # metres: of a step with a key held that is an event if shorter; of its height
+RISING = 0.02  # metres: a step that goes up or down by more is an event
 FEW = 20  # a constant is fitted if so many steps tell of it
 UNKNOWN_NODE = -1
 
@@ -65,8 +65,7 @@ def fit_constants(
     T = start.frame_seconds
     heights, walks, falls, jumps, starts = [], [], [], [], []
     for pose, action in zip(poses, actions, strict=True):
-        moved = np.diff(pose[:, :3].astype(np.float64), axis=0)
-        level, rise = np.hypot(moved[:, 0], moved[:, 2]), moved[:, 1]
+        level, rise = horizontal_metres(pose), np.diff(pose[:, 1].astype(np.float64))
         keys = np.hypot(action[:, MOVE_X], action[:, MOVE_Z]) > 0.5
         flat = np.abs(rise) < 1e-3
         held = np.convolve(keys & flat, np.ones(6))[: len(keys)] == 6  # this step and the five before it
@@ -134,9 +133,9 @@ def sample_frames(clips: MotionClips, count: int, rng: np.random.Generator) -> n
     """
     frames, events = [], []
     for clip in clips.with_nodes:
-        moved = np.diff(clips.pose[clip][:, :3].astype(np.float64), axis=0)
+        pose = clips.pose[clip].astype(np.float64)
         keys = np.abs(clips.actions[clip][:, [MOVE_X, MOVE_Z]]).max(1) > 0.5
-        event = (keys & (np.hypot(moved[:, 0], moved[:, 2]) < BLOCKED)) | (np.abs(moved[:, 1]) > RISING)
+        event = (keys & (horizontal_metres(pose) < BLOCKED_METRES)) | (np.abs(np.diff(pose[:, 1])) > RISING)
         soon = np.convolve(event[::-1], np.ones(BEFORE_EVENT))[: len(event)][::-1] > 0
         rows = np.stack([np.full(len(event), clip), np.arange(len(event))], 1)
         frames.append(rows)

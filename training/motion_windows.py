@@ -9,20 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.actions import JUMP, MOVE_X, MOVE_Z, YAW
 from dataset.surroundings import decode_inverse_ray_distance
 from geometry.keyframes import NEW_DEGREES, NEW_METRES
 from geometry.motion import PlayerMotion, displacement_between, next_pose
 from geometry.occupancy import Occupancy
+from model_geometry import keys_and_turn
 
 KEYFRAMES = 64  # newest keyframes before a window that it may be given
-REFRESH = 1  # frames between two maps of a rollout
 
 
 def observed_keyframes(pose: np.ndarray) -> np.ndarray:
-    """The frames of a clip, by index, that a rollout would keep as keyframes (`Keyframes.add_if_new`).
+    """The frames of a clip, by index, that are as far apart as observed keyframes (`Keyframes.add_observed`).
 
-    pose [K, 5]. The first frame is one.
+    pose [K, 5]. The first frame is one. A rollout also has the newest frame, whatever its distance.
     """
     kept, newest = [], None
     for k, now in enumerate(pose):
@@ -121,11 +120,6 @@ class MotionClips:
         return actions, pose.astype(np.float32), depth, frames.astype(np.float32), valid, origin
 
 
-def keys_and_turn(actions: Tensor, degrees_per_unit: float) -> tuple[Tensor, Tensor]:
-    """Actions [B, A] -> what `PlayerMotion.forward` reads: keys [B, 3] and turn of the yaw [B] in degrees."""
-    return actions[:, [MOVE_X, JUMP, MOVE_Z]], actions[:, YAW] * degrees_per_unit
-
-
 @torch.no_grad()
 def roll_out(
     motion: PlayerMotion, windows: MotionWindows, given: int, degrees_per_unit: float, fov: float
@@ -137,16 +131,15 @@ def roll_out(
     """
     state = motion.init_state(len(windows), windows.pose.device)
     pose, displacement = windows.pose[:, 0], torch.zeros_like(windows.pose[:, 0, :3])
-    poses, occupancy = [pose], None
+    poses = [pose]
     for t in range(windows.actions.shape[1]):
-        if occupancy is None or t % REFRESH == 0:
-            occupancy = motion.occupancy_around(
-                windows.inverse_ray_distance, windows.frames, windows.valid, pose, fov
-            )
+        occupancy = motion.occupancy_around(
+            windows.inverse_ray_distance, windows.frames, windows.valid, pose, fov
+        )
         keys, turn = keys_and_turn(windows.actions[:, t].nan_to_num(), degrees_per_unit)
-        found, state = motion(keys, turn, pose, displacement, state, occupancy)
+        step, state = motion(keys, turn, pose, displacement, state, occupancy)
         recorded = windows.pose[:, t + 1]
-        following = next_pose(pose, torch.stack([turn, torch.zeros_like(turn)], 1), found.mode)
+        following = next_pose(pose, torch.stack([turn, torch.zeros_like(turn)], 1), step)
         following = torch.cat(
             [following[:, :3], torch.where(recorded.isfinite(), recorded, following)[:, 3:]], 1
         )

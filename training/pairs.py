@@ -21,7 +21,7 @@ from geometry.keyframes import GENERATED_PENALTY, RESAMPLED_PENALTY
 from geometry.motion import displacement_between
 from geometry.warping import SourceFrames, compose_view
 from model_geometry import GENERATION_MAX, GeometryWorldModel, ViewInput
-from training.window_parts import corrupt_tokens
+from training.window_parts import CLEAN_SHARE, SIMILAR_COUNT, corrupt_tokens
 
 SCENE_FRAMES = 160  # a scene is so many consecutive frames of a clip
 SCENE_SOURCES, SCENE_PAIRS = 12, 24  # frames of a scene that serve as sources, and pairs made of them
@@ -29,7 +29,6 @@ NEAREST_GAP, FARTHEST_GAP = 8, 128  # frames from the first source to the view: 
 NEAR_SHARE = 0.5  # ... pairs, and in the others up to the second, on a logarithmic scale
 WALK_METRES, WALK_SHARE = 3.0, 0.7  # share of the scenes in which the player must come so far
 TRIES = 20  # scenes that are drawn until one is long enough
-SIMILAR_COUNT = 16
 
 
 def pair_step(step: int, share: float) -> bool:
@@ -60,6 +59,7 @@ class PairPool:
         has poses and is long enough."""
         self.model, self.clips, self.batch, self.size, self.passes = model, clips, batch, size, passes
         self.recorded_depth, self.token_noise, self.similar_share = recorded_depth, token_noise, similar_share
+        self.similar = model.code_space.similar_codes(SIMILAR_COUNT)
         self.seed = seed
         self.usable = [
             c
@@ -160,9 +160,8 @@ def make_pairs(
         usable[i, : 1 + len(others)] = True
 
     tokens = torch.from_numpy(clips.tokens[clip][frames].astype(np.int64)).to(device)
-    similar = model.code_space.similar_codes(SIMILAR_COUNT)
     given, level = corrupt_tokens(
-        tokens[:, None], g.codebook_size, pool.token_noise, 0.5, similar, pool.similar_share
+        tokens[:, None], g.codebook_size, pool.token_noise, CLEAN_SHARE, pool.similar, pool.similar_share
     )
     given = given[:, 0]
     pictures = model.tokenizer.decode(given)

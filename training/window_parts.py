@@ -9,6 +9,9 @@ from rollout.sampling import SamplingConfig
 from training import loss_terms
 from vq_vae.tokenizer import Tokenizer
 
+SIMILAR_COUNT = 16  # this many nearest codes are similar to a code
+CLEAN_SHARE = 0.5  # share of the samples that are not corrupted
+
 
 @dataclass(frozen=True)
 class LossWeights:

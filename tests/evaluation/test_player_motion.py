@@ -5,6 +5,7 @@ import pytest
 import torch
 from voxel_play import motion_clips
 
+from dataset.actions import horizontal_metres
 from evaluation import player_motion
 from evaluation.aggregate import Scores
 from training.motion_windows import MotionClips, MotionWindows
@@ -76,5 +77,5 @@ def test_paths_are_straight_and_long_enough(clips):
         length = np.linalg.norm((pose[-1] - pose[0])[[0, 2]])
         assert length > 0.9 * player_motion.LEAST_METRES
     for clip, start, steps in stops:
-        after = player_motion.level_steps(clips.pose[clip])[start + steps :][: player_motion.STOPPED_FRAMES]
+        after = horizontal_metres(clips.pose[clip])[start + steps :][: player_motion.STOPPED_FRAMES]
         assert (after < player_motion.BLOCKED_METRES).all()
