@@ -47,7 +47,8 @@ from training.diagnostics import SpikeWatch, action_sensitivity, prediction_valu
 from training.geometry_window import pair_loss
 from training.models import build_model, loss_weights, window_loss
 from training.motion_pretraining import pretrain_player_motion
-from training.pairs import PairPool, pair_step
+from training.pair_pool import PairPool, pair_step
+from training.pairs import PairConfig
 from training.predicted_depth import motion_clips
 from training.train_config import RECIPES, TrainConfig
 from training.validation import truth_and_prediction, validate
@@ -103,6 +104,7 @@ PAIR_SHARE = 0.75  # share of the steps that train on pairs; the others on windo
 PAIR_BATCH = 32
 PAIR_POOL = 1536  # pairs that are made at once: 33 kB each
 PAIR_PASSES = 4  # how often each is used
+PAIR_GENERATED = 0.4  # share of them whose sources the model generated, as at play
 RECORDED_DEPTH = 0.3  # share of the pairs that are warped by recorded depth, where there is any
 
 # --- curriculum: the last `ar_len` steps of a window may be self-fed ---
@@ -236,16 +238,17 @@ def train(
     step_loss = StepLoss(tokenizer, distance, loss_weights(config))
     pairs = None
     if geometry and config.pair_share:
+        pair_config = PairConfig(
+            batch=config.pair_batch // distributed.size(),
+            size=config.pair_pool,
+            passes=config.pair_passes,
+            recorded_depth=config.recorded_depth,
+            generated=config.pair_generated,
+            token_noise=config.token_noise,
+            similar_share=config.similar_codes,
+        )
         pairs = PairPool(
-            model,
-            clips,
-            config.pair_batch // distributed.size(),
-            config.pair_pool,
-            config.pair_passes,
-            config.recorded_depth,
-            config.token_noise,
-            config.similar_codes,
-            config.seed * distributed.size() + distributed.rank(),
+            state.used, clips, pair_config, config.seed * distributed.size() + distributed.rank()
         )
 
     # resume, or start from the weights of another run
@@ -260,7 +263,7 @@ def train(
         with checkpoint.restoring(last):
             batches.restore(content["position"])
             if pairs and "pairs" in content:  # a run without pairs may go on with them
-                pairs.restore(content["pairs"])
+                pairs.restore(content["pairs"], content.get("pair_maker"))
             curriculum.restore(content)
     elif config.init_from:
         source, content = load_world_model(config.init_from, tokenizer, device, config.depth_ckpt)
@@ -283,7 +286,7 @@ def train(
     def save(name: str) -> None:
         content = {"constants": constants, "data": data, "position": dict(batches.position)}
         if pairs:
-            content["pairs"] = dict(pairs.position)
+            content |= {"pairs": dict(pairs.position), "pair_maker": pairs.maker}
         content |= curriculum.content() | state.content()
         checkpoint.save(out / name, world_content(state.used, **content))
 

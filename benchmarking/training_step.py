@@ -21,7 +21,8 @@ from rollout.context import World
 from rollout.sampling import SamplingConfig
 from runtime.device import amp_dtype, autocast
 from training.geometry_window import geometry_window_loss, pair_loss
-from training.pairs import SCENE_PAIRS, PairPool, make_pairs
+from training.pair_pool import PairPool
+from training.pairs import SCENE_PAIRS, PairConfig, make_pairs
 from training.window_parts import InputConfig, LossWeights, StepLoss
 from vq_vae.tokenizer import Tokenizer, load_tokenizer
 
@@ -77,10 +78,15 @@ class TrainingStep:
         if kind == "pairs":
             inputs = TEACHER_FORCED
             self.frames = max(1, windows * PAIRS // WINDOWS)  # predicted in one step
-            self.pool = PairPool(
-                self.model, clips, self.frames, self.frames, PAIR_PASSES, RECORDED_DEPTH,
-                inputs.token_noise, inputs.similar_share, seed=0,
-            )  # fmt: skip
+            pair_config = PairConfig(
+                batch=self.frames,
+                size=self.frames,
+                passes=PAIR_PASSES,
+                recorded_depth=RECORDED_DEPTH,
+                token_noise=inputs.token_noise,
+                similar_share=inputs.similar_share,
+            )
+            self.pool = PairPool(self.model, clips, pair_config, seed=0)
             self.batch = self.pool.next()
         else:
             self.frames = windows * TRANSITIONS
@@ -102,7 +108,7 @@ class TrainingStep:
     def make_scene(self) -> None:
         """Makes the SCENE_PAIRS pairs of one scene, as `PairPool.make_round` does for each of its scenes."""
         rng = np.random.default_rng(0)
-        make_pairs(self.model, self.pool.clips, self.pool.draw_scene(rng), self.pool, rng)
+        make_pairs(self.model, self.pool.clips, self.pool.draw_scene(rng), self.pool.config, rng)
 
     def __call__(self) -> None:
         """Forward, backward, gradient clipping, optimizer."""

@@ -118,6 +118,8 @@ def test_a_resumed_run_of_the_geometry_model_ends_like_an_unbroken_one(
     a, b = run(unbroken), run(broken)
     assert_same_run(a, b)
     assert a["pairs"] == {"round": 0, "index": 6 * unbroken.pair_batch}, "stopped within a round of pairs"
+    assert a["pair_maker"].keys() == b["pair_maker"].keys()
+    assert all(torch.equal(a["pair_maker"][name], b["pair_maker"][name]) for name in a["pair_maker"])
     assert (a["grown"], a["best_rollout"], a["best"]) == (b["grown"], b["best_rollout"], b["best"])
 
 

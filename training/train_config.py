@@ -78,6 +78,7 @@ class TrainConfig:
     pair_batch: Positive = used_if(32, model="geometry")
     pair_pool: Positive = used_if(1536, model="geometry")
     pair_passes: Positive = used_if(4, model="geometry")
+    pair_generated: Share = used_if(0.4, model="geometry")
     recorded_depth: Share = used_if(0.3, model="geometry")
     # curriculum
     ar_growth: Annotated[str, OneOf(("rollout", "ramp"))] = "rollout"

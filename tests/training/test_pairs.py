@@ -13,9 +13,10 @@ from dataset.token_files import DataError
 from dataset.windows import TokenClips
 from geometry.motion import displacement_between
 from model_geometry import GeometryConfig, GeometryWorldModel, ViewInput
-from training import pairs
+from training import pair_pool, pairs
 from training.geometry_window import pair_loss
-from training.pairs import SCENE_PAIRS, PairPool, pair_step
+from training.pair_pool import PairPool, pair_step
+from training.pairs import SCENE_PAIRS, PairConfig
 from training.window_parts import LossWeights, StepLoss
 from vq_vae.tokenizer import Tokenizer
 
@@ -45,9 +46,10 @@ def pool_of(model: GeometryWorldModel, clips: TokenClips, **changes) -> PairPool
     """A pool whose round is one scene, gone through twice: 6 batches."""
     settings = {
         "batch": BATCH, "size": SCENE_PAIRS, "passes": 2, "recorded_depth": 0.5, "token_noise": 0.2,
-        "similar_share": 0.5, "seed": 3,
+        "similar_share": 0.5, "generated": 0.0,
     }  # fmt: skip
-    return PairPool(model, clips, **settings | changes)
+    seed = changes.pop("seed", 3)
+    return PairPool(model, clips, PairConfig(**settings | changes), seed)
 
 
 def assert_same(a: tuple[ViewInput, torch.Tensor], b: tuple[ViewInput, torch.Tensor]) -> None:
@@ -124,7 +126,7 @@ def test_most_scenes_are_walks(model, clips):
     rng = np.random.default_rng(0)
     pool = pool_of(model, clips)
     drawn = np.array([pool.draw_scene(rng)[0] for _ in range(300)])
-    expected = pairs.WALK_SHARE + (1 - pairs.WALK_SHARE) / 4
+    expected = pair_pool.WALK_SHARE + (1 - pair_pool.WALK_SHARE) / 4
     assert (drawn == 2).mean() == pytest.approx(expected, abs=0.08)
 
 
@@ -209,7 +211,7 @@ def test_recorded_depth_is_used_where_there_is_any(model, clips, monkeypatch, sh
     )
     pool, rng = pool_of(model, clips, recorded_depth=share), np.random.default_rng(0)
     for clip in range(4):
-        pairs.make_pairs(model, clips, (clip, 0, 31), pool, rng)
+        pairs.make_pairs(model, clips, (clip, 0, 31), pool.config, rng)
         expected = 0.5 if share and clip in (1, 3) else 0.2
         torch.testing.assert_close(seen[-1], torch.full_like(seen[-1], expected), rtol=0.02, atol=0)
 

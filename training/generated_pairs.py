@@ -1,0 +1,122 @@
+"""Training pairs whose sources the model generated: a rollout between keyframes, along a recorded path.
+
+At play, keyframes are soon made from keyframes that were themselves generated. Each generation loses some
+detail, and a model that has only seen recorded sources cannot bring it back. Here a chain of frames follows
+the recorded poses, each as far from the one before as a keyframe at play. Each frame is generated from those
+before it, and the recorded frame there is the target. So the model learns to restore what it loses itself.
+
+Disoccluded cells take the recorded tokens: what the model invents there has no recorded continuation.
+"""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.windows import TokenClips
+from geometry import camera
+from geometry.keyframes import NEW_GENERATED_DEGREES, NEW_GENERATED_METRES, VISIBLE
+from geometry.warping import SourceFrames
+from model_geometry import GENERATION_MAX, GeometryWorldModel, ViewInput
+from rollout.sampling import PLAY, sample_tokens
+from training.pairs import compose_input, to_half
+
+CHAIN_STEPS = 6  # generated frames of a chain, so pairs of it
+CHAINS = 16  # that are made at once
+GENERATED_PAIRS = CHAINS * CHAIN_STEPS  # so many pairs are made at once
+SPACING = 0.4, 1.6  # distance of a chain's frames, over that of keyframes at play
+REFINE = (0.5, 1.0)  # the refine threshold of a batch of chains is one of these, see `SamplingConfig`
+TRIES = 20  # scenes that are drawn for a chain until one has enough movement
+
+
+def chain_frames(pose: np.ndarray, spacing: float) -> np.ndarray:
+    """The frames of a chain along poses [T, 5] (metres, degrees): the first, and each that is farther from
+    the chain's last one than `spacing` times the distance of keyframes; at most 1 + CHAIN_STEPS."""
+    chosen = [0]
+    metres, degrees = spacing * NEW_GENERATED_METRES, spacing * NEW_GENERATED_DEGREES
+    while len(chosen) <= CHAIN_STEPS:
+        way = pose[chosen[-1] + 1 :] - pose[chosen[-1]]
+        turn = np.abs((way[:, 3:] + 180) % 360 - 180).max(1, initial=0)
+        far = (np.linalg.norm(way[:, :3], axis=1) > metres) | (turn > degrees)
+        if not far.any():
+            break
+        chosen.append(chosen[-1] + 1 + int(far.argmax()))
+    return np.array(chosen)
+
+
+@torch.no_grad()
+def make_generated_pairs(
+    model: GeometryWorldModel, clips: TokenClips, draw_scene, rng: np.random.Generator
+) -> tuple[ViewInput, Tensor]:
+    """GENERATED_PAIRS pairs, in half precision on the CPU: inputs and targets.
+
+    `draw_scene(rng)` gives the (clip, first frame, end) of a scene. A chain that ends early repeats its last
+    frame.
+    """
+    device, g = next(model.parameters()).device, model.config
+    K = 1 + g.sources
+    scenes, frames = [], []
+    for _ in range(CHAINS):
+        for _ in range(TRIES):
+            clip, start, end = draw_scene(rng)
+            chain = start + chain_frames(clips.pose[clip][start:end], rng.uniform(*SPACING))
+            if len(chain) == 1 + CHAIN_STEPS:
+                break
+        scenes.append(clip)
+        frames.append(np.pad(chain, (0, 1 + CHAIN_STEPS - len(chain)), mode="edge"))
+
+    def of_chains(array: list[np.ndarray], index: list[np.ndarray]) -> np.ndarray:
+        return np.stack([array[clip][i] for clip, i in zip(scenes, index, strict=True)])
+
+    true_tokens = torch.from_numpy(of_chains(clips.tokens, frames).astype(np.int64)).to(device)
+    poses = torch.from_numpy(of_chains(clips.pose, frames)).double()
+    before = torch.from_numpy(of_chains(clips.pose, [np.maximum(f - 1, 0) for f in frames])).double()
+    before = camera.relative_to(before, poses[:, :1]).float().to(device)
+    poses = camera.relative_to(poses, poses[:, :1]).float().to(device)
+    actions = torch.from_numpy(of_chains(clips.actions, [np.maximum(f - 1, 0) for f in frames]))
+    actions = actions.float().to(device)
+    sampling = replace(PLAY, passes=1, refine=float(rng.choice(REFINE)))
+
+    made = [observe(model, true_tokens[:, 0], poses[:, 0])]
+    parts, targets = [], []
+    for step in range(1, 1 + CHAIN_STEPS):
+        # The last frame, and some of those before it.
+        chosen, usable = np.full((CHAINS, K), step - 1), np.zeros((CHAINS, K), bool)
+        usable[:, 0] = True
+        for i in range(CHAINS):
+            others = rng.permutation(step - 1)[: rng.integers(K)]
+            chosen[i, 1 : 1 + len(others)], usable[i, 1 : 1 + len(others)] = others, True
+        chosen = torch.from_numpy(chosen).to(device)
+        rows = torch.arange(CHAINS, device=device)[:, None]
+        sources = SourceFrames(
+            **{
+                f.name: torch.stack([getattr(m, f.name) for m in made], 1)[rows, chosen].flatten(0, 1)
+                for f in fields(SourceFrames)
+            }
+        )
+        inputs = compose_input(
+            model,
+            sources,
+            torch.from_numpy(usable).to(device),
+            chosen.float().clamp(max=GENERATION_MAX),
+            poses[:, step],
+            before[:, step],
+            actions[:, step],
+            torch.zeros(CHAINS, device=device),
+        )
+        parts.append(to_half(inputs))
+        targets.append(true_tokens[:, step].to(torch.int16).cpu())
+        prediction = model.predict_from_view(inputs)
+        noise = torch.rand(true_tokens[:, step].shape, device=device)
+        tokens = sample_tokens(model, prediction, sampling, noise)
+        tokens = torch.where(prediction.visible_mask > VISIBLE, tokens, true_tokens[:, step])
+        made.append(observe(model, tokens, poses[:, step]))
+    inputs = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(ViewInput)}
+    return ViewInput(**inputs), torch.cat(targets)
+
+
+def observe(model: GeometryWorldModel, tokens: Tensor, pose: Tensor) -> SourceFrames:
+    """Frames of tokens [B, H, W] at `pose` [B, 5], with predicted depth."""
+    picture = model.tokenizer.decode(tokens).float()
+    return SourceFrames(picture, tokens, model.predict_depth(picture, pose[:, 4]), pose)
