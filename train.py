@@ -33,7 +33,7 @@ from metrics.perceptual import perceptual_distance
 from rollout.world_model import WORLD_KIND, check_depth, load_world_model, world_content
 from runtime import checkpoint
 from runtime.config import SettingError, constants_of, load
-from runtime.device import amp_dtype, autocast, pick_device
+from runtime.device import amp_dtype, autocast, keep_freed_memory, pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
@@ -180,6 +180,7 @@ def run() -> None:
             f"BATCH_SIZE={config.batch_size} is the whole batch and cannot be split evenly over "
             f"{distributed.size()} processes; give a multiple of {distributed.size()}"
         )
+    keep_freed_memory()
     device = pick_device(distributed.start(config.device))
     dtype = amp_dtype(device, config.precision)
     print(f"precision: {dtype}")

@@ -38,7 +38,7 @@ from depth.reprojection import reprojection_error, smoothness_error
 from depth.warp_quality import EVERY, GROUND, HORIZONS, PREDICTED, warp_quality
 from runtime import checkpoint
 from runtime.config import SettingError, constants_of, load
-from runtime.device import amp_dtype, autocast, pick_device
+from runtime.device import amp_dtype, autocast, keep_freed_memory, pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
@@ -271,6 +271,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     """Trains until STEPS, or until SIGINT or SIGTERM, which save. Raises UserError."""
     out = Path(config.out_dir)
     make_folder(out)
+    keep_freed_memory()
     device = pick_device(config.device)
     dtype = amp_dtype(device, config.precision)
     print(f"precision: {dtype}")

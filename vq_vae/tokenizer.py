@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from runtime import checkpoint
@@ -18,6 +19,7 @@ from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 SHIPPED_TOKENIZER = SHIPPED / "vqvae.pt"
 TOKENIZER_KIND = "vq_vae"
+KERNEL = 3  # of the decoder's first convolution
 BATCH = 64  # pictures that go through the network together
 
 
@@ -31,6 +33,7 @@ class Tokenizer:
         self.vqvae = vqvae.requires_grad_(False).eval()
         self.path = Path(path)
         self.fingerprint = fingerprint(vqvae)
+        self._first_layer = first_layer_table(vqvae)
 
     @property
     def config(self) -> VQVAEConfig:
@@ -50,6 +53,7 @@ class Tokenizer:
     def to(self, device: torch.device | str) -> "Tokenizer":
         """Moves the weights."""
         self.vqvae.to(device)
+        self._first_layer = self._first_layer.to(device)
         return self
 
     def latents(self, pictures: Tensor) -> Tensor:
@@ -61,8 +65,17 @@ class Tokenizer:
         return self.vqvae.encode(pictures)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, H, W] -> pictures [B, 3, Hp, Wp] float32 in [0, 1]; tokens [H, W] -> one picture."""
-        return self.vqvae.decode_code(tokens).clamp(0, 1)
+        """Tokens [B, H, W] -> pictures [B, 3, Hp, Wp] float32 in [0, 1]; tokens [H, W] -> one picture.
+
+        As `VQVAE.decode_code`, but the decoder's first layer, half of its work, is looked up.
+        """
+        if tokens.dim() == 2:
+            return self.decode(tokens[None])[0]
+        first, *others = self.vqvae.decoder
+        x = convolve_tokens(tokens, self._first_layer) + first.bias[:, None, None]
+        for layer in others:
+            x = layer(x)
+        return x.float().clamp(0, 1)
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Code vectors [B, E, H, W] -> pictures [B, 3, Hp, Wp], with gradients."""
@@ -84,6 +97,25 @@ class Tokenizer:
             with autocast(self.device, dtype):
                 pictures = self.decode(part.to(self.device))
             yield pictures.cpu()
+
+
+@torch.no_grad()
+def first_layer_table(vqvae: VQVAE) -> Tensor:
+    """What each code adds to the output of the decoder's first convolution, of k x k places and C channels,
+    from each place of the kernel: [(V + 1) * k * k, C]. The last code stands for the zeros around the grid."""
+    weight, codebook = vqvae.decoder[0].weight, vqvae.quantizer.codebook
+    table = torch.einsum("vd,cdij->vijc", codebook, weight.float())
+    return torch.cat([table, torch.zeros_like(table[:1])]).flatten(0, 2).contiguous()
+
+
+def convolve_tokens(tokens: Tensor, table: Tensor) -> Tensor:
+    """The convolution of a `first_layer_table`, without its bias: tokens [B, H, W] -> [B, C, H, W]."""
+    places = KERNEL * KERNEL
+    codes = len(table) // places - 1
+    padded = F.pad(tokens.long(), [KERNEL // 2] * 4, value=codes)
+    around = padded.unfold(1, KERNEL, 1).unfold(2, KERNEL, 1).flatten(3)  # [B, H, W, places]
+    rows = around * places + torch.arange(places, device=tokens.device)
+    return F.embedding_bag(rows.flatten(0, 2), table, mode="sum").view(*tokens.shape, -1).movedim(-1, 1)
 
 
 def fingerprint(vqvae: VQVAE) -> str:

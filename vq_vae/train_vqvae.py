@@ -28,7 +28,7 @@ from metrics.perceptual import Perceptual, perceptual_distance
 from runtime import checkpoint
 from runtime.arrays import ArraysError, read_arrays
 from runtime.config import SettingError, constants_of, load
-from runtime.device import amp_dtype, autocast, pick_device
+from runtime.device import amp_dtype, autocast, keep_freed_memory, pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
@@ -181,6 +181,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     """
     out = Path(config.out_dir)
     make_folder(out)
+    keep_freed_memory()
     device = pick_device(config.device)
     dtype = amp_dtype(device, config.precision)
     print(f"precision: {dtype}")
