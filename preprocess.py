@@ -20,7 +20,9 @@ resolution of the token grid, and the nodes around the player. With --depth pred
 --depth_ckpt (depth/) predicts depth from the pictures of all other clips; it knows no nodes. The manifest
 says for each clip where its depth comes from. --depth none ignores the depth files.
 
-Whole clips are held out for validation; whole worlds where the metadata has a world_seed.
+Whole worlds are held out for validation where the metadata has a world_seed, else whole clips. Where there is
+one world only, clips of it are held out, and of a single clip its end, after a gap; the summary and the
+manifest (held_out) say so.
 
 Several machines: give each the same CLIPS and its own --shard 1/N ... N/N. With one shared --out_dir each
 writes manifest-shard-I-of-N.json and, at its end, joins all manifests there into manifest.json. With separate
@@ -42,6 +44,7 @@ from tqdm import tqdm
 from dataset.manifests import is_done, join_manifests, load_manifests, shard_manifest, wanted_depth
 from dataset.picture_check import check_pictures
 from dataset.recordings import PLANS, Clip, ClipError, camera_unit, depth_path, find_clips
+from dataset.splits import HeldOut, explain
 from dataset.surroundings import SCALE
 from dataset.token_files import MANIFEST, PREDICTED, RECORDED, ClipEntry, Manifest, depth_source
 from depth.predictor import SHIPPED_DEPTH, load_depth
@@ -357,6 +360,8 @@ def summary(outcomes: list[Outcome], manifest: Manifest, out_dir: Path, elapsed:
         f"{out_dir / MANIFEST}: {len(manifest.clips)} clips ({splits['train']} train, {splits['val']} val), "
         f"{total} frames at {manifest.fps:g} FPS, {len(manifest.skipped)} skipped"
     )
+    if manifest.clips:
+        lines.append(explain(HeldOut(manifest.held_out), splits, manifest.val_fraction))
     sources = Counter(clip.depth or "without" for clip in manifest.clips)
     if set(sources) - {"without"}:
         parts = [f"{sources[name]} {name}" for name in (RECORDED, PREDICTED, "without") if sources[name]]
