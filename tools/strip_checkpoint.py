@@ -24,12 +24,15 @@ TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "pairs", "trained")
 def strip(source: Path, target: Path) -> None:
     """Copies a checkpoint without what only training needs. Raises CheckpointError or OutputError."""
     check_outputs([target], [source])
-    content = load(source)
-    for name in TRAINING_ONLY:
-        content.pop(name, None)
+    save(target, stripped(load(source)))
+
+
+def stripped(content: dict) -> dict:
+    """A checkpoint's content without what only training needs, and without absolute paths."""
+    content = {name: value for name, value in content.items() if name not in TRAINING_ONLY}
     if "constants" in content:
         content["constants"] = {name: without_paths(value) for name, value in content["constants"].items()}
-    save(target, content)
+    return content
 
 
 def without_paths(value: object) -> object:
