@@ -49,14 +49,17 @@ from dataset.surroundings import SCALE
 from dataset.token_files import MANIFEST, PREDICTED, RECORDED, ClipEntry, Manifest, depth_source
 from depth.predictor import SHIPPED_DEPTH, load_depth
 from preprocessing.clip_encoder import EncodeJob, Outcome, encode_clips, skipped, video_path
-from runtime.config import non_negative_float, positive_int, share
+from preprocessing.clip_sheet import SHEET, clip_sheet
+from runtime.config import ScriptParser, non_negative_float, positive_int, share
 from runtime.device import pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import check_outputs
 from runtime.ranges import FieldOfView, FramesPerSecond, flag
-from runtime.video import RESIZE
+from runtime.video import RESIZE, save_image
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
+
+EXAMPLE = "python preprocess.py --parent_dir samples --out_dir tokens/samples  (a minute)"
 
 SAVE_EVERY = 5.0  # seconds between two saves of the manifest
 CHECKED_CLIPS, CHECKED_FRAMES = 4, 200  # clips to check, and frames from the start of each
@@ -103,9 +106,7 @@ def shard(text: str) -> tuple[int, int]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE)
     add = parser.add_argument
     add(
         "--parent_dir", type=Path, required=True, metavar="DIR", help="folder of clips, searched at any depth"
@@ -201,10 +202,11 @@ def encode_all(config: PreprocessConfig) -> int:
     """As `run`, in a folder that no other run of this shard uses."""
     source, clips = find_clips(config.clips_dir, config.source, config.out_dir)
     check_outputs(
-        [config.out_dir / f"{clip.name}.npz" for clip in clips],
+        [config.out_dir / SHEET, *(config.out_dir / f"{clip.name}.npz" for clip in clips)],
         [path for clip in clips for path in clip_inputs(clip)] + [config.tokenizer, config.depth_ckpt],
     )
-    settings = settings_of(config, source, clips, load_tokenizer(config.tokenizer))
+    tokenizer = load_tokenizer(config.tokenizer)
+    settings = settings_of(config, source, clips, tokenizer)
     entries, _, settings = load_manifests(config.out_dir, settings)
     resume = settings.camera_degrees_per_unit > 0  # the folder has a manifest
     if not resume:
@@ -238,6 +240,11 @@ def encode_all(config: PreprocessConfig) -> int:
     elapsed = time.perf_counter() - start
     joined = join_manifests(config.out_dir, settings)
     print(summary(outcomes, joined, config.out_dir, elapsed))
+    if joined.clips:
+        save_image(config.out_dir / SHEET, clip_sheet(config.out_dir, joined, tokenizer))
+        print(
+            f"look at {config.out_dir / SHEET}: the middle frame of each clip, as the world model will see it"
+        )
     return 0 if joined.clips else 1
 
 

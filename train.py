@@ -39,7 +39,7 @@ from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
 from runtime.run_folder import last_good, remove_old_steps, set_aside
-from runtime.run_log import Means, RunLog, StopRequest
+from runtime.run_log import Means, RunLog, StopRequest, announcement
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from training import distributed
@@ -56,7 +56,7 @@ from training.window_parts import StepLoss
 from vq_vae.tokenizer import check_tokenizer, load_tokenizer
 
 # --- files ---
-DATA_DIR = "tokens/luanti"  # token files, from preprocess.py
+DATA_DIR = "tokens/default"  # token files, from preprocess.py
 VQVAE_CKPT = "checkpoints/vqvae.pt"  # the tokenizer that made the tokens
 DEPTH_CKPT = "checkpoints/depth.pt"  # geometry only: the depth network
 OUT_DIR = "runs/world"
@@ -300,6 +300,7 @@ def train(
     means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     window = None  # the last batch of windows: tokens, actions, poses
     model.train()
+    print(announcement(state.step, config.steps, out))
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2, disable=not first)
     # A signal to one process stops all of them after the same step.
     while state.step < config.steps and not distributed.any_process(bool(stop), device):

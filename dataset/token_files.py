@@ -164,7 +164,8 @@ class Manifest:
         path = Path(directory) / name
         if not path.is_file():
             raise DataError(
-                f"{path}: no manifest; run python preprocess.py --parent_dir CLIPS --out_dir {directory}"
+                f"{path}: no manifest; run python preprocess.py --parent_dir CLIPS --out_dir {directory} (a "
+                "minute with CLIPS = samples; make train does that and trains, in ten minutes)"
             )
         try:
             content = json.loads(path.read_text())

@@ -86,6 +86,11 @@ def find_depth_clips(folders: str, need_depth: bool = True) -> list[Clip]:
     """
     found = []
     for folder in filter(None, folders.split(",")):
+        if not Path(folder).is_dir():
+            raise DataError(
+                f"{folder}: no such folder of clips; give another one (DATA_DIRS, --warp), or record "
+                "clips with depth: make data (about an hour)"
+            )
         _, clips = find_clips(Path(folder), "gamefactory", Path(folder) / "depth")
         found += [
             clip

@@ -65,7 +65,7 @@ from runtime.ranges import (
     ShareBelowOne,
 )
 from runtime.run_folder import last_good, set_aside
-from runtime.run_log import Means, RunLog, StopRequest, WandbMode
+from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from vq_vae.tokenizer import load_tokenizer
@@ -342,6 +342,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     log = RunLog(out, config.wandb, config.wandb_project, constants, state.step if resumed else None)
     means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     network.train()
+    print(announcement(state.step, config.steps, out))
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2)
     while state.step < config.steps and not stop:
         lr = warmup_cosine(state.step, config.lr, config.min_lr, config.warmup_steps, config.steps)

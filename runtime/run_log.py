@@ -94,6 +94,14 @@ class Means:
         return means, rate, seconds
 
 
+def announcement(step: int, steps: int, folder: Path) -> str:
+    """What a training run is about to do, for its first line."""
+    return (
+        f"training from step {step} to {steps}; the bar shows the time left, {folder / CURVES} how it goes. "
+        "Ctrl-C saves, and the same command continues"
+    )
+
+
 def remove_later_rows(path: Path, step: int) -> None:
     """Removes the rows of steps after `step` from a log, and what is no row, such as a half-written one."""
     kept = []

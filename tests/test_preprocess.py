@@ -494,6 +494,7 @@ def test_broken_clips_are_skipped_with_their_reasons(tmp_path, tokenizer, capsys
     }
     check_skipped(encode(clips, tmp_path / "out", tokenizer), expected, ["good_1", "good_2"], capsys)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "contact_sheet.png",
         "good_1.npz",
         "good_2.npz",
         "manifest.json",

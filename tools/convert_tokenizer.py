@@ -13,7 +13,6 @@ state is left out.
 Tokens belong to a tokenizer: encode the clips again with the result (preprocess.py --vqvae_ckpt).
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Mapping
@@ -25,11 +24,14 @@ import torch
 from torch import Tensor
 
 from runtime.checkpoint import CheckpointError, load, not_finite, save
+from runtime.config import ScriptParser
 from runtime.errors import run_script
 from runtime.outputs import check_outputs
 from runtime.ranges import PictureSide, flag
 from vq_vae.tokenizer import tokenizer_content
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
+
+EXAMPLE = "python tools/convert_tokenizer.py OLD.pt NEW.pt  (seconds; OLD.pt: {encoder, decoder, quantizer})"
 
 COMPONENTS = ("encoder", "decoder", "quantizer")
 CODES = {"codebook": "codebook", "ema_count": "ema_count", "ema_sum": "ema_sum", "initialised": "initialised"}
@@ -144,9 +146,7 @@ def run(source: Path, target: Path, height: int | None, width: int | None) -> No
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE)
     parser.add_argument("source", type=Path, help="old checkpoint")
     parser.add_argument("target", type=Path, help="new file to write")
     for side in ("height", "width"):

@@ -9,7 +9,6 @@ that ship), a card, and checksums (rollout/world_file.py). Optimizer and random 
 tools/strip_checkpoint.py. Everything is loaded once before, so a file that was written plays.
 """
 
-import argparse
 import io
 import sys
 from dataclasses import dataclass
@@ -25,10 +24,13 @@ from rollout.context import START_PLACES, load_recording, load_world, start_plac
 from rollout.world_file import CARD, DEPTH, MOST_BYTES, STARTS, TOKENIZER, WORLD, write_world_file
 from rollout.world_model import SHIPPED_WORLD
 from runtime import checkpoint
+from runtime.config import ScriptParser
 from runtime.errors import run_script
 from runtime.outputs import check_outputs
 from tools.strip_checkpoint import stripped
 from vq_vae.tokenizer import SHIPPED_TOKENIZER
+
+EXAMPLE = "python tools/pack_world.py outputs/world.zip  (seconds; packs the world that ships)"
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,7 @@ def run(options: Options) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
     add("out", type=Path, metavar="NAME.zip", help="file to write")
     add("--checkpoint", type=Path, default=SHIPPED_WORLD, help="world model (default: ships)")

@@ -87,6 +87,7 @@ def run(options: Options) -> None:
     world = load_world(
         config.checkpoint, config.vqvae_ckpt, config.device, config.precision, config.depth_ckpt
     )
+    print(f"{options.seconds} s from {len(paths)} start places at once; less: --seconds 10, --start forest")
     pictures = list(generate(world, config, paths, options.seconds))
     with replacing(out) as part:
         Image.fromarray(sheet([path.stem for path in paths], pictures)).save(part, quality=QUALITY)

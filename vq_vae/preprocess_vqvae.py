@@ -7,7 +7,6 @@ Takes every GAP-th frame of each video in the folder CLIPS, at any depth. Whole 
 of a single clip are held out for validation by the same rule as in preprocess.py.
 """
 
-import argparse
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -20,11 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.recordings import depth_path, split_key
 from dataset.splits import HeldOut, assign_splits, cut_of, explain
-from runtime.config import positive_int, share
+from runtime.config import ScriptParser, positive_int, share
 from runtime.errors import run_script
 from runtime.outputs import check_outputs, replacing
 from runtime.ranges import PictureSide, flag
 from runtime.video import RESIZE, VideoError, read_frames, resize
+
+EXAMPLE = "python vq_vae/preprocess_vqvae.py samples runs/pictures.npz  (seconds)"
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".avi", ".mkv")
 
@@ -102,9 +103,7 @@ def run(options: Options) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE)
     parser.add_argument("clips", type=Path, help="folder with the videos, at any depth")
     parser.add_argument("out", type=Path, help=".npz to write")
     parser.add_argument("--gap", type=positive_int, default=5, help="take every GAP-th frame (default 5)")

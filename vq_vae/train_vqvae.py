@@ -47,7 +47,7 @@ from runtime.ranges import (
     Width,
 )
 from runtime.run_folder import last_good, set_aside
-from runtime.run_log import Means, RunLog, StopRequest, WandbMode
+from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement
 from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
 from runtime.video import grid, save_image, to_float, to_uint8
 from vq_vae.tokenizer import TOKENIZER_KIND, tokenizer_content
@@ -111,6 +111,11 @@ def load_pictures(path: str, height: int, width: int) -> dict[str, np.ndarray]:
     try:
         most = INFLATION * Path(path).stat().st_size
         pictures = read_arrays(path, ("train", "val"), most_bytes=most)
+    except FileNotFoundError:
+        raise DataError(
+            f"PICTURES={path}: no such file; make it: python vq_vae/preprocess_vqvae.py CLIPS {path} "
+            "(seconds with CLIPS = samples)"
+        ) from None
     except (OSError, ArraysError) as error:
         raise DataError(f"PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py") from None
     for split, array in pictures.items():
@@ -235,6 +240,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     counts = torch.zeros(config.codebook_size, dtype=torch.long, device=device)  # since the last log line
     model.train()
+    print(announcement(state.step, config.steps, out))
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2)
     while state.step < config.steps and not stop:
         final_lr = config.lr * config.final_lr_factor

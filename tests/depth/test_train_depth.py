@@ -144,7 +144,7 @@ def test_a_bad_folder_is_one_line_on_stderr(tmp_path):
         [sys.executable, SCRIPT, *words], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert "no such folder" in done.stderr
+    assert "no such folder of clips; give another one (DATA_DIRS" in done.stderr
 
 
 # ---------------------------------------------------------------- clips without depth
