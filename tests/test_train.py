@@ -245,7 +245,13 @@ def test_the_log_has_every_documented_value(convgru):
     assert names <= set().union(*rows)
     assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
     pictures = {p.name for p in Path(convgru.out_dir).glob("*.png")}
-    assert pictures == {"train_000006.png", "train_000012.png", "val_000006.png", "val_000012.png"}
+    assert pictures == {
+        "curves.png",
+        "train_000006.png",
+        "train_000012.png",
+        "val_000006.png",
+        "val_000012.png",
+    }
 
 
 # ---------------------------------------------------------------- losses that are not finite
