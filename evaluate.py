@@ -198,8 +198,8 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
     check_outputs([config.out], [*config.checkpoints.values(), config.tokenizer, config.data_dir])
     check_folder(config.out.with_suffix(""))
     print(
-        f"measures {', '.join(config.sections)}: in full up to an hour on two cores, half of it for walk; less: "
-        "--quick (4 minutes on one core), --share 0.1, --only teacher_forced"
+        f"measures {', '.join(config.sections)}: in full up to an hour on two cores, half of it for walk; "
+        "less: --quick (4 minutes on one core), --share 0.1, --only teacher_forced"
     )
     tokenizer = load_tokenizer(config.tokenizer, config.device)
     models = [
