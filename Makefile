@@ -1,4 +1,5 @@
 # make play: set up and walk in the shipped world     make test: set up and run the tests
+# make train: set up and train a world one can play, in ten minutes on two cores, from samples/ or FROM=CLIPS
 # make data: set up and record the default data set   make lint: set up and run ruff
 # make soak: 20,000 steps of play and ten minutes of the page, with plots of memory and time
 # make fuzz: malformed inputs for all scripts          make kill: runs that are killed at random times
@@ -20,10 +21,23 @@ LOCK := $(if $(TORCH_INDEX),,$(if $(CPU_WHEELS),requirements-cpu.lock,requiremen
 COMPILE := $(VENV)/bin/uv pip compile requirements.txt --universal --python-version 3.10 --generate-hashes --quiet \
 	--no-annotate --custom-compile-command "make lock"
 
-.PHONY: play data test lint soak fuzz kill lock setup clean
+.PHONY: play train data test lint soak fuzz kill lock setup clean
 
 play: $(RUN_READY)
 	$(VENV)/bin/python live_inference.py $(ARGS)
+
+# A world from a folder of clips: tokens/NAME, runs/NAME, outputs/NAME.mp4, where NAME is the folder's.
+FROM ?= samples
+NAME ?= $(notdir $(FROM:/=))
+train: $(RUN_READY)
+	@echo "1/3 clips to tokens (about a minute for samples/)"
+	$(VENV)/bin/python preprocess.py --parent_dir $(FROM) --out_dir tokens/$(NAME) --precision auto
+	@echo "2/3 training (about 7 minutes); pictures and curves.png in runs/$(NAME)"
+	$(VENV)/bin/python train.py RECIPE=small DATA_DIR=tokens/$(NAME) OUT_DIR=runs/$(NAME) $(ARGS)
+	@echo "3/3 a rollout under recorded actions: truth | generated | difference"
+	$(VENV)/bin/python inference.py --checkpoint runs/$(NAME)/best.pt --frames 48 \
+		--start $$(ls tokens/$(NAME)/*.npz | head -n 1) --out outputs/$(NAME).mp4
+	@echo "look at outputs/$(NAME)_sheet.png; play it: make play ARGS='--checkpoint runs/$(NAME)/best.pt'"
 
 # Needs: apt-get install minetest xvfb gcc libc6-dev
 data: $(RUN_READY)

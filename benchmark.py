@@ -48,6 +48,8 @@ def announce(config: BenchmarkConfig) -> None:
     """Prints what will be measured and how long it takes."""
     full, quick = (sum(MINUTES[name][i] for name in config.sections) for i in (0, 1))
     hint = "" if config.quick else f"; --quick takes about {max(1, round(quick))}"
+    if len(config.sections) > 1:
+        hint += "; for one section: python benchmark.py " + " or ".join(config.sections)
     minutes = max(1, round(quick if config.quick else full))
     print(f"measures {', '.join(config.sections)}: about {minutes} min on two CPU cores{hint}")
 

@@ -197,6 +197,10 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
     began = time.monotonic()
     check_outputs([config.out], [*config.checkpoints.values(), config.tokenizer, config.data_dir])
     check_folder(config.out.with_suffix(""))
+    print(
+        f"measures {', '.join(config.sections)}: in full up to an hour on two cores, half of it for walk; "
+        "less: --quick (4 minutes on one core), --share 0.1, --only teacher_forced"
+    )
     tokenizer = load_tokenizer(config.tokenizer, config.device)
     models = [
         load_model(name, path, tokenizer, config.sampling, config.seed, config.dtype, config.depth)
@@ -281,8 +285,9 @@ def run_sections(
         "depth": lambda: depth_warps.report(recorded.warps, scores),
         "tokenizer": lambda: tokenizer_quality.measure(held_out, recorded.windows, scores),
     }
-    for name in config.sections:
+    for number, name in enumerate(config.sections, 1):
         began = time.monotonic()
+        print(f"{model.name}: {name}, section {number} of {len(config.sections)}")
         result.outputs[name] = sections[name]()
         result.seconds[name] = round(time.monotonic() - began, 1)
     return result

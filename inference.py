@@ -38,7 +38,7 @@ from metrics import psnr, token_accuracy
 from rollout import action_script
 from rollout.action_script import WALK, captions, fit, parse_lines, read_script, write_script
 from rollout.arguments import RolloutConfig, add_arguments, config_of, input_files
-from rollout.context import Recording, decode, load_recording, load_world, prime, start_places
+from rollout.context import Recording, decode, load_recording, load_world, prime
 from rollout.rollout import Rollout
 from runtime.config import positive_float, positive_int
 from runtime.errors import run_script
@@ -235,7 +235,7 @@ def roll_out(config: InferenceConfig, pipe: BinaryIO | None) -> None:
     if config.script not in (None, PIPE):
         read_script(config.script)  # reports an error before anything is loaded
     flags = config.rollout
-    paths = flags.starts or tuple(start_places().values())[:1]
+    paths = flags.starts or flags.places[:1]
     world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision, flags.depth_ckpt)
     compared = 0 if config.script is not None else config.frames or RECORDED_FRAMES
     frames = flags.context_frames + compared if flags.context_frames else None

@@ -3,6 +3,7 @@
 
     python live_inference.py                        # the world and the start places that ship
     python live_inference.py --start forest photo.jpg --temperature 0.8
+    python live_inference.py --world my.zip         # a world in one file, from tools/pack_world.py
     python live_inference.py --compare              # recorded actions: truth | generated
     python live_inference.py --web                  # in a browser, here or through an SSH tunnel
     python live_inference.py --headless --script "w*64,yaw+0.3*32"
@@ -29,7 +30,7 @@ from playing.session import Session
 from playing.window import Window, missing_display
 from rollout.action_script import WALK, captions, fit, read_script
 from rollout.arguments import RolloutConfig, add_arguments, config_of, input_files
-from rollout.context import load_recording, load_world, start_places
+from rollout.context import load_recording, load_world
 from rollout.rollout import Rollout
 from runtime.config import positive_float, positive_int
 from runtime.errors import run_script
@@ -152,7 +153,7 @@ def load_session(config: LiveConfig, only_first: bool) -> Session:
     """
     flags = config.rollout
     world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision, flags.depth_ckpt)
-    paths = flags.starts or tuple(start_places().values())
+    paths = flags.starts or flags.places
     compared = 0 if only_first and not config.compare else COMPARED_FRAMES
     frames = flags.context_frames + compared if flags.context_frames else None
     recordings = [load_recording(path, world, frames) for path in (paths[:1] if only_first else paths)]

@@ -20,7 +20,9 @@ resolution of the token grid, and the nodes around the player. With --depth pred
 --depth_ckpt (depth/) predicts depth from the pictures of all other clips; it knows no nodes. The manifest
 says for each clip where its depth comes from. --depth none ignores the depth files.
 
-Whole clips are held out for validation; whole worlds where the metadata has a world_seed.
+Whole worlds are held out for validation where the metadata has a world_seed, else whole clips. Where there is
+one world only, clips of it are held out, and of a single clip its end, after a gap; the summary and the
+manifest (held_out) say so.
 
 Several machines: give each the same CLIPS and its own --shard 1/N ... N/N. With one shared --out_dir each
 writes manifest-shard-I-of-N.json and, at its end, joins all manifests there into manifest.json. With separate
@@ -42,18 +44,22 @@ from tqdm import tqdm
 from dataset.manifests import is_done, join_manifests, load_manifests, shard_manifest, wanted_depth
 from dataset.picture_check import check_pictures
 from dataset.recordings import PLANS, Clip, ClipError, camera_unit, depth_path, find_clips
+from dataset.splits import HeldOut, explain
 from dataset.surroundings import SCALE
 from dataset.token_files import MANIFEST, PREDICTED, RECORDED, ClipEntry, Manifest, depth_source
 from depth.predictor import SHIPPED_DEPTH, load_depth
 from preprocessing.clip_encoder import EncodeJob, Outcome, encode_clips, skipped, video_path
-from runtime.config import non_negative_float, positive_int, share
+from preprocessing.clip_sheet import SHEET, clip_sheet
+from runtime.config import ScriptParser, non_negative_float, positive_int, share
 from runtime.device import pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import check_outputs
 from runtime.ranges import FieldOfView, FramesPerSecond, flag
-from runtime.video import RESIZE
+from runtime.video import RESIZE, save_image
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, Tokenizer, load_tokenizer
+
+EXAMPLE = "python preprocess.py --parent_dir samples --out_dir tokens/samples  (a minute)"
 
 SAVE_EVERY = 5.0  # seconds between two saves of the manifest
 CHECKED_CLIPS, CHECKED_FRAMES = 4, 200  # clips to check, and frames from the start of each
@@ -100,9 +106,7 @@ def shard(text: str) -> tuple[int, int]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE)
     add = parser.add_argument
     add(
         "--parent_dir", type=Path, required=True, metavar="DIR", help="folder of clips, searched at any depth"
@@ -198,10 +202,11 @@ def encode_all(config: PreprocessConfig) -> int:
     """As `run`, in a folder that no other run of this shard uses."""
     source, clips = find_clips(config.clips_dir, config.source, config.out_dir)
     check_outputs(
-        [config.out_dir / f"{clip.name}.npz" for clip in clips],
+        [config.out_dir / SHEET, *(config.out_dir / f"{clip.name}.npz" for clip in clips)],
         [path for clip in clips for path in clip_inputs(clip)] + [config.tokenizer, config.depth_ckpt],
     )
-    settings = settings_of(config, source, clips, load_tokenizer(config.tokenizer))
+    tokenizer = load_tokenizer(config.tokenizer)
+    settings = settings_of(config, source, clips, tokenizer)
     entries, _, settings = load_manifests(config.out_dir, settings)
     resume = settings.camera_degrees_per_unit > 0  # the folder has a manifest
     if not resume:
@@ -235,6 +240,11 @@ def encode_all(config: PreprocessConfig) -> int:
     elapsed = time.perf_counter() - start
     joined = join_manifests(config.out_dir, settings)
     print(summary(outcomes, joined, config.out_dir, elapsed))
+    if joined.clips:
+        save_image(config.out_dir / SHEET, clip_sheet(config.out_dir, joined, tokenizer))
+        print(
+            f"look at {config.out_dir / SHEET}: the middle frame of each clip, as the world model will see it"
+        )
     return 0 if joined.clips else 1
 
 
@@ -357,6 +367,8 @@ def summary(outcomes: list[Outcome], manifest: Manifest, out_dir: Path, elapsed:
         f"{out_dir / MANIFEST}: {len(manifest.clips)} clips ({splits['train']} train, {splits['val']} val), "
         f"{total} frames at {manifest.fps:g} FPS, {len(manifest.skipped)} skipped"
     )
+    if manifest.clips:
+        lines.append(explain(HeldOut(manifest.held_out), splits, manifest.val_fraction))
     sources = Counter(clip.depth or "without" for clip in manifest.clips)
     if set(sources) - {"without"}:
         parts = [f"{sources[name]} {name}" for name in (RECORDED, PREDICTED, "without") if sources[name]]

@@ -47,12 +47,14 @@ from luanti.game import (
     game_version,
 )
 from luanti.recorder import BIOMES, TIMES, WEATHERS, ClipPlan, RecorderOptions, plan_clips, record_world
-from runtime.config import SettingError, non_negative_int, positive_int
+from runtime.config import ScriptParser, SettingError, non_negative_int, positive_int
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import write_text
 from runtime.ranges import FieldOfView, flag
 from runtime.video import VideoError
+
+EXAMPLE = "python record.py --out data/mine --clips 4 --frames 600  (minutes; needs the game Luanti)"
 
 HUMAN_WIDTH = 1024  # pixels, least width of the window that a person plays in
 
@@ -128,9 +130,7 @@ def some_of(known: tuple[str, ...]) -> Callable[[str], list[str]]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE, allow_abbrev=False)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--out", type=Path, help="folder for the clips; run again to continue")
     mode.add_argument("--check", type=Path, metavar="DIR", help="check the clips in DIR and record nothing")

@@ -11,7 +11,8 @@ Each sample is a window of SEQ_LEN transitions of one clip. The recurrent state 
 each step has a loss. In the last `ar_len` steps the model is given its own samples instead of the recorded
 tokens (scheduled sampling, arXiv 1506.03099).
 
-Writes last.pt, step_N.pt, best.pt (lowest validation bits per token), pictures and log.jsonl into OUT_DIR.
+Writes last.pt, step_N.pt, best.pt (lowest validation bits per token; the newest weights where no clip is held
+out), pictures and log.jsonl into OUT_DIR.
 Ctrl-C saves; the same command then continues exactly where the run stopped.
 
 Several GPUs: `torchrun --nproc_per_node 4 train.py DATA_DIR=tokens/mine`. BATCH_SIZE counts all of them.
@@ -38,7 +39,7 @@ from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
 from runtime.run_folder import last_good, remove_old_steps, set_aside
-from runtime.run_log import Means, RunLog, StopRequest
+from runtime.run_log import Means, RunLog, StopRequest, announcement
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from training import distributed
@@ -46,17 +47,17 @@ from training.curriculum import Curriculum
 from training.diagnostics import SpikeWatch, action_sensitivity, prediction_values, step_values
 from training.geometry_window import pair_loss
 from training.models import build_model, loss_weights, window_loss
-from training.motion_pretraining import pretrain_player_motion
+from training.motion_pretraining import pretrain_player_motion, without_poses
 from training.pair_pool import PairPool, pair_step
 from training.pairs import PairConfig
 from training.predicted_depth import motion_clips
 from training.train_config import RECIPES, TrainConfig
-from training.validation import truth_and_prediction, validate
+from training.validation import load_held_out, truth_and_prediction, validate
 from training.window_parts import StepLoss
 from vq_vae.tokenizer import check_tokenizer, load_tokenizer
 
 # --- files ---
-DATA_DIR = "tokens/luanti"  # token files, from preprocess.py
+DATA_DIR = "tokens/default"  # token files, from preprocess.py
 VQVAE_CKPT = "checkpoints/vqvae.pt"  # the tokenizer that made the tokens
 DEPTH_CKPT = "checkpoints/depth.pt"  # geometry only: the depth network
 OUT_DIR = "runs/world"
@@ -211,11 +212,12 @@ def train(
     if geometry and config.motion_steps:
         extras += ["nodes", "origin"]
     clips = TokenClips(config.data_dir, "train", tokenizer.fingerprint, progress=True, extras=extras)
-    held_out = TokenClips(config.data_dir, "val", tokenizer.fingerprint)
+    held_out = load_held_out(config.data_dir, tokenizer.fingerprint, config.seq_len + 1)
     manifest = clips.manifest
     print(
-        f"data: {clips.frames} train frames in {len(clips.entries)} clips, {held_out.frames} held out in "
-        f"{len(held_out.entries)}; {sum(t.nbytes for t in clips.tokens) / 1e6:.0f} MB of tokens in RAM"
+        f"data: {clips.frames} train frames in {len(clips.entries)} clips, "
+        + (f"{held_out.frames} held out in {len(held_out.entries)}; " if held_out else "none held out; ")
+        + f"{sum(t.nbytes for t in clips.tokens) / 1e6:.0f} MB of tokens in RAM"
     )
     curriculum = Curriculum(config)
     batches = WindowBatches(
@@ -238,7 +240,7 @@ def train(
     distance = perceptual_distance(config.perceptual).to(device) if config.perceptual_weight else None
     step_loss = StepLoss(tokenizer, distance, loss_weights(config))
     pairs = None
-    if geometry and config.pair_share:
+    if geometry and config.pair_share and clips.with_poses:
         pair_config = PairConfig(
             batch=config.pair_batch // distributed.size(),
             size=config.pair_pool,
@@ -271,11 +273,14 @@ def train(
         checkpoint.check_config(content, model.config, config.init_from)
         model.load_state_dict(source.state_dict())
         print(f"weights from {config.init_from}")
-    if geometry and not resumed and config.motion_steps:
+    if geometry and not clips.with_poses:
+        print(f"note: {without_poses(model.motion_model, bool(resumed or config.init_from))}")
+    elif geometry and not resumed and config.motion_steps:
         seen = motion_clips(model, clips, config.motion_frames, config.seed)
         fov = manifest.vertical_fov_degrees
         error = pretrain_player_motion(model.motion_model, seen, fov, config.motion_steps, config.seed)
-        print(f"motion: {model.motion_model.constants}, nodes: cross-entropy {error:.3f}")
+        nodes = "not trained, no clip has any" if math.isnan(error) else f"cross-entropy {error:.3f}"
+        print(f"motion: {model.motion_model.constants}, nodes: {nodes}")
     distributed.share_weights(model)
     if average and not resumed:
         average.network.load_state_dict(model.state_dict())
@@ -299,6 +304,7 @@ def train(
     means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     window = None  # the last batch of windows: tokens, actions, poses
     model.train()
+    print(announcement(state.step, config.steps, out))
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2, disable=not first)
     # A signal to one process stops all of them after the same step.
     while state.step < config.steps and not distributed.any_process(bool(stop), device):
@@ -355,7 +361,10 @@ def train(
             log.picture(step, "train truth | prediction", picture)
 
         # validate; an improvement saves best.pt and may extend `ar_len`
-        if step % config.val_steps == 0 or step == config.steps:
+        validates = step % config.val_steps == 0 or step == config.steps
+        if validates and held_out is None:
+            save("best.pt")  # the newest weights
+        elif validates:
             state.metrics, picture = validate(state.used, held_out, config, dtype)
             model.train()
             log.write(step, state.metrics)

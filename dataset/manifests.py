@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dataset.recordings import Clip, ClipError, has_depth
+from dataset.splits import HeldOut, assign_splits, cut_of
 from dataset.token_files import (
     EXTRAS,
     MANIFEST,
@@ -86,10 +87,28 @@ def join_manifests(out_dir: Path, settings: Manifest) -> Manifest:
         entries, skipped, joined = load_manifests(out_dir, settings)
         joined.clips = [e for _, e in sorted(entries.items()) if (out_dir / e.file).is_file()]
         joined.skipped = [s for _, s in sorted(skipped.items())]
+        joined = hold_out(joined)
         if joined == written:
             return joined
         joined.save(out_dir)
         written = joined
+
+
+def hold_out(manifest: Manifest) -> Manifest:
+    """The manifest with the splits of all its clips by `splits.assign_splits`.
+
+    Entries of older manifests, which name no group, keep their splits.
+    """
+    fraction = manifest.val_fraction
+    groups = {clip.name: clip.group for clip in manifest.clips}
+    if not all(groups.values()):
+        return manifest
+    splits, held_out = assign_splits(groups, fraction)
+    clips = [replace(clip, split=splits[clip.name], cut=[]) for clip in manifest.clips]
+    if len(clips) == 1 and clips[0].split == "train":
+        clips[0].cut = cut_of(clips[0].frames, fraction)
+        held_out = HeldOut.END if clips[0].cut else HeldOut.NOTHING
+    return replace(manifest, clips=clips, held_out=held_out.value)
 
 
 def wanted_depth(clip: Clip, depth: str) -> str:

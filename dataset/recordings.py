@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import actions
+from dataset.splits import WORLD
 from dataset.surroundings import Surroundings, SurroundingsError, read_surroundings, write_surroundings
 from dataset.token_files import DataError, Manifest
 from runtime.arrays import ArraysError, read_arrays
@@ -216,7 +217,7 @@ def world_key(content: dict) -> str:
     Clips of one world show the same terrain, so they must not be in both splits.
     """
     seed = content.get("world_seed")
-    return "" if seed in (None, "") else f"world_{seed}"
+    return "" if seed in (None, "") else f"{WORLD}{seed}"
 
 
 def split_key(video: Path) -> str:

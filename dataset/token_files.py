@@ -13,7 +13,7 @@ fit.
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,21 @@ class ClipEntry:
         int
     ]  # kept video frames: [first, last, step], or all indices if the step varies (pack_indices)
     depth: str = ""  # where its depth comes from: RECORDED, PREDICTED, or "" without depth
+    group: str = ""  # decides the split, see splits.py; "" in older manifests, whose splits stay
+    cut: list[int] = field(default_factory=list)  # of the only clip, see splits.cut_of; split is then "train"
+
+    def part(self, split: str) -> tuple["ClipEntry", slice] | None:
+        """This clip's part in `split` ("train", "val" or "all") and its frames; None if it has none."""
+        frames = slice(0, self.frames)
+        if self.cut and split != "all":
+            frames = slice(0, self.cut[0]) if split == "train" else slice(self.cut[1], self.frames)
+        elif split not in ("all", self.split):
+            return None
+        if frames == slice(0, self.frames):
+            return self, frames
+        kept = pack_indices(unpack_indices(self.kept, self.frames)[frames])
+        count = frames.stop - frames.start
+        return replace(self, split=split, frames=count, kept=kept, cut=[]), frames
 
     def problem(self) -> str:
         """What cannot be right in an entry that was read from a file; "" if nothing. May raise TypeError."""
@@ -77,8 +92,15 @@ class ClipEntry:
             and all(type(number) is int and 0 <= number < 10**9 for number in kept)
             and (len(kept) == self.frames or (len(kept) == 3 and kept[2] > 0 and _count(kept) == self.frames))
             and self.depth in ("", RECORDED, PREDICTED)
+            and isinstance(self.group, str)
+            and (self.cut == [] or self._right_cut())
         )
         return "" if right else f"the entry of clip {str(self.name)[:60]} cannot be right"
+
+    def _right_cut(self) -> bool:
+        """Whether `cut` leaves frames for both splits."""
+        first, second = self.cut
+        return type(first) is type(second) is int and 0 < first <= second < self.frames
 
 
 @dataclass
@@ -98,6 +120,7 @@ class Manifest:
     trim_seconds: float = 0.0  # skipped at the start of each clip
     precision: str = "fp32"  # of the tokenizer during encoding
     val_fraction: float = 0.1
+    held_out: str = "worlds"  # a value of splits.HeldOut
     depth_scale: dict | None = None  # surroundings.SCALE if some token files have depth
     depth_network: str = ""  # fingerprint of the depth network if some token files have predicted depth
     action_names: list[str] = field(default_factory=lambda: list(ACTION_NAMES))
@@ -125,6 +148,7 @@ class Manifest:
             "vertical_fov_degrees": 0 < float(self.vertical_fov_degrees) < 180,
             "camera_degrees_per_unit": 0 < float(self.camera_degrees_per_unit) < 1e4,
             "val_fraction": 0 <= float(self.val_fraction) <= 1,
+            "held_out": self.held_out in ("worlds", "clips", "end", ""),
             "depth_scale": self.depth_scale is None or isinstance(self.depth_scale, dict),
             "depth_network": isinstance(self.depth_network, str),
             "skipped": all(isinstance(skipped["name"], str) for skipped in self.skipped),
@@ -140,7 +164,8 @@ class Manifest:
         path = Path(directory) / name
         if not path.is_file():
             raise DataError(
-                f"{path}: no manifest; run python preprocess.py --parent_dir CLIPS --out_dir {directory}"
+                f"{path}: no manifest; run python preprocess.py --parent_dir CLIPS --out_dir {directory} (a "
+                "minute with CLIPS = samples; make train does that and trains, in ten minutes)"
             )
         try:
             content = json.loads(path.read_text())
@@ -158,10 +183,14 @@ class Manifest:
         return manifest
 
 
+def split_position(name: str) -> float:
+    """A hash of a name in 0..1, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
 def split_of(name: str, val_fraction: float) -> str:
-    """The split of a clip, "train" or "val", by a hash of its name or world: the same on every machine."""
-    position = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    return "val" if position < val_fraction else "train"
+    """The split, "train" or "val", of the clips of a group (splits.py), by a hash of its name."""
+    return "val" if split_position(name) < val_fraction else "train"
 
 
 def pack_indices(indices: list[int]) -> list[int]:

@@ -52,7 +52,9 @@ class TokenClips:
                 f"{self.directory / MANIFEST}: depth_scale is {self.manifest.depth_scale}, expected "
                 f"{SCALE}; preprocess again"
             )
-        self.entries = [c for c in self.manifest.clips if split == "all" or c.split == split]
+        whole = {clip.name: clip.frames for clip in self.manifest.clips}
+        parts = list(filter(None, (clip.part(split) for clip in self.manifest.clips)))
+        self.entries = [entry for entry, _ in parts]
         if not self.entries:
             counts = {s: sum(c.split == s for c in self.manifest.clips) for s in ("train", "val")}
             raise DataError(f"{self.directory / MANIFEST}: no clip in split {split!r} (it has {counts})")
@@ -62,30 +64,35 @@ class TokenClips:
         self.extras: dict[str, list[np.ndarray | None]] = {
             name: [] for name in extras
         }  # None: not in the file
-        for entry in tqdm(self.entries, desc=f"load {split}", unit="clip", disable=not progress):
-            codes = self.manifest.codebook_size
-            content = read_token_file(self.directory / entry.file, extras, codes, entry.frames)
-            if len(content["tokens"]) != entry.frames:
+        for entry, part in tqdm(parts, desc=f"load {split}", unit="clip", disable=not progress):
+            codes, frames = self.manifest.codebook_size, whole[entry.name]
+            content = read_token_file(self.directory / entry.file, extras, codes, frames)
+            if len(content["tokens"]) != frames:
                 raise DataError(
                     f"{self.directory / entry.file}: {len(content['tokens'])} frames, the manifest says "
-                    f"{entry.frames}; delete it and run preprocess.py again"
+                    f"{frames}; delete it and run preprocess.py again"
                 )
             if list(content["tokens"].shape[1:]) != self.manifest.latent_size:
                 raise DataError(
                     f"{self.directory / entry.file}: grid {list(content['tokens'].shape[1:])}, the manifest "
                     f"says {self.manifest.latent_size}; delete it and run preprocess.py again"
                 )
-            self.tokens.append(content["tokens"])
-            self.actions.append(content["actions"])
+            self.tokens.append(content["tokens"][part])
+            self.actions.append(content["actions"][part.start : part.stop - 1])
             for name, arrays in self.extras.items():
-                arrays.append(content.get(name))
+                arrays.append(content[name][part] if name in content else None)
             scale = self.manifest.camera_degrees_per_unit
-            self.pose.append(with_first_pose(content["pose"], content["actions"], scale))
+            self.pose.append(with_first_pose(content["pose"], content["actions"], scale)[part])
 
     @property
     def frames(self) -> int:
         """Number of frames in all clips together."""
         return sum(len(t) for t in self.tokens)
+
+    @property
+    def with_poses(self) -> bool:
+        """Whether the poses of some clip are known."""
+        return any(len(pose) > 1 and np.isfinite(pose).all() for pose in self.pose)
 
     def subset(self, indices: Sequence[int]) -> "TokenClips":
         """The clips with these indices; their arrays are shared, not copied."""

@@ -23,8 +23,9 @@ from dataset.recordings import (
     read_gamefactory_entries,
     split_key,
 )
+from dataset.splits import assign_splits, cut_of
 from dataset.surroundings import decode_inverse_ray_distance
-from dataset.token_files import DataError, split_of
+from dataset.token_files import DataError
 from depth.depth_net import STRIDE
 from depth.reprojection import Views
 from geometry.camera import relative_to
@@ -57,6 +58,18 @@ class DepthClip:
             return self.pictures[row]
         return self.recorded[np.count_nonzero(self.decoded[:row])]
 
+    def rows(self, first: int, end: int) -> "DepthClip":
+        """Some rows of the clip."""
+        before, inside = (int(np.count_nonzero(self.decoded[:row])) for row in (first, end))
+        return DepthClip(
+            self.name,
+            self.pictures[first:end],
+            self.decoded[first:end],
+            None if self.codes is None else self.codes[first:end],
+            self.pose[first:end],
+            None if self.recorded is None else self.recorded[before:inside],
+        )
+
     def as_recorded(self) -> "DepthClip":
         """The clip with no picture decoded, of a clip without depth."""
         if self.recorded is None:
@@ -73,6 +86,11 @@ def find_depth_clips(folders: str, need_depth: bool = True) -> list[Clip]:
     """
     found = []
     for folder in filter(None, folders.split(",")):
+        if not Path(folder).is_dir():
+            raise DataError(
+                f"{folder}: no such folder of clips; give another one (DATA_DIRS, --warp), or record "
+                "clips with depth: make data (about an hour)"
+            )
         _, clips = find_clips(Path(folder), "gamefactory", Path(folder) / "depth")
         found += [
             clip
@@ -90,11 +108,21 @@ def find_depth_clips(folders: str, need_depth: bool = True) -> list[Clip]:
 
 
 def split_clips(clips: list[Clip], val_fraction: float) -> dict[str, list[Clip]]:
-    """Clips by split, "train" and "val". Whole worlds are held out, by the same rule as preprocess.py's."""
+    """Clips by split, "train" and "val", by the same rule as preprocess.py's: whole worlds where there are
+    enough. A single clip is for training, see `split_only_clip`."""
+    assigned, _ = assign_splits({str(clip.video): split_key(clip.video) for clip in clips}, val_fraction)
     splits: dict[str, list[Clip]] = {"train": [], "val": []}
     for clip in clips:
-        splits[split_of(split_key(clip.video), val_fraction)].append(clip)
+        splits[assigned[str(clip.video)]].append(clip)
     return splits
+
+
+def split_only_clip(clip: "DepthClip", step: int, val_fraction: float) -> dict[str, list["DepthClip"]]:
+    """The only clip, every `step`-th frame of it, with its end held out, see `splits.cut_of`."""
+    cut = [-(-frame // step) for frame in cut_of(step * len(clip.pictures), val_fraction)]
+    if not cut or not 0 < cut[0] <= cut[1] < len(clip.pictures):
+        return {"train": [clip], "val": []}
+    return {"train": [clip.rows(0, cut[0])], "val": [clip.rows(cut[1], len(clip.pictures))]}
 
 
 def read_clip(clip: Clip, step: int, picture: tuple[int, int]) -> DepthClip:

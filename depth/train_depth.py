@@ -12,7 +12,8 @@ roughness of the depth (reprojection.py). An exponential moving average of the w
 
 The first run decodes the clips and passes part of the frames through the tokenizer; the result is kept in
 CACHE_DIR. Writes last.pt, best.pt, pictures and log.jsonl into OUT_DIR. best.pt has the lowest error in
-held-out worlds, or, if none of their clips has depth, the highest PSNR of frames warped to later ones.
+held-out worlds, or, if none of their clips has depth, the highest PSNR of frames warped to later ones, or,
+without held-out clips, the newest weights.
 Ctrl-C saves; the same command then continues exactly where the run stopped.
 """
 
@@ -29,7 +30,16 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.token_files import DataError
-from depth.depth_clips import DepthBatch, DepthFrames, augment, find_depth_clips, load_clips, split_clips
+from depth.depth_clips import (
+    DepthBatch,
+    DepthClip,
+    DepthFrames,
+    augment,
+    find_depth_clips,
+    load_clips,
+    split_clips,
+    split_only_clip,
+)
 from depth.depth_loss import depth_error, error_likelihood, gradient_error
 from depth.depth_net import DepthConfig, DepthNet
 from depth.depth_pictures import depth_sheet
@@ -55,7 +65,7 @@ from runtime.ranges import (
     ShareBelowOne,
 )
 from runtime.run_folder import last_good, set_aside
-from runtime.run_log import Means, RunLog, StopRequest, WandbMode
+from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from vq_vae.tokenizer import load_tokenizer
@@ -114,9 +124,10 @@ WANDB_PROJECT = "project-ochre-depth"
 
 
 def load_frames(config: Any, network: DepthConfig, device: torch.device) -> dict[str, DepthFrames]:
-    """The frames of the splits "train" and "val". Raises DataError if one of them is empty, or SettingError.
+    """The frames of the splits "train" and "val"; only the former, with a warning, if no clip is held out.
 
-    Clips without depth are among them with REPROJECTION_WEIGHT, unless they have no poses either.
+    Clips without depth are among them with REPROJECTION_WEIGHT, unless they have no poses either. Raises
+    DataError if there is nothing to train on, or SettingError.
     """
     unlabelled = config.reprojection_weight > 0
     apart, rest = divmod(config.reprojection_frames, config.frame_step)
@@ -127,7 +138,7 @@ def load_frames(config: Any, network: DepthConfig, device: torch.device) -> dict
         )
     splits = split_clips(find_depth_clips(config.data_dirs, not unlabelled), config.val_fraction)
     tokenizer = load_tokenizer(config.vqvae_ckpt, device) if config.decoded_share else None
-    frames = {}
+    usable: dict[str, list[DepthClip]] = {}
     for split, clips in splits.items():
         loaded = load_clips(
             clips,
@@ -138,22 +149,30 @@ def load_frames(config: Any, network: DepthConfig, device: torch.device) -> dict
             config.decoded_share,
             config.decoded_noise,
         )
-        usable = [clip for clip in loaded if clip.codes is not None or np.isfinite(clip.pose).any()]
-        if len(usable) < len(loaded):
-            print(f"{split}: {len(loaded) - len(usable)} clips with neither depth nor poses are left out")
-        if not usable:
-            raise DataError(
-                f"DATA_DIRS={config.data_dirs}: no clip for {split} with VAL_FRACTION={config.val_fraction}; "
-                "whole worlds are held out: record more worlds or change VAL_FRACTION"
-            )
-        for clip in usable:
+        usable[split] = [clip for clip in loaded if clip.codes is not None or np.isfinite(clip.pose).any()]
+        if missing := len(loaded) - len(usable[split]):
+            print(f"{split}: {missing} clips with neither depth nor poses are left out")
+        for clip in usable[split]:
             if clip.codes is not None and clip.codes.shape[1:] != network.size:
                 raise DataError(
                     f"{clip.name}: depth of {list(clip.codes.shape[1:])}, the network gives "
                     f"{list(network.size)}; change HEIGHT and WIDTH or record again"
                 )
-        frames[split] = DepthFrames(usable, network.farthest_m, apart)
-    return frames
+    if not usable["train"]:
+        raise DataError(
+            f"DATA_DIRS={config.data_dirs}: no clip to train on with VAL_FRACTION={config.val_fraction}; "
+            "record more worlds or lower VAL_FRACTION"
+        )
+    if len(usable["train"]) == 1 and not usable["val"]:
+        usable = split_only_clip(usable["train"][0], config.frame_step, config.val_fraction)
+    if not usable["val"]:
+        print(
+            f"warning: DATA_DIRS={config.data_dirs}: no clip is held out with VAL_FRACTION="
+            f"{config.val_fraction}; training without validation, and best.pt is the newest weights: record "
+            "more worlds or raise VAL_FRACTION",
+            file=sys.stderr,
+        )
+    return {split: DepthFrames(clips, network.farthest_m, apart) for split, clips in usable.items() if clips}
 
 
 def loss_of(
@@ -285,13 +304,14 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     except ValueError as error:
         raise SettingError(f"CHANNELS, BLOCKS, HEIGHT, WIDTH: {error}; change one of them") from None
     frames = load_frames(config, network_config, device)
-    train_frames, held_out = frames["train"], frames["val"]
-    print(
-        f"data: {len(train_frames)} train frames of {len(train_frames.clips)} clips, {len(held_out)} held "
-        f"out of {len(held_out.clips)} clips in other worlds; {int((~train_frames.labelled).sum())} and "
-        f"{int((~held_out.labelled).sum())} of them without depth; "
-        f"{(train_frames.nbytes + held_out.nbytes) / 1e6:.0f} MB of memory"
-    )
+    train_frames, held_out = frames["train"], frames.get("val")
+    parts = [
+        f"{len(part)} {name} frames of {len(part.clips)} clips, {int((~part.labelled).sum())} without depth"
+        for name, part in (("train", train_frames), ("held-out", held_out))
+        if part is not None
+    ]
+    megabytes = sum(part.nbytes for part in frames.values()) / 1e6
+    print(f"data: {'; '.join(parts)}; {megabytes:.0f} MB of memory")
 
     # model, optimizer
     network = DepthNet(network_config).to(device)
@@ -323,6 +343,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     log = RunLog(out, config.wandb, config.wandb_project, constants, state.step if resumed else None)
     means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     network.train()
+    print(announcement(state.step, config.steps, out))
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2)
     while state.step < config.steps and not stop:
         lr = warmup_cosine(state.step, config.lr, config.min_lr, config.warmup_steps, config.steps)
@@ -351,7 +372,10 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
             bar.set_postfix(loss=f"{row.get('loss', math.nan):.4f}", lr=f"{lr:.1e}")
 
         # validate; an improvement saves best.pt
-        if step % config.val_steps == 0 or step == config.steps:
+        validates = step % config.val_steps == 0 or step == config.steps
+        if validates and held_out is None:
+            save("best.pt")  # the newest weights
+        elif validates:
             state.metrics, picture = validate(average.network, held_out, config, dtype)
             log.write(step, state.metrics)
             save_image(out / f"val_{step:06d}.png", picture)

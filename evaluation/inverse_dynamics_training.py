@@ -250,7 +250,7 @@ def load_or_train(
     """
     data_dir, shipped = Path(data_dir), SHIPPED_INVERSE_DYNAMICS
     manifest = Manifest.load(data_dir)
-    entries = [entry for entry in manifest.clips if entry.split == "train"]
+    entries = [part[0] for clip in manifest.clips if (part := clip.part("train"))]
     key = data_key(manifest, entries)
     cached = Path(cache) / f"idm_{key}.pt"
     for path in (cached, shipped):

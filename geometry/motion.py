@@ -83,7 +83,9 @@ class NodeNetwork(nn.Module):
 class PlayerMotion(nn.Module):
     """The displacement of a step from the action, the last steps and the nodes around the player.
 
-    Known physics (geometry/physics.py) with the nodes that `node_network` finds in the keyframes' depth.
+    Known physics (geometry/physics.py) with the nodes that `node_network` finds in the keyframes' depth. If
+    `sees_nodes` is 0, flat ground without obstacles instead: for data without poses, from which neither the
+    game's constants nor its nodes can be learned.
     """
 
     def __init__(self, constants: MotionConstants | None = None):
@@ -91,6 +93,12 @@ class PlayerMotion(nn.Module):
         self.node_network = NodeNetwork()
         values = (constants or MotionConstants()).as_list()
         self.register_buffer("constant_values", torch.tensor(values, dtype=torch.float64))
+        self.register_buffer("sees_nodes", torch.ones(()))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: object) -> None:
+        """As in nn.Module; checkpoints before 0.8 have no `sees_nodes`: they all see them."""
+        state_dict.setdefault(f"{prefix}sees_nodes", torch.ones(()))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def constants(self) -> MotionConstants:
@@ -143,7 +151,7 @@ class PlayerMotion(nn.Module):
         rests and presses no key stays exactly where it is.
         """
         c, feet = self.constants, pose[:, :3].float()
-        if occupancy is None:
+        if occupancy is None or not self.sees_nodes:
             occupancy = Occupancy.unknown(feet, c.lattice)
         velocity, standing = self.observed(to_world(displacement, pose[:, 3]), state, c)
         ground = torch.where(standing, feet[:, 1], state[:, 7])

@@ -129,11 +129,13 @@ class ClipEncoder:
                 raise ClipError("no video", f"{clip.video} is missing")
             with stopwatch(seconds, "decode"):
                 plan = PLANS[settings.source](clip, settings, self.job.keep_failed)
+            group = plan.world or clip.key
             entry = ClipEntry(
                 name=clip.name,
                 file=file,
                 frames=len(plan.frames),
-                split=split_of(plan.world or clip.key, settings.val_fraction),
+                group=group,
+                split=split_of(group, settings.val_fraction),  # until all clips are known: join_manifests
                 video=video_path(clip, self.job.out_dir),
                 kept=pack_indices(plan.frames),
                 depth=wanted,

@@ -1,7 +1,7 @@
 """The command line flags of every script that rolls the world out, and the config made from them."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +9,21 @@ from dataset.token_files import MANIFEST, DataError
 from depth.predictor import SHIPPED_DEPTH
 from rollout.context import find_metadata, start_places
 from rollout.sampling import PLAY, SamplingConfig
+from rollout.world_file import DEPTH, STARTS, TOKENIZER, WORLD, unpack_world_file
 from rollout.world_model import SHIPPED_WORLD
-from runtime.config import non_negative_float, non_negative_int, number, positive_float, positive_int
+from runtime.config import (
+    SettingError,
+    non_negative_float,
+    non_negative_int,
+    number,
+    positive_float,
+    positive_int,
+)
 from runtime.ranges import PositiveShare, flag
 from vq_vae.tokenizer import SHIPPED_TOKENIZER
 
 CONTEXT_FRAMES = 16
+PARTS = {"checkpoint": SHIPPED_WORLD, "vqvae_ckpt": SHIPPED_TOKENIZER, "depth_ckpt": SHIPPED_DEPTH}
 
 
 @dataclass(frozen=True)
@@ -25,16 +34,24 @@ class RolloutConfig:
     vqvae_ckpt: Path
     depth_ckpt: Path
     starts: tuple[Path, ...]  # token files, pictures or clips; empty if no flag names any
+    places: tuple[Path, ...]  # the start places of the world, used where no flag names a start
     context_frames: int  # 0: all
     sampling: SamplingConfig
     seed: int
     device: str
     precision: str
+    world_file: Path | None = None  # where the networks and start places were unpacked from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `config_of` reads."""
     add = parser.add_argument
+    add(
+        "--world",
+        type=Path,
+        metavar="NAME.zip",
+        help="a world with its networks and start places in one file, from tools/pack_world.py",
+    )
     add(
         "--checkpoint",
         type=Path,
@@ -140,13 +157,23 @@ def sampling_config_of(args: argparse.Namespace) -> SamplingConfig:
 def config_of(args: argparse.Namespace) -> RolloutConfig:
     """The flags of `add_arguments` as a config.
 
-    Raises DataError for an unknown start place, SettingError for a number out of range.
+    Raises DataError for an unknown start place, SettingError for a number out of range or for flags that
+    exclude each other, WorldFileError.
     """
+    files = {"checkpoint": args.checkpoint, "vqvae_ckpt": args.vqvae_ckpt, "depth_ckpt": args.depth_ckpt}
+    known = start_places()
+    if args.world is not None:
+        for name, default in PARTS.items():
+            if files[name] != default:
+                raise SettingError(f"--world {args.world}: has its own --{name}; give one of the two flags")
+        folder = unpack_world_file(args.world)
+        files = {"checkpoint": folder / WORLD, "vqvae_ckpt": folder / TOKENIZER, "depth_ckpt": folder / DEPTH}
+        known = start_places(folder / STARTS)
     return RolloutConfig(
-        checkpoint=args.checkpoint,
-        vqvae_ckpt=args.vqvae_ckpt,
-        depth_ckpt=args.depth_ckpt,
-        starts=start_files(args.start or args.context_npz or ()),
+        **files,
+        world_file=args.world,
+        starts=start_files(args.start or args.context_npz or (), known),
+        places=tuple(known.values()),
         context_frames=args.context_frames,
         sampling=sampling_config_of(args),
         seed=args.seed,
@@ -155,12 +182,12 @@ def config_of(args: argparse.Namespace) -> RolloutConfig:
     )
 
 
-def start_files(words: Sequence[str]) -> tuple[Path, ...]:
-    """The files that --start or --context_npz names: names of start places, "all", or paths.
+def start_files(words: Sequence[str], known: Mapping[str, Path]) -> tuple[Path, ...]:
+    """The files that --start or --context_npz names: names of `known` start places, "all", or paths.
 
     Raises DataError for a word that is neither a start place nor a file name with an ending.
     """
-    known, files = start_places(), []
+    files = []
     for word in words:
         if word == "all":
             files += known.values()
@@ -178,8 +205,10 @@ def start_files(words: Sequence[str]) -> tuple[Path, ...]:
 def input_files(config: RolloutConfig, script: str | None = None) -> list[Path]:
     """All files that a rollout reads, so that none is overwritten: networks, starts with the manifest or the
     metadata beside them, and the file of a script "@FILE"."""
-    files = [config.checkpoint, config.vqvae_ckpt]
-    for start in config.starts or start_places().values():
+    files = [config.checkpoint, config.vqvae_ckpt, config.depth_ckpt]
+    if config.world_file is not None:
+        files.append(config.world_file)
+    for start in config.starts or config.places:
         metadata = find_metadata(start)
         files += [start, start.parent / MANIFEST, *([] if metadata is None else [metadata])]
     if script is not None and script.startswith("@"):

@@ -102,10 +102,10 @@ class Recording:
         return Recording(self.name, self.tokens[start:], self.actions[start:], self.pose[start:])
 
 
-def start_places() -> dict[str, Path]:
-    """The start places that ship with the world: name -> token file."""
-    manifest = Manifest.load(START_PLACES)
-    return {clip.name: START_PLACES / clip.file for clip in manifest.clips}
+def start_places(folder: Path = START_PLACES) -> dict[str, Path]:
+    """The start places in a folder, by default those that ship: name -> token file. Raises DataError."""
+    manifest = Manifest.load(folder)
+    return {clip.name: folder / clip.file for clip in manifest.clips}
 
 
 def load_recording(path: Path, world: World, frames: int | None = None) -> Recording:

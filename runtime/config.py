@@ -4,12 +4,13 @@ A training script keeps its settings as UPPERCASE constants at its top, where a 
 makes a frozen dataclass of them, a recipe (a file of values) and the command line.
 """
 
+import argparse
 import ast
 import difflib
 import sys
 from dataclasses import asdict, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from runtime.errors import UserError, one_line
 from runtime.ranges import (
@@ -38,6 +39,19 @@ number = flag(Number)
 share = flag(Share)
 positive_int = flag(Positive)
 non_negative_int = flag(NonNegative)
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors end with a command that works and how long that takes, instead of the
+    usage. `example` holds both."""
+
+    def __init__(self, *args: Any, example: str, **options: Any):
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.example = example
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\nfor example: {self.example}\nall flags: --help\n")
 
 
 # ---------------------------------------------------------------- constants of a script

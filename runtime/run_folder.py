@@ -10,7 +10,7 @@ from runtime.outputs import make_folder, output_error
 
 LAST, BEST = "last.pt", "best.pt"
 # What a new run in the folder would overwrite or append to.
-RUN_FILES = (LAST, BEST, "step_*.pt", "*.jsonl", "*_[0-9]*.png")
+RUN_FILES = (LAST, BEST, "step_*.pt", "*.jsonl", "*_[0-9]*.png", "curves.png")
 
 
 def step_files(folder: Path) -> list[tuple[int, Path]]:

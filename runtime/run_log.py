@@ -14,11 +14,14 @@ from typing import Annotated
 import numpy as np
 
 from runtime.config import SettingError
+from runtime.curves import draw_curves
 from runtime.outputs import output_error, write_text
 from runtime.ranges import OneOf
 
 MODES = ("auto", "online", "offline", "disabled")
 WandbMode = Annotated[str, OneOf(MODES)]  # type of the constant WANDB
+CURVES = "curves.png"  # in the run's folder: a plot of the log
+DRAW_SECONDS = 60.0  # between two plots
 RUN_ID = "wandb_run_id.txt"  # in the run's folder: the wandb run that a resumed run continues
 
 
@@ -91,6 +94,14 @@ class Means:
         return means, rate, seconds
 
 
+def announcement(step: int, steps: int, folder: Path) -> str:
+    """What a training run is about to do, for its first line."""
+    return (
+        f"training from step {step} to {steps}; the bar shows the time left, {folder / CURVES} how it goes. "
+        "Ctrl-C saves, and the same command continues"
+    )
+
+
 def remove_later_rows(path: Path, step: int) -> None:
     """Removes the rows of steps after `step` from a log, and what is no row, such as a half-written one."""
     kept = []
@@ -102,7 +113,10 @@ def remove_later_rows(path: Path, step: int) -> None:
 
 
 class RunLog:
-    """Writes metrics to `log.jsonl` and to wandb, by optimizer step. A failure of wandb never ends a run."""
+    """Writes metrics to `log.jsonl` and to wandb, by optimizer step, and keeps the plot `curves.png` fresh.
+
+    A failure of wandb or of the plot never ends a run.
+    """
 
     def __init__(
         self,
@@ -126,7 +140,7 @@ class RunLog:
             self.file = open(self.path, "a")
         except OSError as error:
             raise output_error(self.path, error) from None
-        self.run = None
+        self.run, self.drawn = None, time.monotonic()  # when the plot was drawn
         if mode != "disabled":
             try:
                 import wandb
@@ -142,7 +156,7 @@ class RunLog:
                 )
             except Exception as error:  # wandb raises many types; none may cost a training run
                 print(f"wandb: {error}; continuing without it")
-        print(f"wandb: {mode if self.run else 'disabled'}; metrics in {Path(directory) / 'log.jsonl'}")
+        print(f"wandb: {mode if self.run else 'disabled'}; metrics in {self.path}, plotted in {CURVES}")
 
     @staticmethod
     def _run_id(file: Path, resumed: bool) -> str:
@@ -160,6 +174,17 @@ class RunLog:
         except OSError as error:
             raise output_error(self.path, error) from None
         self._send(lambda: self.run.log(metrics, step=step))
+        if time.monotonic() - self.drawn > DRAW_SECONDS:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draws the log into CURVES beside it."""
+        self.drawn = time.monotonic()
+        try:
+            draw_curves(self.path, self.path.with_name(CURVES))
+        except Exception as error:
+            print(f"{self.path.with_name(CURVES)}: {error}; continuing without the plot")
+            self.drawn = math.inf
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """An [H, W, 3] uint8 picture, to wandb only (the caller writes its own file)."""
@@ -178,4 +203,6 @@ class RunLog:
         """Flushes and closes both logs."""
         with suppress(OSError):  # what a full disk did not take has been reported
             self.file.close()
+        if self.drawn < math.inf:
+            self.draw()
         self._send(lambda: self.run.finish())

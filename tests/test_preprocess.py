@@ -29,6 +29,7 @@ from dataset.surroundings import (
     write_surroundings,
 )
 from dataset.token_files import EXTRAS, SAMPLES, Manifest, read_token_file, split_of, unpack_indices
+from dataset.windows import TokenClips
 from depth.depth_net import DepthConfig, DepthNet
 from depth.predictor import DEPTH_KIND, load_depth
 from metrics import measure_turns
@@ -306,7 +307,7 @@ def test_equal_names_in_different_folders_get_different_files(tmp_path, tokenize
     manifest = encode(clips, tmp_path / "out", tokenizer)
     found = {c.name: c.frames for c in manifest.clips}
     assert found == {"x": 12, "other__metadata__x": 14, "other__x": 16}
-    assert {c.split for c in manifest.clips} == {split_of("x", 0.1)}
+    assert {c.group for c in manifest.clips} == {"x"}
 
 
 def test_a_file_made_from_another_video_does_not_count_as_done(tmp_path, tokenizer):
@@ -493,6 +494,7 @@ def test_broken_clips_are_skipped_with_their_reasons(tmp_path, tokenizer, capsys
     }
     check_skipped(encode(clips, tmp_path / "out", tokenizer), expected, ["good_1", "good_2"], capsys)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "contact_sheet.png",
         "good_1.npz",
         "good_2.npz",
         "manifest.json",
@@ -1069,3 +1071,51 @@ def test_too_little_data_gives_no_warning(tmp_path, tokenizer, capsys):
     gamefactory_clip(tmp_path / "clips", "one_frame", frames=1)
     encode(tmp_path / "clips", tmp_path / "out", tokenizer)
     assert "warning" not in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- few clips
+
+
+def long_clip(parent: Path, name: str, frames: int = 100, world: str = "") -> None:
+    """A clip whose greys repeat, of a world if one is named."""
+    metadata = parent / "metadata" / f"{name}.json"
+    metadata.parent.mkdir(parents=True, exist_ok=True)
+    entries = {str(k): gamefactory_entry(k % 20) for k in range(frames)}
+    metadata.write_text(json.dumps({"actions": entries} | ({"world_seed": world} if world else {})))
+    pictures = [np.full((32, 64, 3), grey(k % CODES), np.uint8) for k in range(frames)]
+    write_video(parent / "video" / f"{name}.mp4", pictures, FPS)
+
+
+def test_of_clips_of_one_world_some_are_held_out_and_more_clips_change_that(tmp_path, tokenizer, capsys):
+    for name in "ab":
+        gamefactory_clip(tmp_path / "clips", name)
+        path = tmp_path / "clips" / "metadata" / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"world_seed": "7"}))
+    manifest = encode(tmp_path / "clips", tmp_path / "out", tokenizer)
+    assert sorted(c.split for c in manifest.clips) == ["train", "val"] and manifest.held_out == "clips"
+    assert "1 of 2 clips, which may show the same ground" in capsys.readouterr().out
+    # With a second world that one is held out, and no clip is encoded again.
+    long_clip(tmp_path / "clips", "c", frames=20, world="8")
+    manifest = encode(tmp_path / "clips", tmp_path / "out", tokenizer)
+    assert {c.name: c.split for c in manifest.clips} == {"a": "train", "b": "train", "c": "val"}
+    assert manifest.held_out == "worlds" and "1 clips kept, 2 already done" in capsys.readouterr().out
+
+
+def test_of_a_single_clip_the_end_is_held_out(tmp_path, tokenizer, capsys):
+    long_clip(tmp_path / "clips", "only")
+    manifest = encode(tmp_path / "clips", tmp_path / "out", tokenizer)
+    assert manifest.held_out == "end" and "the end of the only clip, after a gap" in capsys.readouterr().out
+    whole = TokenClips(tmp_path / "out", "all")
+    train, val = (TokenClips(tmp_path / "out", split) for split in ("train", "val"))
+    assert [len(clips.tokens[0]) for clips in (whole, train, val)] == [100, 63, 25]
+    for clips, part in ((train, slice(0, 63)), (val, slice(75, 100))):
+        np.testing.assert_array_equal(clips.tokens[0], whole.tokens[0][part])
+        np.testing.assert_array_equal(clips.actions[0], whole.actions[0][part.start : part.stop - 1])
+        np.testing.assert_array_equal(clips.pose[0], whole.pose[0][part])
+        assert unpack_indices(clips.entries[0].kept, clips.entries[0].frames) == list(range(100))[part]
+    encode(tmp_path / "clips", tmp_path / "out", tokenizer)
+    assert "0 clips kept, 1 already done" in capsys.readouterr().out
+    long_clip(tmp_path / "clips", "second")
+    manifest = encode(tmp_path / "clips", tmp_path / "out", tokenizer)
+    assert manifest.held_out == "clips" and all(c.cut == [] for c in manifest.clips)
+    assert {c.frames for c in manifest.clips} == {100}

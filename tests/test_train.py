@@ -14,10 +14,20 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from tiny_world import CODES, CONVGRU, GEOMETRY, logged, settings, tiny_depth, tiny_vqvae, write_world
+from tiny_world import (
+    CODES,
+    CONVGRU,
+    FRAMES,
+    GEOMETRY,
+    logged,
+    settings,
+    tiny_depth,
+    tiny_vqvae,
+    write_world,
+)  # fmt: skip
 
 import train
-from dataset.token_files import DataError
+from dataset.token_files import DataError, Manifest
 from depth.predictor import DEPTH_KIND
 from runtime import checkpoint
 from runtime.config import constants_of
@@ -237,7 +247,13 @@ def test_the_log_has_every_documented_value(convgru):
     assert names <= set().union(*rows)
     assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
     pictures = {p.name for p in Path(convgru.out_dir).glob("*.png")}
-    assert pictures == {"train_000006.png", "train_000012.png", "val_000006.png", "val_000012.png"}
+    assert pictures == {
+        "curves.png",
+        "train_000006.png",
+        "train_000012.png",
+        "val_000006.png",
+        "val_000012.png",
+    }
 
 
 # ---------------------------------------------------------------- losses that are not finite
@@ -327,7 +343,7 @@ def test_another_depth_network_is_refused(geometry, tmp_path):
         run(changed)
 
 
-def test_pairs_need_poses(geometry, monkeypatch):
+def test_without_poses_there_are_no_pairs_and_the_player_walks_on_flat_ground(geometry, monkeypatch, capsys):
     clips = train.TokenClips
 
     def without_poses(*args, **kw):
@@ -336,10 +352,29 @@ def test_pairs_need_poses(geometry, monkeypatch):
         return loaded
 
     monkeypatch.setattr(train, "TokenClips", without_poses)
-    with pytest.raises(DataError, match="PAIR_SHARE=0 trains on windows alone"):
-        run(geometry)
-    last = run(replace(geometry, pair_share=0.0, steps=1, val_windows=1, val_rollouts=0, picture_steps=100))
-    assert last["step"] == 1
+    last = run(replace(geometry, steps=1, val_windows=1, val_rollouts=0, picture_steps=100))
+    assert last["step"] == 1 and "pairs" not in last
+    printed = capsys.readouterr().out
+    assert "no clip has poses" in printed and "walks at 3.91 m/s on flat ground" in printed
+
+
+@pytest.mark.parametrize(
+    "cut, message", [([], "no clip is held out"), ([20, FRAMES - 4], "shorter than the 6 frames")]
+)
+def test_a_run_without_validation_trains_and_keeps_the_newest_weights(
+    convgru, tmp_path, capsys, cut, message
+):
+    (tmp_path / "data").mkdir()
+    folder = write_world(tmp_path / "data")
+    manifest = Manifest.load(folder)
+    manifest.clips = [replace(manifest.clips[0], cut=cut)]
+    manifest.save(folder)
+    run(replace(convgru, data_dir=str(folder), batch_size=2, steps=4, val_steps=2))
+    printed = capsys.readouterr()
+    assert message in printed.err and "best.pt is the newest weights" in printed.err
+    out = Path(convgru.out_dir)
+    assert [checkpoint.load(out / name)["step"] for name in ("best.pt", "last.pt")] == [4, 4]
+    assert not any("val_bits_per_token" in row for row in logged(out))
 
 
 def test_weights_to_start_from_must_be_of_the_same_model(convgru, tmp_path):

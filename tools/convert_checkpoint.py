@@ -11,7 +11,6 @@ an equivalent world. A checkpoint of a run that switched off ROTATE, MOVE, DEPTH
 refused: these switches are gone. Optimizer state is left out.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -24,9 +23,12 @@ from depth.predictor import SHIPPED_DEPTH, load_depth
 from model_geometry import VIEW_CHANNELS, GeometryConfig, GeometryWorldModel
 from rollout.world_model import world_content
 from runtime.checkpoint import CheckpointError, load, save
+from runtime.config import ScriptParser
 from runtime.errors import run_script
 from runtime.outputs import check_outputs
 from vq_vae.tokenizer import SHIPPED_TOKENIZER, check_tokenizer, load_tokenizer
+
+EXAMPLE = "python tools/convert_checkpoint.py OLD.pt NEW.pt  (seconds; OLD.pt: a world of version 0.5 or 0.6)"
 
 # old name -> new name, of whole parameters or of the modules that they begin with
 PARAMETERS = {
@@ -123,9 +125,7 @@ def run(source: Path, target: Path, vqvae_ckpt: Path, depth_ckpt: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE)
     parser.add_argument("source", type=Path, help="checkpoint of version 0.5 or 0.6")
     parser.add_argument("target", type=Path, help="new file to write")
     add = parser.add_argument

@@ -4,7 +4,6 @@
 python tools/cut_start_places.py tokens/mine outputs/starts meadow=clip_0001:120
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,11 @@ from dataset.token_files import (
     read_token_file,
     write_token_file,
 )
+from runtime.config import ScriptParser
 from runtime.errors import run_script
 from runtime.outputs import check_outputs, make_folder
+
+EXAMPLE = "python tools/cut_start_places.py samples/tokens outputs/starts desert=clip_07_00000:100  (seconds)"
 
 START_PLACE_FRAMES = 161  # 16 of context, and nine seconds to compare a rollout with
 
@@ -77,9 +79,7 @@ def cut_start_places(source: Path, target: Path, start_places: Mapping[str, tupl
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE)
     parser.add_argument("source", type=Path, help="folder of token files")
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("start_places", nargs="+", metavar="NAME=CLIP:FRAME", help="name, clip, first frame")

@@ -37,13 +37,15 @@ from dataset.recordings import (
     remove_unfinished,
 )
 from dataset.token_files import DataError
-from runtime.config import positive_int
+from runtime.config import ScriptParser, positive_int
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import OutputError, check_folder, check_outputs
 from runtime.ranges import PictureSide, Range, flag
 from runtime.video import VideoError, read_frames, resize, video_fps
 from runtime.worker_process import end_with_parent
+
+EXAMPLE = "python tools/pack.py samples outputs/samples-128x72  (half a minute)"
 
 Quality = Annotated[int, Range(0, 51)]  # x264's constant rate factor
 
@@ -98,9 +100,7 @@ def pack_all(clips: list[Clip], packing: Packing) -> Iterator[tuple[Clip, str]]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE, allow_abbrev=False)
     parser.add_argument("clips", type=Path, help="folder with clips in GF-Minecraft's layout")
     parser.add_argument("out", type=Path, help="folder for the packed clips")
     add = parser.add_argument

@@ -6,7 +6,6 @@ python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt
 python tools/strip_checkpoint.py --sums        # writes checkpoints/SHA256SUMS anew
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -14,9 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runtime.checkpoint import load, save, write_sums
+from runtime.config import ScriptParser
 from runtime.errors import run_script
 from runtime.outputs import check_outputs
 from runtime.provenance import display_path
+
+EXAMPLE = "python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt  (seconds)"
 
 TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "pairs", "trained")
 
@@ -24,12 +26,15 @@ TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "pairs", "trained")
 def strip(source: Path, target: Path) -> None:
     """Copies a checkpoint without what only training needs. Raises CheckpointError or OutputError."""
     check_outputs([target], [source])
-    content = load(source)
-    for name in TRAINING_ONLY:
-        content.pop(name, None)
+    save(target, stripped(load(source)))
+
+
+def stripped(content: dict) -> dict:
+    """A checkpoint's content without what only training needs, and without absolute paths."""
+    content = {name: value for name, value in content.items() if name not in TRAINING_ONLY}
     if "constants" in content:
         content["constants"] = {name: without_paths(value) for name, value in content["constants"].items()}
-    save(target, content)
+    return content
 
 
 def without_paths(value: object) -> object:
@@ -41,9 +46,7 @@ def without_paths(value: object) -> object:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE)
     parser.add_argument("source", type=Path, nargs="?", help="training checkpoint")
     parser.add_argument("target", type=Path, nargs="?", help="file to write")
     parser.add_argument("--sums", action="store_true", help="write checkpoints/SHA256SUMS anew")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rollout.arguments import RolloutConfig, add_arguments, config_of, input_files
-from rollout.context import World, load_recording, load_world, prime, start_places
+from rollout.context import World, load_recording, load_world, prime
 from rollout.mixed_walk import mixed_walk
 from rollout.rollout import Rollout
 from runtime.config import positive_int
@@ -82,9 +82,12 @@ def run(options: Options) -> None:
     config, out = options.rollout, options.out
     if out.suffix not in (".jpg", ".png"):
         raise UserError(f"--out {out}: expected a name that ends in .jpg or .png; give one")
-    paths = list(config.starts or start_places().values())
+    paths = list(config.starts or config.places)
     check_outputs([out], input_files(config))
-    world = load_world(config.checkpoint, config.vqvae_ckpt, config.device, config.precision)
+    world = load_world(
+        config.checkpoint, config.vqvae_ckpt, config.device, config.precision, config.depth_ckpt
+    )
+    print(f"{options.seconds} s from {len(paths)} start places at once; less: --seconds 10, --start forest")
     pictures = list(generate(world, config, paths, options.seconds))
     with replacing(out) as part:
         Image.fromarray(sheet([path.stem for path in paths], pictures)).save(part, quality=QUALITY)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from dataset.token_files import Manifest
 from depth.predictor import DepthPredictor
+from geometry.physics import MotionConstants
 from model_convGru import ConvGRUWorldModel, WorldModelConfig
 from model_geometry import GeometryConfig, GeometryWorldModel
 from rollout.world_model import WorldModel
@@ -61,6 +62,7 @@ def build_model(
         depth,
     )
     model.init_from_codebook()
+    model.motion_model.constants = MotionConstants(frame_seconds=1 / manifest.fps)
     return model
 
 

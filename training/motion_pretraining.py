@@ -35,6 +35,30 @@ FEW = 20  # a constant is fitted if so many steps tell of it
 UNKNOWN_NODE = -1
 
 
+# What data without poses means for play; printed by train.py.
+WITHOUT_POSES = (
+    "no clip has poses, so how far a step goes cannot be learned. In play the player {how}. There is no "
+    "training on pairs, and collisions cannot be evaluated"
+)
+
+
+def without_poses(motion: PlayerMotion, keep: bool) -> str:
+    """Prepares a motion model for data without poses -> what that means for play, in words.
+
+    `keep`: it was trained on other data and stays as it is. Else the player walks on flat ground.
+    """
+    if not keep:
+        motion.sees_nodes.zero_()
+    if motion.sees_nodes:
+        return WITHOUT_POSES.format(how="moves and stops at walls as in the world that training started from")
+    c = motion.constants
+    how = (
+        f"walks at {c.walk_speed:.2f} m/s on flat ground while a key is held, jumps "
+        f"{c.jump_speed**2 / (2 * c.gravity):.2f} m high, and walks through what the picture shows"
+    )
+    return WITHOUT_POSES.format(how=how)
+
+
 def pretrain_player_motion(
     motion: PlayerMotion, clips: MotionClips, fov: float, steps: int, seed: int
 ) -> float:

@@ -36,7 +36,7 @@ class TrainConfig:
     """All settings of train.py. See its constants of the same names, in capitals, for what each means."""
 
     # files
-    data_dir: str = "tokens/luanti"
+    data_dir: str = "tokens/default"
     vqvae_ckpt: str = "checkpoints/vqvae.pt"
     depth_ckpt: str = used_if("checkpoints/depth.pt", model="geometry")
     out_dir: str = "runs/world"

@@ -1,11 +1,14 @@
 """Validation during training: teacher-forced prediction and short rollouts on held-out windows."""
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.token_files import MANIFEST, Manifest
 from dataset.windows import TokenClips, epoch_windows
 from geometry import camera
 from metrics import bits_per_token, psnr
@@ -19,6 +22,27 @@ from training.train_config import TrainConfig
 from vq_vae.tokenizer import Tokenizer
 
 CONTEXT, ROLLOUT = 6, 20  # frames of a validation rollout: recorded, then generated
+
+
+def load_held_out(directory: str | Path, tokenizer: str, frames: int) -> TokenClips | None:
+    """The held-out clips of the token files in `directory`, by the fingerprint of their tokenizer.
+
+    None, with a warning, where no clip is held out or none has the `frames` of a window: training then goes
+    without validation. Raises DataError for token files that cannot be used.
+    """
+    manifest = Manifest.load(directory)
+    found = "no clip is held out"
+    if any(clip.part("val") for clip in manifest.clips):
+        clips = TokenClips(directory, "val", tokenizer)
+        if max(len(tokens) for tokens in clips.tokens) >= frames:
+            return clips
+        found = f"the held-out clips are shorter than the {frames} frames of a window"
+    print(
+        f"warning: {Path(directory) / MANIFEST}: {found}; training without validation, and best.pt is the "
+        "newest weights: record more, or give preprocess.py another --val_fraction",
+        file=sys.stderr,
+    )
+    return None
 
 
 @torch.no_grad()

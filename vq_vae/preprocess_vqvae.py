@@ -3,12 +3,12 @@
 
     python vq_vae/preprocess_vqvae.py CLIPS OUT.npz
 
-Takes every GAP-th frame of each video in the folder CLIPS, at any depth. Whole clips, or whole worlds where
-the metadata names them, are held out for validation by the same rule as in preprocess.py.
+Takes every GAP-th frame of each video in the folder CLIPS, at any depth. Whole worlds, or clips, or the end
+of a single clip are held out for validation by the same rule as in preprocess.py.
 """
 
-import argparse
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.recordings import depth_path, split_key
-from dataset.token_files import split_of
-from runtime.config import positive_int, share
+from dataset.splits import HeldOut, assign_splits, cut_of, explain
+from runtime.config import ScriptParser, positive_int, share
 from runtime.errors import run_script
 from runtime.outputs import check_outputs, replacing
 from runtime.ranges import PictureSide, flag
 from runtime.video import RESIZE, VideoError, read_frames, resize
+
+EXAMPLE = "python vq_vae/preprocess_vqvae.py samples runs/pictures.npz  (seconds)"
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".avi", ".mkv")
 
@@ -47,6 +49,24 @@ def sample_frames(path: Path, options: Options) -> np.ndarray:
     return np.stack([resize(frame, options.height, options.width, options.resize) for frame in frames])
 
 
+def split_pictures(found: dict[Path, np.ndarray], options: Options) -> tuple[dict[str, np.ndarray], str]:
+    """The pictures of each video [N, H, W, 3] as arrays `train` and `val`, and what is held out, in words."""
+    groups = {str(video): split_key(video) for video in found}
+    splits, held_out = assign_splits(groups, options.val_fraction)
+    pictures: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    for video, frames in found.items():
+        pictures[splits[str(video)]].append(frames)
+    if len(found) == 1 and pictures["train"]:
+        (frames,) = pictures["train"]
+        cut = [-(-frame // options.gap) for frame in cut_of(options.gap * len(frames), options.val_fraction)]
+        if cut and cut[0] and cut[1] < len(frames):
+            pictures = {"train": [frames[: cut[0]]], "val": [frames[cut[1] :]]}
+            held_out = HeldOut.END
+    empty = np.zeros((0, options.height, options.width, 3), np.uint8)
+    arrays = {split: np.concatenate(parts) if parts else empty for split, parts in pictures.items()}
+    return arrays, explain(held_out, Counter(splits.values()), options.val_fraction)
+
+
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes an .npz file, complete or not at all. Raises OutputError."""
     with replacing(path) as part, open(part, "wb") as file:
@@ -59,15 +79,13 @@ def run(options: Options) -> None:
     if not videos:
         raise VideoError(f"{options.clips}: holds no video ({', '.join(VIDEO_ENDINGS)})")
     check_outputs([options.out], [path for video in videos for path in (video, depth_path(video))])
-    pictures: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    found: dict[Path, np.ndarray] = {}
     skipped = []
     for video in tqdm(videos, unit="clip"):
         try:
-            frames = sample_frames(video, options)
+            found[video] = sample_frames(video, options)
         except VideoError as error:
             skipped.append(str(error))
-            continue
-        pictures[split_of(split_key(video), options.val_fraction)].append(frames)
     for reason in skipped:
         print(f"skipped: {reason}")
     if len(skipped) == len(videos):
@@ -75,20 +93,17 @@ def run(options: Options) -> None:
             f"{options.clips}: none of the {len(videos)} videos can be read; {options.out} is not written; "
             "record the clips again"
         )
-    empty = np.zeros((0, options.height, options.width, 3), np.uint8)
-    arrays = {split: np.concatenate(parts) if parts else empty for split, parts in pictures.items()}
+    arrays, what = split_pictures(found, options)
     write_arrays(options.out, arrays)
     print(
         f"{options.out}: {len(arrays['train'])} train and {len(arrays['val'])} val pictures "
-        f"from {len(videos) - len(skipped)} clips, {len(skipped)} skipped"
+        f"from {len(videos) - len(skipped)} clips, {len(skipped)} skipped\n{what}"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE)
     parser.add_argument("clips", type=Path, help="folder with the videos, at any depth")
     parser.add_argument("out", type=Path, help=".npz to write")
     parser.add_argument("--gap", type=positive_int, default=5, help="take every GAP-th frame (default 5)")

@@ -102,7 +102,7 @@ class Tokenizer:
 @torch.no_grad()
 def first_layer_table(vqvae: VQVAE) -> Tensor:
     """What each code adds to the output of the decoder's first convolution, of k x k places and C channels,
-    from each place of the kernel: [(V + 1) * k * k, C]. The last code stands for the zeros around the grid."""
+    from each place of the kernel: [(V + 1) * k * k, C]. The last code: zeros around the grid."""
     weight, codebook = vqvae.decoder[0].weight, vqvae.quantizer.codebook
     table = torch.einsum("vd,cdij->vijc", codebook, weight.float())
     return torch.cat([table, torch.zeros_like(table[:1])]).flatten(0, 2).contiguous()

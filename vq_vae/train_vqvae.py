@@ -5,7 +5,8 @@
     python vq_vae/train_vqvae.py [NAME=value ...]
 
 Loss: mean squared error + COMMITMENT * commitment + a perceptual term whose weight grows on a schedule.
-Writes last.pt, best.pt (lowest validation MSE), pictures of reconstructions and log.jsonl into OUT_DIR.
+Writes last.pt, best.pt (lowest validation MSE; the newest weights where no picture is held out), pictures of
+reconstructions and log.jsonl into OUT_DIR.
 Ctrl-C saves; the same command then continues where the run stopped.
 """
 
@@ -46,7 +47,7 @@ from runtime.ranges import (
     Width,
 )
 from runtime.run_folder import last_good, set_aside
-from runtime.run_log import Means, RunLog, StopRequest, WandbMode
+from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement
 from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
 from runtime.video import grid, save_image, to_float, to_uint8
 from vq_vae.tokenizer import TOKENIZER_KIND, tokenizer_content
@@ -103,17 +104,23 @@ def perceptual_weight(done: float, weight: float, start: float, ramp: float) -> 
 
 
 def load_pictures(path: str, height: int, width: int) -> dict[str, np.ndarray]:
-    """The arrays `train` and `val` [N, height, width, 3] uint8 of a picture file.
+    """The arrays `train` and `val` [N, height, width, 3] uint8 of a picture file; `val` may be empty.
 
     Raises DataError if the file is missing or broken, or has pictures of another size.
     """
     try:
         most = INFLATION * Path(path).stat().st_size
         pictures = read_arrays(path, ("train", "val"), most_bytes=most)
+    except FileNotFoundError:
+        raise DataError(
+            f"PICTURES={path}: no such file; make it: python vq_vae/preprocess_vqvae.py CLIPS {path} "
+            "(seconds with CLIPS = samples)"
+        ) from None
     except (OSError, ArraysError) as error:
         raise DataError(f"PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py") from None
     for split, array in pictures.items():
-        if array.shape[1:] != (height, width, 3) or not len(array) or array.dtype != np.uint8:
+        enough = len(array) or split == "val"
+        if array.shape[1:] != (height, width, 3) or not enough or array.dtype != np.uint8:
             raise DataError(
                 f"PICTURES={path}: {split} is {array.dtype} {list(array.shape)}, expected uint8 "
                 f"[N > 0, {height}, {width}, 3]; "
@@ -190,6 +197,12 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     # data, model, optimizer, loss
     pictures = load_pictures(config.pictures, config.height, config.width)
     count = min(config.val_pictures, len(pictures["val"]))
+    if not count:
+        print(
+            f"warning: PICTURES={config.pictures}: no picture is held out; training without validation, and "
+            "best.pt is the newest weights: record more, or give preprocess_vqvae.py another --val_fraction",
+            file=sys.stderr,
+        )
     held_out = pictures["val"][np.linspace(0, len(pictures["val"]) - 1, count).astype(int)]
     model = VQVAE(
         VQVAEConfig(
@@ -228,6 +241,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     means, save_timer = Means(), SaveTimer(config.save_steps, config.save_minutes)
     counts = torch.zeros(config.codebook_size, dtype=torch.long, device=device)  # since the last log line
     model.train()
+    print(announcement(state.step, config.steps, out))
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=2)
     while state.step < config.steps and not stop:
         final_lr = config.lr * config.final_lr_factor
@@ -273,7 +287,10 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
             bar.set_postfix(loss=f"{row.get('loss', math.nan):.4f}", codes=used)
 
         # validate
-        if step % config.val_steps == 0 or step == config.steps:
+        validates = step % config.val_steps == 0 or step == config.steps
+        if validates and not count:
+            save("best.pt")  # the newest weights
+        elif validates:
             state.metrics, picture = validate(model, distance, held_out, config.batch_size, dtype)
             log.write(step, state.metrics)
             save_image(out / f"reconstruction_{step:06d}.png", picture)

@@ -16,6 +16,7 @@ from test_reprojection import view
 
 from dataset.token_files import DataError
 from depth import train_depth
+from depth.depth_clips import split_only_clip
 from depth.depth_net import DepthConfig, DepthNet
 from depth.predictor import DEPTH_KIND, load_depth
 from depth.train_depth import load_frames, loss_of, train, validate
@@ -60,9 +61,30 @@ def test_held_out_worlds_are_never_trained_on(config, depth_data):
     assert frames["train"].decoded.mean() == 0.25
 
 
-def test_one_split_alone_is_refused(config):
-    with pytest.raises(DataError, match="no clip for val with VAL_FRACTION=0.0.*record more worlds"):
-        load_frames(replace(config, val_fraction=0.0), DepthConfig(16, 32), torch.device("cpu"))
+def test_nothing_to_train_on_is_refused(config):
+    with pytest.raises(DataError, match="no clip to train on with VAL_FRACTION=1.0.*record more worlds"):
+        load_frames(replace(config, val_fraction=1.0), DepthConfig(16, 32), torch.device("cpu"))
+
+
+def test_a_run_without_held_out_clips_trains_and_keeps_the_newest_weights(config, capsys):
+    train(replace(config, val_fraction=0.0, steps=4, val_steps=2))
+    assert "training without validation" in capsys.readouterr().err
+    out = Path(config.out_dir)
+    assert [checkpoint.load(out / name)["step"] for name in ("best.pt", "last.pt")] == [4, 4]
+    assert not list(out.glob("val_*.png"))
+
+
+def test_the_end_of_a_single_clip_is_held_out(config, depth_data):
+    whole = load_frames(config, DepthConfig(16, 32), torch.device("cpu"))["train"].clips[0]
+    long = replace(whole, pictures=np.resize(whole.pictures, (100, 16, 32, 3)), pose=np.zeros((100, 5)))
+    long = replace(long, codes=np.resize(whole.codes, (100, 8, 16)), decoded=np.arange(100) % 2 == 1)
+    parts = split_only_clip(long, step=4, val_fraction=0.1)
+    (first,), (last,) = parts["train"], parts["val"]
+    # 400 frames: 286 to train on, 50 between, 64 held out
+    assert (len(first.pictures), len(last.pictures)) == (72, 16)
+    assert np.array_equal(last.codes, long.codes[84:]) and np.array_equal(first.pictures, long.pictures[:72])
+    assert last.decoded.tolist() == long.decoded[84:].tolist()
+    assert split_only_clip(whole, 1, 0.1)["val"] == [], "12 frames are too few"
 
 
 def test_depth_of_another_size_is_refused(config):
@@ -122,7 +144,7 @@ def test_a_bad_folder_is_one_line_on_stderr(tmp_path):
         [sys.executable, SCRIPT, *words], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert "no such folder" in done.stderr
+    assert "no such folder of clips; give another one (DATA_DIRS" in done.stderr
 
 
 # ---------------------------------------------------------------- clips without depth
@@ -245,5 +267,5 @@ def test_what_cannot_be_compared_is_refused(config, pose_data, tmp_path):
         for entry in content["actions"].values():
             del entry["pos"]
         (blind / "metadata" / file.name).write_text(json.dumps(content))
-    with pytest.raises(DataError, match="no clip for"):
+    with pytest.raises(DataError, match="no clip to train on"):
         load_frames(replace(bare, data_dirs=str(blind)), DepthConfig(16, 32), torch.device("cpu"))

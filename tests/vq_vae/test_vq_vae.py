@@ -311,6 +311,27 @@ def test_preprocess_vqvae_samples_frames_of_whole_clips(tmp_path, capsys):
     assert [p.name for p in out.parent.iterdir()] == ["pictures.npz"]
 
 
+def test_the_end_of_a_single_video_is_held_out_for_the_tokenizer(tmp_path, capsys):
+    write_video(tmp_path / "clips" / "only.mp4", [colours(1, 2 * k)[0] for k in range(100)], 16)
+    words = (tmp_path / "clips", tmp_path / "out.npz", "--height", 16, "--width", 24, "--gap", 5)
+    assert preprocess_vqvae.main([str(word) for word in words]) == 0
+    assert "13 train and 5 val pictures" in capsys.readouterr().out
+    with np.load(tmp_path / "out.npz") as arrays:
+        # frames 0 to 60 and 75 to 95: the gap is from 63 to 75
+        red = [arrays[split][..., 0].mean((1, 2)) for split in ("train", "val")]
+        assert np.abs(red[0] - np.arange(0, 125, 10)).max() < 6
+        assert np.abs(red[1] - np.arange(150, 200, 10)).max() < 6
+
+
+def test_train_vqvae_without_held_out_pictures(pictures, tmp_path, monkeypatch, capsys):
+    with np.load(pictures) as arrays:
+        np.savez(tmp_path / "all.npz", train=arrays["train"], val=arrays["val"][:0])
+    assert train(monkeypatch, tmp_path / "all.npz", tmp_path / "run", "STEPS=3", "VAL_STEPS=2") == 0
+    assert "training without validation" in capsys.readouterr().err
+    for name in ("best.pt", "last.pt"):
+        assert checkpoint.load(tmp_path / "run" / name)["step"] == 3
+
+
 def test_preprocess_vqvae_without_videos(tmp_path, capsys):
     assert preprocess_vqvae.main([str(tmp_path), str(tmp_path / "out.npz")]) == 2
     assert "holds no video" in capsys.readouterr().err
