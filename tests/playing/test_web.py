@@ -1024,11 +1024,11 @@ def test_commands_of_the_page(browser):
     browser.press("c")
     browser.message("truth | generated")
     browser.wait(lambda: browser.shown("truth") and browser.shown("generated"), "the labels")
-    assert browser.js("document.getElementById('world').width") == 64
+    assert browser.shown("recording")
     browser.press("c")
     browser.wait(lambda: not browser.shown("truth"), "the labels to go")
     browser.press("p")
-    browser.wait(lambda: "paused" in browser.driver.find_element(By.ID, "rate").text, "the pause")
+    browser.wait(lambda: browser.driver.find_element(By.ID, "rate").text == "PAUSED", "the pause")
     browser.press("p")
     browser.wait(lambda: browser.ochre("header.stats.paused") is False, "the pause to end")
     # A key with Ctrl belongs to the browser.
@@ -1045,6 +1045,7 @@ def test_views_of_the_page(browser, monkeypatch):
     browser.driver.execute_script(
         "addEventListener('keydown', e => { window.prevented = e.defaultPrevented; })"
     )
+    alone = browser.js("document.getElementById('world').getBoundingClientRect()")
     for key, name in (("h", "help"), (Keys.F3, "stats"), (Keys.F4, "overlay")):
         assert not browser.shown(name)
         browser.press(key)
@@ -1059,7 +1060,8 @@ def test_views_of_the_page(browser, monkeypatch):
             boxes = browser.js(
                 "['world', 'overlay'].map(i => document.getElementById(i).getBoundingClientRect())"
             )
-            assert boxes[0]["right"] <= boxes[1]["left"] or boxes[0]["bottom"] <= boxes[1]["top"]
+            assert boxes[0] == alone, "the picture keeps its size"
+            assert boxes[1]["right"] <= 1000 and boxes[1]["top"] > 0
         browser.press(key)
         browser.wait(lambda name=name: not browser.shown(name), f"no {name}")
     browser.press(Keys.F5)
@@ -1122,6 +1124,12 @@ def test_a_second_page_is_refused_and_takes_over_later(browser):
     browser.wait(lambda: browser.ochre("connected"), "the second page to connect")
 
 
+def open_menu(mobile: Browser, entry: str) -> None:
+    """Opens the menu of the phone and taps on an entry."""
+    mobile.driver.find_element(By.ID, "open-menu").click()
+    mobile.driver.find_element(By.CSS_SELECTOR, f"#menu {entry}").click()
+
+
 def test_touch_controls(mobile):
     assert mobile.shown("stick") and mobile.shown("jump") and not mobile.shown("keys")
     mobile.touch("Start", (1, 90, 600))
@@ -1146,7 +1154,8 @@ def test_touch_controls(mobile):
     mobile.act(JUMP, 1, since)
     mobile.touch("End")
     mobile.acts(JUMP, 0)
-    mobile.driver.find_element(By.CSS_SELECTOR, "[data-command=next]").click()
-    mobile.message("start place 2")
-    mobile.driver.find_element(By.CSS_SELECTOR, "[data-command=help]").click()
+    open_menu(mobile, "[data-command=pause]")
+    mobile.wait(lambda: mobile.ochre("header.stats.paused"), "the pause")
+    assert not mobile.shown("menu")
+    open_menu(mobile, "[data-view=help]")
     assert "left thumb" in mobile.driver.find_element(By.ID, "help").text

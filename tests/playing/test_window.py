@@ -28,7 +28,7 @@ def window(session, monkeypatch):
     clock = StepClock(FPS, time.now, time.sleep)
     window = Window(session, Controls(FPS, 15.0, SENS), clock, scale=8)
     assert window.tick()
-    window.message_until = 0.0  # hides the message of the start
+    window.message_until = window.name_until = 0.0  # hides the message and the name of the start
     yield window
     window.close()
 
@@ -302,6 +302,8 @@ def test_compare_plays_the_recorded_actions_beside_the_truth(window, session):
         assert np.allclose(session.actions_given[-1], recording.actions[15 + step])
         truth = decode(recording.tokens[16 + step : 17 + step], session.world)[0].numpy()
         assert np.array_equal(session.truth, truth)
+    window.message_until = window.name_until = 0.0
+    window.draw()
     screen = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
     both = np.concatenate([session.truth, session.picture], 1).repeat(4, 0).repeat(4, 1)
     assert np.array_equal(screen[40:60, 60:200], both[8:28, 60:200])  # 32 rows of black above
