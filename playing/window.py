@@ -387,18 +387,13 @@ class Window:
             hint = f"{look}   H: help   Esc: quit"
         bottom = self.veiled(screen, [hint], size, self.TEXT, bottomright=border.bottomright).top - gap
 
-        # Below each other on the left: the label, then the panel of F3 and H. Nothing covers the label.
-        top = border.top
+        # On the left the panel of F3 and H, below the labels or the inset, which are drawn over it.
+        top, labels = border.top, max(area.top, 2 * size)
         if beside:
-            for text, x in (("truth", area.left), ("generated", area.centerx)):
-                label = self.veiled(screen, [text], size, self.TEXT, bottomleft=(x, max(area.top, 2 * size)))
-            top = label.bottom + gap
+            top = labels + gap
         elif session.truth is not None:
             width = round(INSET_SHARE * area.width)
             inset = self.pygame.Rect(border.left, top, width, width * area.height // area.width)
-            screen.blit(self.pygame.transform.smoothscale(self.surface(session.truth), inset.size), inset)
-            self.pygame.draw.rect(screen, self.TEXT, inset, max(1, gap // 3))
-            self.veiled(screen, ["recording"], size * 3 // 4, self.TEXT, topleft=inset.topleft)
             top = inset.bottom + gap
         lines = []
         if self.shown["stats"]:
@@ -407,6 +402,13 @@ class Window:
             lines += help_lines("free the mouse, quit")
         if lines:
             self.veiled(screen, lines, size, self.TEXT, topleft=(border.left, top))
+        if beside:
+            self.veiled(screen, ["truth"], size, self.TEXT, bottomleft=(area.left, labels))
+            self.veiled(screen, ["generated"], size, self.TEXT, bottomleft=(area.centerx, labels))
+        elif session.truth is not None:
+            screen.blit(self.pygame.transform.smoothscale(self.surface(session.truth), inset.size), inset)
+            self.pygame.draw.rect(screen, self.TEXT, inset, max(1, gap // 3))
+            self.veiled(screen, ["recording"], size * 3 // 4, self.TEXT, topleft=inset.topleft)
 
         # The overlay lies above the line of the message.
         message = bottom - 2 * size

@@ -2,8 +2,8 @@
 
 A picture has lost its detail when over a second, while the player walks or turns, it shows few different
 codes and hardly changes. Either alone is common: a wall or the sky has few codes, but they change as one
-moves; a player who stands still sees no change. Few is by the recorded frames of the start, so that a start in
-a uniform scene is not interrupted.
+moves; a player who stands still sees no change. Few is by the recorded frames of the start, so that a start
+in a uniform scene is not interrupted.
 """
 
 from collections import deque
