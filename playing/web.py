@@ -3,14 +3,14 @@
 Messages on the WebSocket /play:
 
     server -> page   text, once: {"kind": "hello", "run", "fps", "places", "controls", "commands", "view",
-                     "help", "largest_file"}; then binary
+                     "help", "largest_file", "part"}; then binary
                      [n: uint32 little-endian] [n bytes of JSON] [a PNG, empty if there is no picture]
                      with "kind": "frame" (stats, action, overlay, choosing, message), "overlay", or
                      "thumbnail" (place, name, number), a JPEG, of the start screen
     page -> server   text, one of {"press": control}, {"release": control}, {"look": [right, down]} in CSS
                      pixels, {"command": name}, {"place": number from 0}, {"blur": true}, {"shown": number of
                      binary messages so far}, {"file": [name, bytes]}; after that the content of the file, in
-                     binary messages of at most MAX_MESSAGE bytes
+                     binary messages of at most "part" bytes
 """
 
 import asyncio
@@ -54,7 +54,8 @@ HEARTBEAT_SECONDS = 10.0
 CLOSE_SECONDS = 2.0  # that a page has to answer a close frame
 MAX_MESSAGE = 4096  # bytes
 MAX_LOOK = 1e6  # pixels
-MAX_FILE = 16_000_000  # bytes of a dropped file; at MAX_MESSAGE and MAX_MESSAGES it takes eight seconds
+FILE_PART = 4000  # bytes of a message with a part of a file; aiohttp wants less than MAX_MESSAGE
+MAX_FILE = 16_000_000  # bytes of a dropped file; the page sends it in ten seconds
 MAX_MESSAGES, MESSAGES_SECONDS = 50, 0.1  # messages of a page in so many seconds; more wait in its buffers
 CONTROL_NAMES = frozenset(b.name for b in CONTROLS)
 # The page handles the other view commands itself.
@@ -109,6 +110,7 @@ def hello(fps: float, run: str, places: list[str]) -> dict:
         "fps": fps,
         "places": places,
         "largest_file": MAX_FILE,
+        "part": FILE_PART,
         "controls": keys(CONTROLS),
         "commands": keys(COMMANDS),
         "view": keys(VIEW_COMMANDS),
