@@ -29,7 +29,7 @@ def test_candidates_stand_still_and_level():
     looking_up[:, 4] = -30
     for other in (falling, looking_up, np.full_like(pose, np.nan)):
         assert not len(ranking.still_frames(actions, other, 6))
-    assert not len(ranking.still_frames(actions[:199], pose[:200], 6)), "too short for a start place"
+    assert not len(ranking.still_frames(actions[:179], pose[:180], 6)), "too short for a start place"
 
 
 def test_how_long_codes_hold():
