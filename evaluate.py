@@ -6,9 +6,9 @@ whole held-out clips.
     python evaluate.py --data_dir tokens/mine            # about an hour on two cores, half of it for walk
     python evaluate.py --quick --checkpoint runs/a/best.pt runs/b/best.pt --data_dir tokens/mine
 
-Sections: teacher_forced, rollouts, control, rotation, still, memory, long, walk, motion, depth and tokenizer;
---only selects some. depth measures the depth network, motion the motion model with that depth, the others the
-world model and the tokenizer.
+Sections: teacher_forced, rollouts, control, rotation, still, memory, long, walk, recovery, motion, depth and
+tokenizer; --only selects some. depth measures the depth network, motion the motion model with that depth, the
+others the world model and the tokenizer.
 The tables compare the models with copying the last frame (copy), with that frame warped as the camera rotated
 (rot), with the same and moved over a flat ground (geo), and with the recording as the tokenizer reconstructs
 it (recording).
@@ -33,6 +33,7 @@ from depth.predictor import SHIPPED_DEPTH, load_depth
 from evaluation import (
     controllability,
     depth_warps,
+    detail_recovery,
     long_rollouts,
     memory,
     pictures,
@@ -62,8 +63,8 @@ from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 
 OUT = Path("outputs/eval")
 SECTIONS = (
-    "teacher_forced", "rollouts", "control", "rotation", "still", "memory", "long", "walk", "motion",
-    "depth", "tokenizer",
+    "teacher_forced", "rollouts", "control", "rotation", "still", "memory", "long", "walk", "recovery",
+    "motion", "depth", "tokenizer",
 )  # fmt: skip
 
 
@@ -281,6 +282,7 @@ def run_sections(
         "memory": lambda: memory.measure(held_out, model, plan, networks, scores),
         "long": lambda: long_rollouts.measure(held_out, model, plan, networks, scores),
         "walk": lambda: walk.measure(held_out, model, plan, networks, recorded.walks, scores),
+        "recovery": lambda: detail_recovery.measure(held_out, model, plan, scores),
         "motion": lambda: player_motion.report(held_out, model, recorded.motion, scores),
         "depth": lambda: depth_warps.report(recorded.warps, scores),
         "tokenizer": lambda: tokenizer_quality.measure(held_out, recorded.windows, scores),

@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 """Walk in the learned world with keyboard and mouse, in real time.
 
-    python live_inference.py                        # the world and the start places that ship
+    python live_inference.py                        # a start screen with the places that ship
     python live_inference.py --start forest photo.jpg --temperature 0.8
     python live_inference.py --world my.zip         # a world in one file, from tools/pack_world.py
     python live_inference.py --compare              # recorded actions: truth | generated
     python live_inference.py --web                  # in a browser, here or through an SSH tunnel
     python live_inference.py --headless --script "w*64,yaw+0.3*32"
 
-W A S D walk, Space jumps. The mouse looks around after a click into the window; the arrow keys look without a
-mouse. N goes to the next start place, R restarts, H shows all keys. Esc frees the mouse, Esc again quits.
+On the start screen click on a place, or drop a photo or a clip; any key starts. --start skips it. W A S D
+walk, Space jumps. The mouse looks around after a click into the window; the arrow keys look without a mouse.
+M shows the start screen again, R restarts, H shows all keys. Esc frees the mouse, Esc again quits.
+
+A picture that has lost its detail fades back to the last good one; B does it by hand, --no_recovery turns it
+off.
 
 The world makes one step per frame of the data, 16 per second, never more; a machine that is too slow gets a
 message. Without a display a scripted walk is written to a video instead.
@@ -51,6 +55,7 @@ class LiveConfig:
     rollout: RolloutConfig
     fps: float | None  # steps per second; None: as the data
     compare: bool
+    recover: bool  # go back by itself when the picture has lost its detail
     scale: int | None  # size of a pixel of the world; None: what fits the screen, VIDEO_SCALE in a video
     smooth: bool
     use_mouse: bool
@@ -77,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="steps per second, at most the frame rate of the data (default: that rate)",
     )
     add("--compare", action="store_true", help="use the recorded actions and show truth | generated")
+    add(
+        "--no_recovery",
+        action="store_true",
+        help="go on with a picture that has lost its detail; without this it fades back to the last good one",
+    )
     add(
         "--scale",
         type=positive_int,
@@ -117,6 +127,7 @@ def parse_config(arguments: list[str] | None = None) -> LiveConfig:
         rollout=config_of(args),
         fps=args.fps,
         compare=args.compare,
+        recover=not args.no_recovery,
         scale=args.scale,
         smooth=args.smooth,
         use_mouse=not args.no_mouse,
@@ -154,11 +165,21 @@ def load_session(config: LiveConfig, only_first: bool) -> Session:
     flags = config.rollout
     world = load_world(flags.checkpoint, flags.vqvae_ckpt, flags.device, flags.precision, flags.depth_ckpt)
     paths = flags.starts or flags.places
-    compared = 0 if only_first and not config.compare else COMPARED_FRAMES
-    frames = flags.context_frames + compared if flags.context_frames else None
+    frames = (flags.context_frames or None) if only_first and not config.compare else frames_to_read(config)
     recordings = [load_recording(path, world, frames) for path in (paths[:1] if only_first else paths)]
     rollout = Rollout(world.model, flags.sampling, flags.seed, world.dtype)
-    return Session(world, rollout, recordings, flags.context_frames)
+    return Session(world, rollout, recordings, flags.context_frames, recover=config.recover)
+
+
+def frames_to_read(config: LiveConfig) -> int | None:
+    """The number of frames of a clip to read: the context and what follows, to compare with; None: all."""
+    context = config.rollout.context_frames
+    return context + COMPARED_FRAMES if context else None
+
+
+def start_screen_wanted(config: LiveConfig) -> bool:
+    """Whether to begin with the start screen: unless the flags say where to start, or to compare."""
+    return not config.rollout.starts and not config.compare
 
 
 def run(config: LiveConfig) -> None:
@@ -193,7 +214,16 @@ def play_in_page(config: LiveConfig, session: Session, fps: float) -> None:
     from playing.web import serve  # here, so that the window needs no server
 
     try:
-        serve(session, fps, config.mouse_sens, config.host, config.port, config.token)
+        serve(
+            session,
+            fps,
+            config.mouse_sens,
+            config.host,
+            config.port,
+            config.token,
+            choose=start_screen_wanted(config),
+            dropped_frames=frames_to_read(config),
+        )
     finally:
         if message := session.stop_recording():
             print(message)
@@ -213,6 +243,8 @@ def play_in_window(config: LiveConfig, session: Session, fps: float) -> str | No
             config.use_mouse,
             config.smooth,
             print_first_frame,
+            choose=start_screen_wanted(config),
+            dropped_frames=frames_to_read(config),
         )
     except pygame.error as error:
         return f"pygame: {error}"

@@ -6,6 +6,7 @@ BATCH = 16  # windows that go through the world model together
 COUNTS = (
     "windows", "teacher_forced_frames", "start_windows", "still_windows", "still_starts", "memory_windows",
     "look_aways", "long_rollouts", "walk_starts", "depth_windows",
+    "recovery_starts",
 )  # fmt: skip
 
 
@@ -27,6 +28,8 @@ class Plan:
     long_frames: int = 1024  # of each long rollout
     walk_starts: int = 30  # from which a minute is walked
     walk_seconds: int = 60
+    recovery_starts: int = 8  # from which is walked with the recovery of play
+    recovery_seconds: int = 30
     motion_paths: int = 40  # straight ones that end at an obstacle, and as many free ones
     depth_windows: int = 240  # recorded frames that are warped by their depth
 
@@ -52,5 +55,6 @@ FULL = Plan()
 QUICK = Plan(
     windows=4, teacher_forced_frames=320, start_windows=2, still_windows=4, still_starts=2, still_seconds=4,
     memory_windows=2, look_aways=1, long_rollouts=2, long_frames=192, walk_starts=2, walk_seconds=2,
+    recovery_starts=1, recovery_seconds=2,
     motion_paths=4, depth_windows=24,
 )  # fmt: skip

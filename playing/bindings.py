@@ -41,14 +41,17 @@ COMMANDS = (
     Binding("colder", "LEFTBRACKET", "BracketLeft"),
     Binding("more passes", "EQUALS", "Equal", "- =: fewer, more decoding passes"),
     Binding("fewer passes", "MINUS", "Minus"),
+    Binding("go back", "b", "KeyB", "B: back to the last good picture"),
     Binding("compare", "c", "KeyC", "C: truth | generated, with the recorded actions"),
+    Binding("inset", "i", "KeyI", "I: inset of the recording at the same time"),
     Binding("record", "v", "KeyV", "V: record video and actions"),
 )
 # Commands of the window and the page themselves.
 VIEW_COMMANDS = (
+    Binding("places", "m", "KeyM", "M: choose another start place"),
     Binding("help", "h", "KeyH", "H: this help"),
     Binding("stats", "F3", "F3", "F3: statistics"),
-    Binding("overlay", "F4", "F4", "F4: memory, depth and sources"),
+    Binding("overlay", "F4", "F4", "F4: map, distances and memory"),
     Binding("smooth", "F5", "F5", "F5: sharp or smooth pixels"),
     Binding("fullscreen", "F11", "F11", "F11: full screen"),
     Binding("screenshot", "F12", "F12", "F12: screenshot"),

@@ -11,8 +11,8 @@ from playing.session import Session
 from runtime.device import autocast
 from runtime.video import enlarge
 
-CELL = 4  # pixels for a grid cell of a panel; depth has two values per cell and side
-LEGEND_HEIGHT = 16
+CELL = 6  # pixels for a grid cell of a panel; distance has two values per cell and side
+LEGEND_HEIGHT = 17  # of a line of text
 MAP_METRES = 24.0  # from the player to the edge of the map
 GATE_MAX = 10.0  # of the colour scale
 Colour = tuple[int, int, int]
@@ -30,13 +30,13 @@ def overlay(session: Session) -> np.ndarray | None:
 
     Left, a map of the keyframes around the player, seen from above, and in its corner the nodes around the
     player: what blocks, what is low enough to step on, where the ground drops by more than a node. Right,
-    from top to bottom:
+    from top to bottom, each under a title in a player's words and a legend:
 
-    - the predicted ray distance of the frame that the step started from, logarithmic, near is bright;
-    - the gate of each cell (`GeometryWorldModel.gate_map`), that is the weight of the composed view in the
-      logits, 0 dark to GATE_MAX bright;
-    - the source of each cell: the last frame, the keyframes, or none (disoccluded); darker where the source
-      shows less of the cell.
+    - distance: the predicted ray distance of the frame that the step started from, logarithmic;
+    - memory: the gate of each cell (`GeometryWorldModel.gate_map`), that is the weight of the composed view
+      in the logits, 0 dark to GATE_MAX bright;
+    - origin: the source of each cell: the last frame, the keyframes, or none (disoccluded); darker where the
+      source shows less of the cell.
     """
     model, state, prediction = session.rollout.model, session.rollout.state, session.prediction
     if prediction is None or not isinstance(model, GeometryWorldModel):
@@ -46,31 +46,23 @@ def overlay(session: Session) -> np.ndarray | None:
     width = CELL * gate.shape[1]
     column = np.concatenate(
         [
-            legend({"ray distance": WHITE, "near": NEAR, "far": FAR}, width),
+            legend({"distance": WHITE, "near": NEAR, "far": FAR}, width),
             enlarge(colour_scale(nearness(prediction)), CELL // 2),
-            legend({"gate of warped view": WHITE}, width),
+            legend({"from memory": WHITE, "mostly": NEAR, "hardly": FAR}, width),
             enlarge(colour_scale(gate), CELL),
-            legend({"last frame": LAST_FRAME, "keyframe": KEYFRAMES, "none": DISOCCLUDED}, width),
+            legend({"from the picture before": LAST_FRAME}, width),
+            legend({"from earlier views": KEYFRAMES, "new": DISOCCLUDED}, width),
             enlarge(source_colours(prediction), CELL),
         ]
     )
-    size = column.shape[0] - 2 * LEGEND_HEIGHT  # of the map, which has a legend above and below
+    size = column.shape[0] - 3 * LEGEND_HEIGHT  # of the map, which has a title and two lines of legend
     count = int((state.keyframes.order[0] > 0).sum())
     left = np.concatenate(
         [
-            legend({f"{count} keyframes, map radius {MAP_METRES:.0f} m": WHITE}, size),
+            legend({f"map, {MAP_METRES:.0f} m around you, {count} remembered views": WHITE}, size),
             with_node_map(keyframe_map(session, size), session),
-            legend(
-                {
-                    "you": PLAYER,
-                    "recorded": OBSERVED,
-                    "generated": GENERATED,
-                    "blocks": BLOCKED,
-                    "step": LOW,
-                    "drop": DROP,
-                },
-                size,
-            ),
+            legend({"you": PLAYER, "recorded view": OBSERVED, "view drawn by the model": GENERATED}, size),
+            legend({"corner:": WHITE, "wall": BLOCKED, "step up": LOW, "drop": DROP}, size),
         ]
     )
     return np.concatenate([left, column], 1)
@@ -96,7 +88,7 @@ def legend(entries: dict[str, Colour], width: int) -> np.ndarray:
         if sum(colour) < 400:  # too dark to read on black
             colour = tuple(min(255, c + 70) for c in colour)
         cv2.putText(strip, text, (x, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, colour, 1, cv2.LINE_AA)
-        x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 1)[0][0] + 5
+        x += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 1)[0][0] + 8
     return strip
 
 

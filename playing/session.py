@@ -13,6 +13,7 @@ import torch
 from dataset.actions import ACTION_DIM, PITCH, YAW, wrap
 from playing.play_recorder import PlayRecorder
 from rollout.context import Recording, World, decode, prime
+from rollout.recovery import Recovery
 from rollout.rollout import Rollout
 from runtime.errors import UserError
 from runtime.video import save_image
@@ -22,12 +23,14 @@ STEP_PARTS = ("model", "sampling", "decode")
 RECENT_STEPS = 32  # over which the times shown are medians
 TEMPERATURE_STEP, MAX_PASSES = 0.1, 8
 START_PLACE = "start place "  # and a number: the command that goes there
+FADE_STEPS = 8  # from a picture without detail to the good one that play goes back to
 
 
 class Session:
     """A rollout, primed on one of several recordings: takes actions, gives pictures.
 
-    While `compare` is on, the recorded actions are used and `truth` is the recorded picture, decoded.
+    While `compare` is on, the recorded actions are used. While it or `inset` is on, `truth` is the recorded
+    picture of the same time, decoded; None beyond the end of the recording.
     """
 
     def __init__(
@@ -37,13 +40,15 @@ class Session:
         start_places: list[Recording],
         context_frames: int = 0,
         out: Path = OUT,
+        recover: bool = True,
     ):
-        """`context_frames` of each recording prime the model; 0: all of them."""
+        """`context_frames` of each recording prime the model; 0: all of them. `recover`: a picture that has
+        lost its detail fades back to the last good one."""
         self.world, self.rollout, self.start_places, self.out = world, rollout, start_places, out
-        self.context_frames = context_frames
+        self.context_frames, self.recover = context_frames, recover
         self.first_seed = rollout.seed
         self.start_index = 0  # in start_places
-        self.paused = self.compare = False
+        self.paused = self.compare = self.inset = False
         self.step_requested = False  # one step although paused
         self.recorder: PlayRecorder | None = None  # while play is recorded
         self.notices: list[str] = []  # for the player, of what happened without a command
@@ -60,7 +65,9 @@ class Session:
             "colder": lambda: self.change_temperature(-TEMPERATURE_STEP),
             "more passes": lambda: self.change_passes(1),
             "fewer passes": lambda: self.change_passes(-1),
+            "go back": self.go_back,
             "compare": self.toggle_compare,
+            "inset": self.toggle_inset,
             "record": self.toggle_recording,
         }
         self.restart()
@@ -84,18 +91,23 @@ class Session:
         self.turned = np.zeros(2)  # degrees of yaw and pitch since the start
         self.prediction = None  # of the last step
         self.steps = 0
+        self.recovery = Recovery(self.rollout, self.context.tokens, self.world.fps, self.turned)
+        self.fade: deque[np.ndarray] = deque()  # pictures still to be shown on the way back to a good one
         if self.compare and not self.recorded_actions:
             self.compare = False
-        self.truth = self.true_picture() if self.compare else None
+        self.truth = self.true_picture()
 
     @property
     def recorded_actions(self) -> int:
         """The number of recorded actions after the context."""
         return len(self.recording) - len(self.context)
 
-    def true_picture(self) -> np.ndarray:
-        """The recorded frame of the current step, decoded: [H, W, 3] uint8."""
+    def true_picture(self) -> np.ndarray | None:
+        """The recorded frame of the current step, decoded: [H, W, 3] uint8; None if none is to be shown, or
+        beyond the end of the recording."""
         frame = len(self.context) - 1 + self.steps
+        if not (self.compare or self.inset) or not self.recorded_actions or frame >= len(self.recording):
+            return None
         return decode(self.recording.tokens[frame : frame + 1], self.world)[0].numpy()
 
     # ------------------------------------------------------------ stepping
@@ -108,9 +120,13 @@ class Session:
     def step(self, action: np.ndarray) -> np.ndarray:
         """Action [5] -> the next picture [H, W, 3] uint8.
 
-        While comparing, the recorded action is used instead; after the last one the session restarts.
+        While comparing, the recorded action is used instead; after the last one the session restarts. On the
+        way back to a good picture the action has no effect.
         """
         self.step_requested = False
+        if self.fade:
+            self.picture = self.fade.popleft()
+            return self.picture
         if self.compare:
             if self.steps == self.recorded_actions:
                 self.restart()
@@ -127,14 +143,16 @@ class Session:
         self.action = action
         self.turned = self.turned + action[[YAW, PITCH]] * self.world.degrees_per_unit
         self.steps += 1
-        if self.compare:
-            self.truth = self.true_picture()
+        self.truth = self.true_picture()
         if self.recorder is not None:
             try:
                 self.recorder.add(self.picture, self.action, self.pose)
             except UserError as error:  # play goes on
                 self.recorder = None
                 self.notices.append(f"recording dropped: {error}")
+        lost = self.recovery.watch(bool(np.any(action)), self.turned)
+        if lost and self.recover and not self.compare:
+            self.notices.append(f"the picture had lost its detail: {self.go_back()}")
         return self.picture
 
     def take_notices(self) -> str:
@@ -168,6 +186,23 @@ class Session:
         self.restart()
         return f"start place {index + 1} of {len(self.start_places)}: {self.name}"
 
+    def go_back(self) -> str:
+        """Fades back to the last good picture -> the message for the player. Ends a recording of play, which
+        could not be played again otherwise."""
+        if self.compare:
+            return "no way back while the recorded actions are played"
+        if message := self.stop_recording():
+            self.notices.append(message)
+        lost = self.picture.astype(np.float32)
+        steps, self.turned = self.recovery.go_back()
+        good = self.rollout.pictures()[0].numpy()
+        shares = np.linspace(0, 1, FADE_STEPS + 1)[1:]
+        faded = [(lost + share * (good - lost)).round().astype(np.uint8) for share in shares]
+        if self.paused:
+            faded, self.picture = [], good
+        self.fade = deque(faded)
+        return f"back to where it was {steps / self.world.fps:.0f} s ago"
+
     def toggle_pause(self) -> str:
         self.paused = not self.paused
         return "paused" if self.paused else "running"
@@ -199,6 +234,13 @@ class Session:
         self.compare = not self.compare
         self.restart()
         return "truth | generated, with the recorded actions" if self.compare else "you control the player"
+
+    def toggle_inset(self) -> str:
+        if not self.inset and not self.recorded_actions:
+            return f"{self.name}: no recorded frames after the start, nothing to show beside it"
+        self.inset = not self.inset
+        self.truth = self.true_picture()
+        return "inset: the recording at the same time" if self.inset else "no inset"
 
     def toggle_recording(self) -> str:
         return self.start_recording() if self.recorder is None else self.stop_recording()
@@ -245,6 +287,7 @@ class Session:
             "paused": self.paused,
             "recording": self.recorder is not None,
             "compare": self.compare,
+            "inset": self.inset and self.truth is not None,
         }
 
     # ------------------------------------------------------------ files

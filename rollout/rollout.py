@@ -70,6 +70,11 @@ class Rollout:
         other.generator.set_state(self.generator.get_state())
         return other
 
+    def go_back_to(self, earlier: "Rollout") -> None:
+        """Takes the world of an earlier `copy`. Sampling and random numbers go on as they are."""
+        for name in ("state", "tokens", "observed", "_true_pose", "_picture", "_noise"):
+            setattr(self, name, getattr(earlier, name))
+
     @torch.inference_mode()
     def step(self, actions: Tensor) -> Tensor:
         """Actions [B, 5] -> the next frame's tokens [B, H, W]."""

@@ -46,7 +46,7 @@ def test_the_overlay_shows_keyframes_and_sources(shipped):
     ground = shipped.rollout.state.motion[:, 7] - occupancy.lowest[:, 1]
     nodes = node_colours(motion.filled(occupancy, ground)[0].numpy(), motion.constants.step_height)
     expected = nodes.swapaxes(0, 1).repeat(NODE, 0).repeat(NODE, 1)
-    side, bottom = len(expected), len(picture) - LEGEND_HEIGHT - 1
+    side, bottom = len(expected), len(picture) - 2 * LEGEND_HEIGHT - 1
     shown = picture[bottom - side : bottom, 1 : side + 1]
     assert (shown == expected).all(-1).mean() > 0.98, "all but the dot of the player"
     stats = shipped.stats()

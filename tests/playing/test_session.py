@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from play_session import make_session
 
 from playing.bindings import COMMANDS
-from playing.session import MAX_PASSES
+from playing.session import FADE_STEPS, MAX_PASSES
 
 
 @pytest.fixture
@@ -79,3 +80,78 @@ def test_a_recording_that_cannot_be_written_is_reported_and_play_goes_on(session
     (tmp_path / "play" / "metadata").write_text("a file in the way")
     assert session.command("record").startswith("recording dropped: ")
     assert len(list(tmp_path.glob("play/video/*"))) == 1  # that of the recording before
+
+
+WALK, IDLE = np.array([0, 0, 0, 1, 0], np.float32), np.zeros(5, np.float32)
+
+
+def lose_detail(session, after: int) -> None:
+    """From so many steps on each picture is one code; before, it has the detail of the recording."""
+    sample, detailed, first = session.rollout.sample, session.rollout.tokens.clone(), session.steps
+
+    def spoil(prediction):
+        sample(prediction)
+        lost = session.recovery.step >= after and session.steps - first < 3 * after
+        session.rollout.tokens = torch.zeros_like(detailed) if lost else detailed.clone()
+
+    session.rollout.sample = spoil
+
+
+def test_a_picture_without_detail_fades_back_to_the_last_good_one(session):
+    lose_detail(session, after=60)
+    start = session.picture.copy()  # as the good ones
+    while not session.fade:
+        session.step(WALK)
+    assert 60 < session.steps <= 60 + 16 and len(session.fade) == FADE_STEPS
+    assert not np.array_equal(session.picture, start)
+    turned = session.turned.copy()
+    distances = [np.abs(session.step(WALK).astype(int) - start).mean() for _ in range(FADE_STEPS)]
+    assert distances == sorted(distances, reverse=True) and distances[-1] == 0
+    assert session.recovery.step < 60 and np.array_equal(session.turned, turned)
+    session.step(WALK)
+    assert session.recovery.step > 0 and not session.fade
+
+
+def test_the_player_is_told_and_a_recording_of_play_ends(session):
+    session.command("record")
+    lose_detail(session, after=60)
+    for _ in range(60 + 16):
+        session.step(WALK)
+    notice = session.take_notices()
+    assert "wrote " in notice and "had lost its detail: back to where it was " in notice
+    assert session.recorder is None
+
+
+@pytest.mark.parametrize("reason", ["the player stands still", "it is turned off", "compare"])
+def test_nothing_is_interrupted(session, reason):
+    session.recover = reason != "it is turned off"
+    if reason == "compare":
+        session.command("compare")
+    lose_detail(session, after=2)
+    for _ in range(23):
+        session.step(IDLE if "still" in reason else WALK)
+    assert not session.fade and session.take_notices() == "" and session.steps == 23
+
+
+def test_going_back_takes_the_turned_angle_back(session):
+    lose_detail(session, after=1000)
+    for _ in range(50):
+        session.step(np.array([0.4, 0, 0, 0, 0], np.float32))
+    session.command("go back")
+    assert session.turned[0] == pytest.approx(session.recovery.step * 6) and session.recovery.step < 30
+
+
+def test_while_paused_the_good_picture_comes_at_once(session):
+    lose_detail(session, after=5)
+    start = session.picture.copy()
+    for _ in range(10):
+        session.step(WALK)
+    session.command("pause")
+    assert session.command("go back").startswith("back to where it was")
+    assert np.array_equal(session.picture, start) and not session.fade
+
+
+def test_no_inset_without_recorded_frames(session):
+    session.context_frames = 0
+    session.restart()
+    assert "nothing to show" in session.command("inset") and not session.inset

@@ -29,6 +29,7 @@ from dataset.actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
 from playing import connections, web
 from playing.controls import Controls, StepClock
 from playing.session import Session
+from playing.start_screen import TURN_PICTURES
 
 PATIENCE = 30.0  # seconds to wait for what an idle machine does at once
 CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -132,11 +133,12 @@ class Served:
 
 
 @asynccontextmanager
-async def served(session: Session, gate: Gate | None = None, token: str | None = None):
-    """The server on a free port, in this event loop; gate None: an open one."""
+async def served(session: Session, gate: Gate | None = None, token: str | None = None, choose: bool = False):
+    """The server on a free port, in this event loop; gate None: an open one. `choose`: with the start
+    screen."""
     gate = gate or Gate(is_open=True)
     server = web.Server(
-        session, Controls(FPS, 15.0, SENS), StepClock(FPS, gate.now, gate.sleep), "127.0.0.1", token
+        session, Controls(FPS, 15.0, SENS), StepClock(FPS, gate.now, gate.sleep), "127.0.0.1", token, choose
     )
     port = free_port()
     task = asyncio.create_task(server.serve("127.0.0.1", port))
@@ -267,6 +269,8 @@ MALFORMED = [
     "", "walk", "[" * 3000, "[]", "1", "{}", '{"press": "forward", "jump": true}', '{"press": "fly"}',
     '{"press": ["forward"]}', '{"release": {}}', '{"look": 3}', '{"look": [1]}', '{"look": ["1", 2]}',
     '{"look": [NaN, 0]}', '{"look": [Infinity, 0]}', f'{{"look": [1{"0" * 400}, 0]}}', '{"look": [true, 0]}',
+    '{"place": -1}', '{"place": true}', '{"place": "forest"}', '{"file": ["photo.png", 0]}',
+    '{"file": ["photo.png", 99999999999]}', '{"file": ["photo.png"]}', '{"file": [1, 2]}',
     '{"command": "quit"}', '{"command": "start place 10"}', '{"command": ["next"]}', '{"shown": "all"}',
     '{"walk": true}',
 ]  # fmt: skip
@@ -786,14 +790,124 @@ def test_a_step_that_fails_ends_the_server(session):
         asyncio.run(scenario())
 
 
+# ---------------------------------------------------------------- the start screen and dropped files
+
+
+def test_the_start_screen_sends_each_picture_once_and_the_world_waits(session):
+    async def scenario():
+        async with served(session, choose=True) as at:
+            page = await at.connect()
+            hello, _ = await page.receive()
+            assert hello["places"] == ["clip", "other"]
+            first, _ = await page.receive()
+            assert first["kind"] == "frame" and first["choosing"] and first["stats"]["step"] == 0
+            found = []
+            while len(found) < 2 * TURN_PICTURES:
+                header, picture = await page.receive()
+                assert header["kind"] == "thumbnail"
+                found.append((header["place"], header["name"], header["number"]))
+                assert cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).shape == (16, 32, 3)
+            expected = [(n, name, k) for k in range(TURN_PICTURES) for n, name in enumerate(hello["places"])]
+            assert sorted(found) == sorted(expected) and not session.actions_given
+            await page.send(press="forward")
+            await page.send(place=1)
+            header, _ = await page.receive_until(lambda header: header["kind"] == "frame")
+            assert not header["choosing"] and header["place"] == 1 and header["stats"]["step"] == 0
+            await page.receive_until(lambda header: header["stats"]["step"] > 2)
+            assert session.actions_given[-1][MOVE_Z] == 1
+            await page.send(command="places")
+            header, _ = await page.receive_until(lambda header: header.get("choosing"))
+            given = len(session.actions_given)
+            await asyncio.sleep(0.2)
+            assert len(session.actions_given) == given
+            await page.send(command="places")  # goes on
+            await until(lambda: len(session.actions_given) > given, "the next step")
+            await page.send(place=7)
+            header, _ = await page.receive_until(lambda header: header.get("message"))
+            assert header["message"] == "there are 2 start places" and not header["choosing"]
+
+    asyncio.run(scenario())
+
+
+async def drop(page: Page, name: str, content: bytes, announced: int | None = None) -> None:
+    """Sends a file as the page does."""
+    await page.send(file=[name, announced or len(content)])
+    for first in range(0, len(content), web.FILE_PART):
+        await page.connection.send_bytes(content[first : first + web.FILE_PART])
+
+
+def encoded(ending: str = ".png") -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)
+    return cv2.imencode(ending, noise)[1].tobytes()
+
+
+def test_a_dropped_photo_is_played(session):
+    async def scenario():
+        async with served(session, choose=True) as at:
+            page = await at.connect()
+            assert len(encoded()) > 3 * web.FILE_PART
+            await drop(page, "../../my photo!.PNG", encoded())
+            header, _ = await page.receive_until(lambda header: header.get("message"))
+            assert header["message"] == "start place 3 of 3: my_photo" and not header["choosing"]
+            await page.receive_until(lambda header: header["stats"]["step"] > 2)
+            assert session.name == "my_photo" and len(session.context) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("notes.txt", b"walk", "notes.txt: not a picture or a clip"),
+        ("noending", b"walk", "not a picture or a clip"),
+        ("broken.png", b"walk" * 2000, "broken.png: not a picture that can be read"),
+        ("list.mp4", b"#EXTM3U\n/etc/passwd\n", "list.mp4: its content is not that of .mp4"),
+        ("cut.mp4", b"\0\0\0\x20ftypisom" + bytes(100), "cut.mp4: cannot be opened as a video"),
+        ("tokens.npz", b"PK", "tokens.npz"),
+    ],
+)
+def test_other_dropped_files_are_refused_and_play_goes_on(session, name, content, part):
+    async def scenario():
+        async with served(session) as at:
+            page = await at.connect()
+            await drop(page, name, content)
+            header, _ = await page.receive_until(lambda header: header.get("message"))
+            assert part in header["message"] and "/tmp" not in header["message"]
+            steps = session.steps
+            await page.receive_until(lambda header: header["stats"]["step"] > steps)
+            assert len(session.start_places) == 2
+
+    asyncio.run(scenario())
+
+
+def test_more_than_was_announced_ends_the_connection(session):
+    async def scenario():
+        async with served(session) as at:
+            page = await at.connect()
+            await drop(page, "photo.png", b"12345", announced=4)
+            assert await page.closed() == (web.MALFORMED, "more than the 4 bytes of a file")
+            assert len(session.start_places) == 2
+
+    asyncio.run(scenario())
+
+
+def test_the_inset_is_left_of_the_generated_picture(session):
+    session.command("inset")
+    session.truth = np.zeros_like(session.picture)
+    header, picture = web.Server(session, Controls(FPS), StepClock(FPS), "127.0.0.1", None).frame()
+    both = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+    assert header["truth"] and header["stats"]["inset"] and not header["stats"]["compare"]
+    assert both.shape == (16, 64, 3) and not both[:, :32].any()
+
+
 # ---------------------------------------------------------------- the page, in Chromium
 
 
 class Background:
     """A server in its own thread, in real time; after `stop`, `start` uses the same port again."""
 
-    def __init__(self, session: Session):
-        self.session, self.port = session, free_port()
+    def __init__(self, session: Session, choose: bool = False):
+        self.session, self.port, self.choose = session, free_port(), choose
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
@@ -802,7 +916,7 @@ class Background:
         async def run() -> None:
             self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
             self.server = web.Server(
-                self.session, Controls(FPS, 15.0, SENS), StepClock(FPS), "127.0.0.1", None
+                self.session, Controls(FPS, 15.0, SENS), StepClock(FPS), "127.0.0.1", None, self.choose
             )
             ready.set()
             with suppress(asyncio.CancelledError):
@@ -866,7 +980,8 @@ class Browser:
     def __init__(self, driver: webdriver.Chrome, background: Background):
         self.driver, self.background, self.session = driver, background, background.session
         driver.get(background.url)
-        self.wait(lambda: self.ochre("frames") > 2, "frames")
+        least = 0 if background.choose else 2  # the start screen has one frame
+        self.wait(lambda: self.ochre("frames") > least, "frames")
 
     def wait(self, condition, what: str):
         wait = WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02)
@@ -1024,11 +1139,11 @@ def test_commands_of_the_page(browser):
     browser.press("c")
     browser.message("truth | generated")
     browser.wait(lambda: browser.shown("truth") and browser.shown("generated"), "the labels")
-    assert browser.js("document.getElementById('world').width") == 64
+    assert browser.shown("recording")
     browser.press("c")
     browser.wait(lambda: not browser.shown("truth"), "the labels to go")
     browser.press("p")
-    browser.wait(lambda: "paused" in browser.driver.find_element(By.ID, "rate").text, "the pause")
+    browser.wait(lambda: browser.driver.find_element(By.ID, "rate").text == "PAUSED", "the pause")
     browser.press("p")
     browser.wait(lambda: browser.ochre("header.stats.paused") is False, "the pause to end")
     # A key with Ctrl belongs to the browser.
@@ -1045,6 +1160,7 @@ def test_views_of_the_page(browser, monkeypatch):
     browser.driver.execute_script(
         "addEventListener('keydown', e => { window.prevented = e.defaultPrevented; })"
     )
+    alone = browser.js("document.getElementById('world').getBoundingClientRect()")
     for key, name in (("h", "help"), (Keys.F3, "stats"), (Keys.F4, "overlay")):
         assert not browser.shown(name)
         browser.press(key)
@@ -1059,7 +1175,8 @@ def test_views_of_the_page(browser, monkeypatch):
             boxes = browser.js(
                 "['world', 'overlay'].map(i => document.getElementById(i).getBoundingClientRect())"
             )
-            assert boxes[0]["right"] <= boxes[1]["left"] or boxes[0]["bottom"] <= boxes[1]["top"]
+            assert boxes[0] == alone, "the picture keeps its size"
+            assert boxes[1]["right"] <= 1000 and boxes[1]["top"] > 0
         browser.press(key)
         browser.wait(lambda name=name: not browser.shown(name), f"no {name}")
     browser.press(Keys.F5)
@@ -1122,6 +1239,12 @@ def test_a_second_page_is_refused_and_takes_over_later(browser):
     browser.wait(lambda: browser.ochre("connected"), "the second page to connect")
 
 
+def open_menu(mobile: Browser, entry: str) -> None:
+    """Opens the menu of the phone and taps on an entry."""
+    mobile.driver.find_element(By.ID, "open-menu").click()
+    mobile.driver.find_element(By.CSS_SELECTOR, f"#menu {entry}").click()
+
+
 def test_touch_controls(mobile):
     assert mobile.shown("stick") and mobile.shown("jump") and not mobile.shown("keys")
     mobile.touch("Start", (1, 90, 600))
@@ -1146,7 +1269,145 @@ def test_touch_controls(mobile):
     mobile.act(JUMP, 1, since)
     mobile.touch("End")
     mobile.acts(JUMP, 0)
-    mobile.driver.find_element(By.CSS_SELECTOR, "[data-command=next]").click()
-    mobile.message("start place 2")
-    mobile.driver.find_element(By.CSS_SELECTOR, "[data-command=help]").click()
+    open_menu(mobile, "[data-command=pause]")
+    mobile.wait(lambda: mobile.ochre("header.stats.paused"), "the pause")
+    assert not mobile.shown("menu")
+    open_menu(mobile, "[data-view=help]")
     assert "left thumb" in mobile.driver.find_element(By.ID, "help").text
+
+
+@pytest.fixture
+def choosing(session):
+    """A server that begins with the start screen."""
+    background = Background(session, choose=True)
+    background.start()
+    yield background
+    background.stop()
+
+
+def tiles(browser: Browser) -> list:
+    return browser.driver.find_elements(By.CSS_SELECTOR, "button.tile")
+
+
+def test_the_start_screen_turns_and_any_key_starts(desktop, choosing):
+    browser = Browser(desktop, choosing)
+    browser.wait(lambda: len(tiles(browser)) == 2, "the places")
+    assert browser.shown("places") and browser.shown("drop")
+    browser.wait(lambda: not browser.shown("rate"), "no rate of a world that waits")
+    assert [tile.text for tile in tiles(browser)] == ["1 clip", "2 other"]
+    browser.wait(lambda: browser.js("tiles[1].pictures.length") == TURN_PICTURES, "all pictures")
+    shown = "tiles[0].canvas.toDataURL()"
+    before = browser.js(shown)
+    browser.wait(lambda: browser.js(shown) != before, "a turn")
+    assert not browser.session.actions_given
+    browser.press(Keys.ARROW_RIGHT)
+    browser.wait(lambda: "selected" in tiles(browser)[1].get_attribute("class"), "the selection")
+    browser.press("t")
+    browser.wait(lambda: not browser.shown("places"), "the start")
+    browser.wait(lambda: browser.session.steps > 0, "a step")
+    assert browser.session.name == "other" and browser.ochre("name") == "other"
+    browser.press("m")
+    browser.wait(lambda: browser.shown("places"), "the start screen again")
+    browser.press("1")
+    browser.wait(lambda: browser.session.name == "clip" and not browser.shown("places"), "the other place")
+    browser.press("m")
+    browser.wait(lambda: browser.shown("places"), "the start screen again")
+    restarts = browser.session.restarts
+    browser.press(Keys.ESCAPE)
+    browser.wait(lambda: not browser.shown("places"), "play to go on")
+    assert browser.session.restarts == restarts
+    browser.press("m")
+    browser.wait(lambda: browser.shown("places"), "the start screen again")
+    tiles(browser)[1].click()
+    browser.wait(lambda: browser.session.name == "other" and not browser.shown("places"), "a click to start")
+    desktop.get("about:blank")
+
+
+def test_a_file_dropped_on_the_page_is_played(browser, tmp_path):
+    """A real drop event with a file; and the file chooser of phones."""
+    photo = tmp_path / "beach.png"
+    photo.write_bytes(encoded())
+    chooser = browser.driver.find_element(By.CSS_SELECTOR, "#drop input")
+    browser.press("m")
+    browser.wait(lambda: browser.shown("places"), "the start screen")
+    chooser.send_keys(str(photo))
+    browser.message("start place 3 of 3: beach")
+    browser.wait(lambda: browser.session.name == "beach", "the photo")
+    drop = """
+        const transfer = new DataTransfer();
+        const options = { dataTransfer: transfer, bubbles: true, cancelable: true };
+        transfer.items.add(new File(["walk"], arguments[0]));
+        document.body.dispatchEvent(new DragEvent("drop", options));
+    """
+    browser.driver.execute_script(drop, "notes.txt")
+    browser.message("notes.txt: not a picture or a clip")
+    browser.driver.execute_script("hello.largest_file = 3;" + drop, "clip.mp4")
+    browser.message("clip.mp4 is larger than")
+
+
+def test_another_run_of_the_server_goes_on_at_the_place_that_was_played(desktop, background, tiny, tmp_path):
+    browser = Browser(desktop, background)
+    browser.press("n")
+    browser.wait(lambda: browser.ochre("place") == "other", "the second place")
+    background.stop()
+    browser.wait(lambda: not browser.ochre("connected"), "the end")
+    background.session, background.choose = make_session(tiny, tmp_path), True
+    background.start()
+    browser.wait(lambda: browser.ochre("connections") == 2, "the new server")
+    browser.wait(lambda: background.session.name == "other" and background.session.steps > 0, "the place")
+    assert not browser.shown("places")
+    desktop.get("about:blank")
+
+
+def box(browser: Browser, name: str) -> dict:
+    return browser.js(f"document.getElementById('{name}').getBoundingClientRect()")
+
+
+def apart(a: dict, b: dict) -> bool:
+    return (
+        a["right"] <= b["left"]
+        or b["right"] <= a["left"]
+        or a["bottom"] <= b["top"]
+        or b["bottom"] <= a["top"]
+    )
+
+
+def test_nothing_covers_the_labels_or_the_overlay(browser, monkeypatch):
+    monkeypatch.setattr(web, "overlay", lambda session: np.full((392, 533, 3), 99, np.uint8))
+    browser.press(Keys.F4)
+    browser.wait(lambda: browser.js("document.getElementById('overlay').width") == 533, "the overlay")
+    browser.driver.execute_script("toast('a long message '.repeat(40))")
+    assert apart(box(browser, "toast"), box(browser, "overlay"))
+    browser.press(Keys.F4)
+    browser.press("c")
+    browser.press(Keys.F3)
+    browser.wait(lambda: browser.shown("truth") and browser.shown("stats"), "labels and statistics")
+    for label in ("truth", "generated"):
+        assert apart(box(browser, "stats"), box(browser, label))
+    browser.press("c")
+    browser.wait(lambda: not browser.shown("recording"), "compare to end")
+    browser.press("i")
+    browser.wait(lambda: browser.shown("recording"), "the inset")
+    world, inset = box(browser, "world"), box(browser, "recording")
+    assert inset["width"] == pytest.approx(0.3 * world["width"], rel=0.05) and not browser.shown("generated")
+    assert apart(box(browser, "stats"), inset) and inset["left"] > world["left"]
+
+
+def test_on_an_upright_phone_the_picture_fills_the_width_and_the_controls_are_below(mobile):
+    world = box(mobile, "world")
+    assert world["left"] == 0 and world["width"] == pytest.approx(390, abs=1)
+    for name in ("stick", "jump"):
+        assert box(mobile, name)["top"] >= world["bottom"]
+    assert box(mobile, "open-menu")["bottom"] <= world["top"]
+    open_menu(mobile, "[data-command=compare]")
+    mobile.wait(lambda: mobile.shown("generated"), "compare")
+    upper, lower = box(mobile, "recording"), box(mobile, "world")
+    assert upper["width"] == lower["width"] == pytest.approx(390, abs=1)
+    assert upper["bottom"] == pytest.approx(lower["top"], abs=1)
+    open_menu(mobile, "[data-command=record]")
+    mobile.wait(lambda: mobile.session.recorder is not None, "the recording")
+    open_menu(mobile, "[data-view=places]")
+    mobile.wait(lambda: mobile.shown("places") and len(tiles(mobile)) == 2, "the places")
+    assert not mobile.shown("open-menu") and mobile.shown("go-on")
+    tiles(mobile)[1].click()
+    mobile.wait(lambda: mobile.session.name == "other" and not mobile.shown("places"), "the other place")

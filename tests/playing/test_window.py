@@ -10,6 +10,7 @@ from dataset.actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
 from dataset.recordings import find_clips, plan_gamefactory
 from dataset.token_files import Manifest
 from playing.controls import Controls, StepClock
+from playing.session import FADE_STEPS
 from playing.window import Window
 from rollout.context import decode, find_metadata, load_recording, read_metadata
 from runtime.video import read_frames, read_image, video_fps
@@ -28,7 +29,7 @@ def window(session, monkeypatch):
     clock = StepClock(FPS, time.now, time.sleep)
     window = Window(session, Controls(FPS, 15.0, SENS), clock, scale=8)
     assert window.tick()
-    window.message_until = 0.0  # hides the message of the start
+    window.message_until = window.name_until = 0.0  # hides the message and the name of the start
     yield window
     window.close()
 
@@ -302,6 +303,8 @@ def test_compare_plays_the_recorded_actions_beside_the_truth(window, session):
         assert np.allclose(session.actions_given[-1], recording.actions[15 + step])
         truth = decode(recording.tokens[16 + step : 17 + step], session.world)[0].numpy()
         assert np.array_equal(session.truth, truth)
+    window.message_until = window.name_until = 0.0
+    window.draw()
     screen = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
     both = np.concatenate([session.truth, session.picture], 1).repeat(4, 0).repeat(4, 1)
     assert np.array_equal(screen[40:60, 60:200], both[8:28, 60:200])  # 32 rows of black above
@@ -394,3 +397,132 @@ def test_a_slow_machine_is_reported_once(window, capsys):
         window.tick()
     out = capsys.readouterr().out
     assert out.count("too slow for 16 steps/s") == 1 and "this machine makes 10." in out
+
+
+def texts_of(window) -> list[tuple[str, pygame.Rect]]:
+    """Draws -> each text on a veil, and where it is."""
+    found, veiled = [], window.veiled
+
+    def note(screen, lines, *args, **corner):
+        found.append((" / ".join(lines), veiled(screen, lines, *args, **corner)))
+        return found[-1][1]
+
+    window.veiled = note
+    window.draw()
+    window.veiled = veiled
+    return found
+
+
+def place_of(texts: list[tuple[str, pygame.Rect]], part: str) -> pygame.Rect:
+    (place,) = [place for text, place in texts if part in text]
+    return place
+
+
+@pytest.fixture
+def large(session, monkeypatch):
+    """A window as large as those on a screen: 1024x512, with the name of the start gone."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    time = FakeTime()
+    window = Window(session, Controls(FPS, 15.0, SENS), StepClock(FPS, time.now, time.sleep), scale=32)
+    assert window.tick()
+    yield window
+    window.close()
+
+
+def test_a_paused_world_has_no_rate_and_is_never_too_slow(window, session, capsys):
+    for _ in range(3):
+        window.tick()
+    assert any("fps" in text for text, _ in texts_of(window))
+    press(window, pygame.K_p)
+    for _ in range(60):  # a slow display during the pause
+        window.clock.sleep(0.2)
+        window.tick()
+    assert window.clock.too_slow
+    texts = [text for text, _ in texts_of(window)]
+    assert "PAUSED" in texts and not any("fps" in text for text in texts)
+    screen = pygame.surfarray.array3d(pygame.display.get_surface())
+    assert not (screen == np.array(window.WARNING)).all(-1).any()
+    press(window, pygame.K_p)
+    window.tick()
+    assert not window.clock.too_slow and "too slow" not in capsys.readouterr().out
+
+
+def test_the_name_of_the_place_is_shown_at_its_start(large, session):
+    assert place_of(texts_of(large), "clip").centerx == 512
+    large.name_until = 0.0
+    assert not any(text == "clip" for text, _ in texts_of(large))
+    press(large, pygame.K_2)
+    assert place_of([t for t in texts_of(large) if t[0] == "other"], "other")
+
+
+def test_statistics_and_help_leave_the_labels_of_compare_visible(large):
+    press(large, pygame.K_c)
+    press(large, pygame.K_F3)
+    texts = dict(texts_of(large))
+    (panel,) = [place for text, place in texts.items() if "steps/s" in text]
+    assert not any(panel.colliderect(texts[label]) for label in ("truth", "generated"))
+    press(large, pygame.K_h)  # with it the panel is higher than the window
+    drawn = [text for text, _ in texts_of(large)]
+    (panel,) = [text for text in drawn if "steps/s" in text]
+    assert drawn.index(panel) < min(drawn.index(label) for label in ("truth", "generated")), "labels on top"
+
+
+def test_the_message_does_not_cover_the_overlay_and_the_picture_keeps_its_size(large, monkeypatch):
+    panel = np.full((392, 533, 3), (220, 20, 220), np.uint8)
+    monkeypatch.setattr("playing.window.overlay", lambda session: panel)
+    press(large, pygame.K_p)
+    large.name_until = large.message_until = 0.0
+    large.draw()
+    before = pygame.surfarray.array3d(pygame.display.get_surface())
+    press(large, pygame.K_F4)
+    large.show_message("a long message " * 8)
+    message = place_of(texts_of(large), "a long message")
+    screen = pygame.surfarray.array3d(pygame.display.get_surface())
+    shown = (np.abs(screen.astype(int) - (220, 20, 220)) <= 20).all(-1)
+    columns, rows = np.nonzero(shown)
+    overlay = pygame.Rect(columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
+    assert overlay.width > 300 and shown[overlay.left : overlay.right, overlay.top : overlay.bottom].all()
+    assert not overlay.colliderect(message)
+    changed = (screen != before).any(-1)
+    changed[overlay.left : overlay.right, overlay.top : overlay.bottom] = False
+    changed[message.left : message.right, message.top : message.bottom] = False
+    assert not changed.any(), "the rest of the picture is as it was"
+
+
+def test_the_inset_shows_the_recording_at_the_same_time(large, session):
+    press(large, pygame.K_i)
+    assert large.message.startswith("inset")
+    for _ in range(5):
+        large.tick()
+    truth = decode(session.recording.tokens[15 + session.steps :][:1], session.world)[0].numpy()
+    assert np.array_equal(session.truth, truth) and session.actions_given[-1] == [0] * 5
+    large.name_until = large.message_until = 0.0
+    label = place_of(texts_of(large), "recording")
+    screen = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    inset = screen[label.top : label.top + 154, label.left : label.left + 307].astype(float)
+    small = inset[4:148, 4:300].reshape(-1, 3).mean(0)
+    assert np.abs(small - truth.reshape(-1, 3).mean(0)).max() < 12
+    assert session.stats()["inset"] is True
+    for _ in range(30):  # beyond the end of the recording
+        large.tick()
+    assert session.truth is None and not any(text == "recording" for text, _ in texts_of(large))
+    press(large, pygame.K_r)
+    assert session.truth is not None
+    press(large, pygame.K_i)
+    assert session.truth is None
+
+
+def test_b_goes_back_by_a_fade(window, session):
+    key(pygame.KEYDOWN, pygame.K_w)
+    for _ in range(20):
+        window.tick()
+    lost, given = session.picture.copy(), len(session.actions_given)
+    press(window, pygame.K_b)
+    assert window.message.startswith("back to where it was ") and len(session.fade) == FADE_STEPS - 1
+    good = session.fade[-1].copy()
+    assert not np.array_equal(session.picture, lost)
+    for _ in range(FADE_STEPS - 1):
+        window.tick()
+    assert np.array_equal(session.picture, good) and len(session.actions_given) == given
+    window.tick()
+    assert len(session.actions_given) == given + 1 and session.restarts == 1
