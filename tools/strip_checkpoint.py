@@ -20,7 +20,7 @@ from runtime.provenance import display_path
 
 EXAMPLE = "python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt  (seconds)"
 
-TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "pairs", "trained")
+TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "pairs", "pair_maker", "trained")
 
 
 def strip(source: Path, target: Path) -> None:
