@@ -42,8 +42,11 @@ def panels(rows: Iterable[dict]) -> dict[str, dict[str, tuple[list[int], list[fl
 
 
 def draw_curves(log: str | Path, picture: str | Path) -> None:
-    """Draws a run's log.jsonl into a picture, .png; nothing if it has no rows yet. Raises OutputError."""
-    shown = panels(read_rows(log))
+    """Draws a run's log.jsonl into a picture, .png; nothing if it has no rows yet, or is a device.
+
+    Raises OutputError.
+    """
+    shown = panels(read_rows(log)) if Path(log).is_file() else {}
     if not shown:
         return
     from matplotlib.figure import Figure  # slow to import, and only needed for plots
