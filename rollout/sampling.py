@@ -56,7 +56,7 @@ class SamplingConfig:
 
 
 # For play and evaluation; chosen on training clips, see docs/experiments.md.
-PLAY = SamplingConfig(temperature=1.0, top_p=0.95, passes=4, refine=0.5, trust=6.0)
+PLAY = SamplingConfig(temperature=1.0, top_p=0.95, passes=4, refine=1.0, trust=6.0)
 
 
 @torch.no_grad()

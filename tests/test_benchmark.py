@@ -134,8 +134,9 @@ def test_pairs_of_a_step_are_those_of_the_pool(clips):
     step = timed_step("pairs", clips, windows=3)
     view, target = step.batch
     assert step.frames == 12 and target.shape == (12, 4, 8), "as many as train.py takes for 3 windows"
-    assert (step.pool.batch, step.pool.passes) == (12, train.PAIR_PASSES)
-    assert (step.pool.token_noise, step.pool.similar_share) == (train.TOKEN_NOISE, train.SIMILAR_CODES)
+    config = step.pool.config
+    assert (config.batch, config.passes) == (12, train.PAIR_PASSES)
+    assert (config.token_noise, config.similar_share) == (train.TOKEN_NOISE, train.SIMILAR_CODES)
     assert torch.equal(step.pool._target[torch.from_numpy(step.pool._order[:12])].long(), target)
     step.make_scene()  # timed apart; it leaves the batch and the stream alone
     assert step.batch[0] is view and step.pool.position == {"round": 0, "index": 12}

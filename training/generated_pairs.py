@@ -26,7 +26,7 @@ CHAIN_STEPS = 6  # generated frames of a chain, so pairs of it
 CHAINS = 16  # that are made at once
 GENERATED_PAIRS = CHAINS * CHAIN_STEPS  # so many pairs are made at once
 SPACING = 0.4, 1.6  # distance of a chain's frames, over that of keyframes at play
-REFINE = (0.5, 1.0)  # the refine threshold of a batch of chains is one of these, see `SamplingConfig`
+REFINE = (0.5, 1.0)  # one of these is the refine threshold of a batch of chains, see `SamplingConfig`
 TRIES = 20  # scenes that are drawn for a chain until one has enough movement
 
 
