@@ -6,22 +6,12 @@ The same rule holds for token files, for the tokenizer's pictures and for the de
 
 from collections import Counter
 from collections.abc import Mapping
-from enum import Enum
 
-from dataset.token_files import split_of, split_position
+from dataset.token_files import HeldOut, split_of, split_position
 
 WORLD = "world_"  # begins the group of a clip whose metadata names its world
 GAP_FRAMES = 64  # left out between the two parts of a single clip: they would show the same view
 LEAST_FRAMES = 64  # of a clip whose end can be held out
-
-
-class HeldOut(str, Enum):
-    """What is held out. The value stands in the manifest."""
-
-    WORLDS = "worlds"
-    CLIPS = "clips"  # of worlds that are trained on, or that nothing names
-    END = "end"  # of the only clip
-    NOTHING = ""
 
 
 def assign_splits(groups: Mapping[str, str], val_fraction: float) -> tuple[dict[str, str], HeldOut]:
@@ -34,13 +24,13 @@ def assign_splits(groups: Mapping[str, str], val_fraction: float) -> tuple[dict[
     """
     splits = {name: split_of(group, val_fraction) for name, group in groups.items()}
     known = any(group.startswith(WORLD) for group in groups.values())
+    held_out = HeldOut.WORLDS if known else HeldOut.CLIPS
     if len(set(splits.values())) == 2:
-        return splits, HeldOut.WORLDS if known else HeldOut.CLIPS
-    if val_fraction in (0, 1) or len(groups) < 2:
-        held_out = HeldOut.WORLDS if known else HeldOut.CLIPS
-        return dict.fromkeys(groups, "val" if val_fraction == 1 else "train"), (
-            held_out if val_fraction == 1 and groups else HeldOut.NOTHING
-        )
+        return splits, held_out
+    if val_fraction == 1 and groups:
+        return dict.fromkeys(groups, "val"), held_out
+    if val_fraction == 0 or len(groups) < 2:
+        return dict.fromkeys(groups, "train"), HeldOut.NOTHING
     units = {name: group if group.startswith(WORLD) else name for name, group in groups.items()}
     worlds = known and len(set(units.values())) > 1
     if not worlds:

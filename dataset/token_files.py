@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,15 @@ class ClipEntry:
         return type(first) is type(second) is int and 0 < first <= second < self.frames
 
 
+class HeldOut(str, Enum):
+    """What is held out. The value stands in the manifest."""
+
+    WORLDS = "worlds"
+    CLIPS = "clips"  # of worlds that are trained on, or that nothing names
+    END = "end"  # of the only clip
+    NOTHING = ""
+
+
 @dataclass
 class Manifest:
     """The content of `manifest.json`. Sizes are [rows, columns]."""
@@ -120,7 +130,7 @@ class Manifest:
     trim_seconds: float = 0.0  # skipped at the start of each clip
     precision: str = "fp32"  # of the tokenizer during encoding
     val_fraction: float = 0.1
-    held_out: str = "worlds"  # a value of splits.HeldOut
+    held_out: str = HeldOut.WORLDS.value
     depth_scale: dict | None = None  # surroundings.SCALE if some token files have depth
     depth_network: str = ""  # fingerprint of the depth network if some token files have predicted depth
     action_names: list[str] = field(default_factory=lambda: list(ACTION_NAMES))
@@ -148,7 +158,7 @@ class Manifest:
             "vertical_fov_degrees": 0 < float(self.vertical_fov_degrees) < 180,
             "camera_degrees_per_unit": 0 < float(self.camera_degrees_per_unit) < 1e4,
             "val_fraction": 0 <= float(self.val_fraction) <= 1,
-            "held_out": self.held_out in ("worlds", "clips", "end", ""),
+            "held_out": self.held_out in {what.value for what in HeldOut},
             "depth_scale": self.depth_scale is None or isinstance(self.depth_scale, dict),
             "depth_network": isinstance(self.depth_network, str),
             "skipped": all(isinstance(skipped["name"], str) for skipped in self.skipped),

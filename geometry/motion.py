@@ -96,7 +96,7 @@ class PlayerMotion(nn.Module):
         self.register_buffer("sees_nodes", torch.ones(()))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: object) -> None:
-        """As in nn.Module; checkpoints before 0.8 have no `sees_nodes`: they all see them."""
+        """As in nn.Module; older checkpoints have no `sees_nodes`: they all see them."""
         state_dict.setdefault(f"{prefix}sees_nodes", torch.ones(()))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

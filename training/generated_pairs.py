@@ -8,6 +8,7 @@ before it, and the recorded frame there is the target. So the model learns to re
 Disoccluded cells take the recorded tokens: what the model invents there has no recorded continuation.
 """
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import numpy as np
@@ -16,43 +17,41 @@ from torch import Tensor
 
 from dataset.windows import TokenClips
 from geometry import camera
-from geometry.keyframes import NEW_GENERATED_DEGREES, NEW_GENERATED_METRES, VISIBLE
+from geometry.keyframes import NEW_GENERATED_DEGREES, NEW_GENERATED_METRES, VISIBLE, distance
 from geometry.warping import SourceFrames
 from model_geometry import GENERATION_MAX, GeometryWorldModel, ViewInput
 from rollout.sampling import PLAY, sample_tokens
-from training.pairs import compose_input, to_half
+from training.pairs import compose_input, join_pairs, to_half
 
 CHAIN_STEPS = 6  # generated frames of a chain, so pairs of it
 CHAINS = 16  # that are made at once
 GENERATED_PAIRS = CHAINS * CHAIN_STEPS  # so many pairs are made at once
 SPACING = 0.4, 1.6  # distance of a chain's frames, over that of keyframes at play
 REFINE = (0.5, 1.0)  # one of these is the refine threshold of a batch of chains, see `SamplingConfig`
+DrawScene = Callable[[np.random.Generator], tuple[int, int, int]]  # -> (clip, first frame, end)
 TRIES = 20  # scenes that are drawn for a chain until one has enough movement
 
 
 def chain_frames(pose: np.ndarray, spacing: float) -> np.ndarray:
     """The frames of a chain along poses [T, 5] (metres, degrees): the first, and each that is farther from
     the chain's last one than `spacing` times the distance of keyframes; at most 1 + CHAIN_STEPS."""
-    chosen = [0]
-    metres, degrees = spacing * NEW_GENERATED_METRES, spacing * NEW_GENERATED_DEGREES
+    chosen, poses = [0], torch.from_numpy(pose)
     while len(chosen) <= CHAIN_STEPS:
-        way = pose[chosen[-1] + 1 :] - pose[chosen[-1]]
-        turn = np.abs((way[:, 3:] + 180) % 360 - 180).max(1, initial=0)
-        far = (np.linalg.norm(way[:, :3], axis=1) > metres) | (turn > degrees)
+        metres, degrees = distance(poses[chosen[-1] + 1 :], poses[chosen[-1]])
+        far = (metres > spacing * NEW_GENERATED_METRES) | (degrees > spacing * NEW_GENERATED_DEGREES)
         if not far.any():
             break
-        chosen.append(chosen[-1] + 1 + int(far.argmax()))
+        chosen.append(chosen[-1] + 1 + int(far.int().argmax()))
     return np.array(chosen)
 
 
 @torch.no_grad()
 def make_generated_pairs(
-    model: GeometryWorldModel, clips: TokenClips, draw_scene, rng: np.random.Generator
+    model: GeometryWorldModel, clips: TokenClips, draw_scene: DrawScene, rng: np.random.Generator
 ) -> tuple[ViewInput, Tensor]:
     """GENERATED_PAIRS pairs, in half precision on the CPU: inputs and targets.
 
-    `draw_scene(rng)` gives the (clip, first frame, end) of a scene. A chain that ends early repeats its last
-    frame.
+    A chain that ends early repeats its last frame.
     """
     device, g = next(model.parameters()).device, model.config
     K = 1 + g.sources
@@ -79,7 +78,7 @@ def make_generated_pairs(
     sampling = replace(PLAY, passes=1, refine=float(rng.choice(REFINE)))
 
     made = [observe(model, true_tokens[:, 0], poses[:, 0])]
-    parts, targets = [], []
+    parts = []
     for step in range(1, 1 + CHAIN_STEPS):
         # The last frame, and some of those before it.
         chosen, usable = np.full((CHAINS, K), step - 1), np.zeros((CHAINS, K), bool)
@@ -105,15 +104,13 @@ def make_generated_pairs(
             actions[:, step],
             torch.zeros(CHAINS, device=device),
         )
-        parts.append(to_half(inputs))
-        targets.append(true_tokens[:, step].to(torch.int16).cpu())
+        parts.append((to_half(inputs), true_tokens[:, step].to(torch.int16).cpu()))
         prediction = model.predict_from_view(inputs)
         noise = torch.rand(true_tokens[:, step].shape, device=device)
         tokens = sample_tokens(model, prediction, sampling, noise)
         tokens = torch.where(prediction.visible_mask > VISIBLE, tokens, true_tokens[:, step])
         made.append(observe(model, tokens, poses[:, step]))
-    inputs = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(ViewInput)}
-    return ViewInput(**inputs), torch.cat(targets)
+    return join_pairs(parts)
 
 
 def observe(model: GeometryWorldModel, tokens: Tensor, pose: Tensor) -> SourceFrames:

@@ -15,7 +15,7 @@ from dataset.token_files import DataError
 from dataset.windows import TokenClips
 from model_geometry import GeometryWorldModel, ViewInput
 from training.generated_pairs import GENERATED_PAIRS, make_generated_pairs
-from training.pairs import NEAREST_GAP, SCENE_PAIRS, SCENE_SOURCES, PairConfig, make_pairs
+from training.pairs import NEAREST_GAP, SCENE_PAIRS, SCENE_SOURCES, PairConfig, join_pairs, make_pairs
 
 SCENE_FRAMES = 160  # a scene is so many consecutive frames of a clip
 WALK_METRES, WALK_SHARE = 3.0, 0.7  # share of the scenes in which the player must come so far
@@ -96,10 +96,7 @@ class PairPool:
                 for _ in tqdm(range(-(-(self.config.size - generated) // SCENE_PAIRS)), "pairs", **BAR)
             ]
         self.model.load_state_dict(now)
-        self._inputs = ViewInput(
-            **{f.name: torch.cat([getattr(part[0], f.name) for part in parts]) for f in fields(ViewInput)}
-        )
-        self._target = torch.cat([part[1] for part in parts])
+        self._inputs, self._target = join_pairs(parts)
         count = len(self._target)
         self._order = np.concatenate([rng.permutation(count) for _ in range(self.config.passes)])
 

@@ -143,3 +143,10 @@ def compose_input(
 def to_half(inputs: ViewInput) -> ViewInput:
     """In half precision on the CPU: 33 kB a pair."""
     return ViewInput(**{f.name: getattr(inputs, f.name).half().cpu() for f in fields(ViewInput)})
+
+
+def join_pairs(parts: list[tuple[ViewInput, Tensor]]) -> tuple[ViewInput, Tensor]:
+    """All pairs of the parts, in order: inputs and targets."""
+    inputs, targets = zip(*parts, strict=True)
+    joined = {f.name: torch.cat([getattr(part, f.name) for part in inputs]) for f in fields(ViewInput)}
+    return ViewInput(**joined), torch.cat(targets)
