@@ -33,6 +33,7 @@ MIN_METRES, MIN_DEGREES = 2.0, 10.0  # a recorded second must move or turn more 
 SAME_PLACE, SAME_VIEW = 0.5, 15.0  # metres and degrees around a start, within which that is blocked there too
 MAX_PITCH = 30.0  # degrees from level at a start window, so that the camera can pitch up and down
 AT_REST = 1e-3  # metres or degrees between two frames: below, nothing moved
+SETTLE_SECONDS = 2  # in which a player that was walking or falling comes to rest
 
 
 @dataclass(frozen=True)
@@ -348,17 +349,21 @@ def standing_still(held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan
 def standing_still_long(
     held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan, scores: Scores
 ) -> None:
-    """`still.long.*`: the view after `plan.still_seconds` without an action, against the view at the start.
+    """`still.long.*`: the view after `plan.still_seconds` without an action, against that after the first
+    SETTLE_SECONDS of them.
 
     `agreement`: share of equal tokens; `psnr`; `codes_ratio`, `gradient_ratio`: different codes and spatial
-    gradient over the start's; `change`: share of cells whose token changes from frame to frame, on average.
+    gradient over the earlier view's; `change`: share of cells whose token changes from frame to frame between
+    the two, on average.
     """
     windows = thin(start_windows(held_out, plan), plan.still_starts)
-    clips, frames = windows[:, 0], plan.still_seconds * round(held_out.manifest.fps)
+    fps = round(held_out.manifest.fps)
+    clips, frames = windows[:, 0], plan.still_seconds * fps
     context, before, pose = held_out.clips.batch(windows, plan.main_context)
     actions = torch.cat([before, torch.zeros(len(windows), frames, before.shape[2])], 1)
     generated = evaluated.rollout(context, actions, pose, f"standing still for {plan.still_seconds} s")
-    first, last = context[:, -1], generated[:, -1]
+    generated = generated[:, SETTLE_SECONDS * fps :]
+    first, last = generated[:, 0], generated[:, -1]
     view, start = held_out.decode(last), held_out.decode(first)
     values = {
         "agreement": metrics.token_accuracy(last, first),

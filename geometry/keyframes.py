@@ -16,6 +16,7 @@ from geometry.warping import ComposedView, SourceFrames, compose_view
 
 HALF_WEIGHT_METRES = 2.0  # distance at which a keyframe has half the weight of one at the view's own place
 GENERATION_DECAY = 0.8  # weight of a generated keyframe over that of its source
+NEWER = 1e-3  # gain in weight of the newest keyframe: of several at one pose, a still player sees the newest
 NEW_DEGREES, NEW_METRES = 2.0, 0.25  # observed keyframes are kept so far apart
 NEW_GENERATED_DEGREES, NEW_GENERATED_METRES = 8.0, 0.75  # generated frames become keyframes so far apart
 GENERATED_PENALTY = 0.1  # of a generated source's score in compose_view, for each generation
@@ -144,8 +145,9 @@ class Keyframes:
             fov,
         )
         metres, _ = distance(self.pose, pose_to[:, None])
+        newer = 1 + NEWER * self.order / self.order.amax(1, keepdim=True).clamp(min=1)
         weight = (self.order > 0) * GENERATION_DECAY**self.generation / (1 + metres / HALF_WEIGHT_METRES)
-        value = visible.view(B, M, h * w) * weight[..., None]
+        value = visible.view(B, M, h * w) * (weight * newer)[..., None]
         best, selected, useful = torch.zeros(B, h * w, device=value.device), [], []
         for _ in range(min(sources, M)):
             gain, slot = (value - best[:, None]).clamp_min(0).sum(-1).max(1)
