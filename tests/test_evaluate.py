@@ -37,7 +37,7 @@ from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 CODES = TINY_WORLD.codebook_size
 SMALL = Plan(
     contexts=(1, 6, 16), horizons=(1, 4, 8, 16, 20), windows=4, teacher_forced_frames=10_000, start_windows=2,
-    still_windows=2, still_starts=2, still_seconds=1, memory_windows=2, look_aways=2, long_rollouts=2,
+    still_windows=2, still_starts=2, still_seconds=3, memory_windows=2, look_aways=2, long_rollouts=2,
     long_frames=128, walk_starts=2, walk_seconds=2, depth_windows=4,
 )  # fmt: skip
 NO_NETWORKS = PictureNetworks({}, torch.nn.Identity(), None)

@@ -32,7 +32,7 @@ UNITS = torch.tensor([100.0, 100.0, 100.0, 50.0, 50.0])  # tokens per metre and 
 MIDDLE = 30_000  # the token of 0
 PLAN = Plan(
     contexts=(1, 6), horizons=(1, 4, 8, 20), windows=4, teacher_forced_frames=60, start_windows=4,
-    still_windows=4, still_starts=2, still_seconds=2, memory_windows=2, look_aways=2, long_rollouts=2,
+    still_windows=4, still_starts=2, still_seconds=4, memory_windows=2, look_aways=2, long_rollouts=2,
     long_frames=192,
 )  # fmt: skip
 
