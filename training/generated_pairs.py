@@ -23,8 +23,8 @@ from model_geometry import GENERATION_MAX, GeometryWorldModel, ViewInput
 from rollout.sampling import PLAY, sample_tokens
 from training.pairs import compose_input, join_pairs, to_half
 
-CHAIN_STEPS = 6  # generated frames of a chain, so pairs of it
-CHAINS = 16  # that are made at once
+CHAIN_STEPS = 12  # generated frames of a chain, so pairs of it
+CHAINS = 8  # that are made at once
 GENERATED_PAIRS = CHAINS * CHAIN_STEPS  # so many pairs are made at once
 SPACING = 0.4, 1.6  # distance of a chain's frames, over that of keyframes at play
 REFINE = (0.5, 1.0)  # one of these is the refine threshold of a batch of chains, see `SamplingConfig`
@@ -75,7 +75,7 @@ def make_generated_pairs(
     poses = camera.relative_to(poses, poses[:, :1]).float().to(device)
     actions = torch.from_numpy(of_chains(clips.actions, [np.maximum(f - 1, 0) for f in frames]))
     actions = actions.float().to(device)
-    sampling = replace(PLAY, passes=1, refine=float(rng.choice(REFINE)))
+    sampling = replace(PLAY, refine=float(rng.choice(REFINE)))
 
     made = [observe(model, true_tokens[:, 0], poses[:, 0])]
     parts = []

@@ -16,8 +16,9 @@ from training.generated_pairs import CHAIN_STEPS, CHAINS, GENERATED_PAIRS, chain
 def test_chain_advances_by_the_distance_of_keyframes():
     pose = np.zeros((100, 5))
     pose[:, 2] = 0.2 * np.arange(100)  # walks 0.2 m a frame
-    assert chain_frames(pose, 1.0).tolist() == [0, 4, 8, 12, 16, 20, 24], "0.8 m is the first above 0.75 m"
-    assert chain_frames(pose, 0.5).tolist() == [0, 2, 4, 6, 8, 10, 12]
+    every_fourth = list(range(0, 4 * CHAIN_STEPS + 1, 4))
+    assert chain_frames(pose, 1.0).tolist() == every_fourth, "0.8 m is the first above 0.75 m"
+    assert chain_frames(pose, 0.5).tolist() == list(range(0, 2 * CHAIN_STEPS + 1, 2))
 
 
 def test_chain_advances_by_turns_across_the_date_line():
