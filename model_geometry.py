@@ -229,7 +229,8 @@ class GeometryWorldModel(nn.Module):
     def predict_motion(
         self, frame: SourceFrames, actions: Tensor, state: WorldState
     ) -> tuple[Tensor, Tensor, Occupancy]:
-        """`PlayerMotion.forward` among the nodes that the keyframes and the current frame show.
+        """`PlayerMotion.forward` among the nodes that the keyframes and the current frame show, and not into
+        what the current frame shows straight ahead.
 
         `frame`: the B current frames. Returns the displacement [B, 3], the motion model's new state and
         the nodes.
@@ -244,7 +245,15 @@ class GeometryWorldModel(nn.Module):
             g.vertical_fov_degrees,
         )
         keys, turn = keys_and_turn(actions, g.degrees_per_unit)
-        moved, motion = self.motion_model(keys, turn, frame.pose, state.displacement, state.motion, occupancy)
+        ahead = camera.distance_ahead(
+            frame.inverse_ray_distance,
+            frame.pose[:, 4],
+            self.motion_model.heading(keys, turn),
+            g.vertical_fov_degrees,
+        )
+        moved, motion = self.motion_model(
+            keys, turn, frame.pose, state.displacement, state.motion, occupancy, ahead
+        )
         return moved, motion, occupancy
 
     def next_pose(self, pose: Tensor, actions: Tensor, displacement: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from torch import Tensor
 
 EYE_HEIGHT = 1.62  # metres from the ground to the eye of a standing Minecraft player; Luanti's is 1.47
 FAR_RAY_DISTANCE = 20.0  # metres, for rays above the horizon and ground farther away; tuned on recorded walks
+# Directions that count as straight ahead: degrees to each side and up and down, and rays over that range.
+AHEAD_DEGREES = ((13.0, 7), (3.0, 3))
 NEAREST = 1e-4  # least z of a point that counts as in front of the camera
 
 
@@ -203,6 +205,33 @@ def disoccluded_mask(
     _, visible = reproject(pose_from, pose_to, ground, height, width, vertical_fov_degrees)
     known = pose_from.isfinite().all(1) & pose_to.isfinite().all(1)
     return ~visible & known[:, None, None]
+
+
+def distance_ahead(
+    inverse_ray_distance: Tensor, pitch: Tensor, heading: Tensor, vertical_fov_degrees: float
+) -> Tensor:
+    """Metres [B] from the eye to the surface straight ahead at its own height; infinite where that is not in
+    the picture.
+
+    inverse_ray_distance [B, H, W] (1/m); pitch [B] of the camera and heading [B] relative to its yaw, in
+    degrees. It is the median over AHEAD_DEGREES to each side and up and down.
+    """
+    sideways, upwards = (torch.linspace(-a, a, n, device=pitch.device) for a, n in AHEAD_DEGREES)
+    yaw = torch.deg2rad(heading[:, None, None] + sideways[:, None])  # [B, n, 1]
+    up = torch.deg2rad(upwards)
+    parts = torch.broadcast_tensors(yaw.sin() * up.cos(), -up.sin(), yaw.cos() * up.cos())
+    directions = torch.stack(parts, -1).flatten(1, 2)  # [B, N, 3]
+    height, width = inverse_ray_distance.shape[-2:]
+    seen = directions @ rotation(torch.zeros_like(pitch), pitch)  # row vectors, in camera axes
+    grid, visible = project(seen, height, width, vertical_fov_degrees)
+    inverse = F.grid_sample(
+        inverse_ray_distance[:, None],
+        grid[:, None],
+        mode="nearest",
+        padding_mode="border",
+        align_corners=False,
+    )[:, 0, 0]
+    return torch.where(visible.float().mean(1) > 0.5, inverse.median(1).values.reciprocal(), torch.inf)
 
 
 def identity_grid(height: int, width: int, device: torch.device | str | None = None) -> Tensor:

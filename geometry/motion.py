@@ -37,6 +37,9 @@ UNEXPECTED = 0.02  # metres: a step that differs by more from the expected one c
 # Logits of an untrained network: of ground that is not seen, of the evidence of each point, of a low node.
 PRIOR, SEEN, UNLIKELY = 2.0, 1.0, -4.0
 GROUND_TOLERANCE = 0.01  # metres: feet so far under a node's border stand on it
+# Metres from the eye to a surface straight ahead at its height: nearer, the player does not come. Half the
+# player's width and a little more, since the distance is predicted.
+CLEARANCE = 0.4
 COVERED = 0.05  # metres: feet that stand so far over a node's border stand on a low node
 
 
@@ -142,13 +145,15 @@ class PlayerMotion(nn.Module):
         displacement: Tensor,
         state: Tensor,
         occupancy: Occupancy | None = None,
+        ahead: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """-> the displacement [B, 3] of this step and the new state [B, STATE]. Deterministic, no gradient.
 
         keys [B, 3]: what the keys ask for to the right, up and forward, each in -1..1; turn [B]: of the yaw
         in this step, degrees; pose [B, 5] and displacement [B, 3] of the last step, true or predicted;
-        occupancy: what `occupancy_around` returns for this pose, or None if nothing is known. A player that
-        rests and presses no key stays exactly where it is.
+        occupancy: what `occupancy_around` returns for this pose, or None if nothing is known; ahead [B]:
+        metres to what the camera sees straight ahead (`camera.distance_ahead` at `heading`), or None. A
+        player that rests and presses no key stays exactly where it is.
         """
         c, feet = self.constants, pose[:, :3].float()
         if occupancy is None or not self.sees_nodes:
@@ -168,12 +173,28 @@ class PlayerMotion(nn.Module):
         )
         after = advance(body, wanted.double().cpu().numpy(), jump.cpu().numpy(), nodes, c)
         moved = torch.from_numpy(after.feet - body.feet).to(feet)
+        velocity_after = torch.from_numpy(after.velocity).to(feet)
+        if ahead is not None and self.sees_nodes:
+            # The map may miss an obstacle that the player already stands in front of, or in.
+            way = F.normalize(to_world(level, yaw), dim=1)
+            excess = ((moved * way).sum(1) - (ahead - CLEARANCE).clamp(min=0)).clamp(min=0)
+            moved = moved - excess[:, None] * way
+            velocity_after = torch.where(
+                (excess > 0)[:, None],
+                velocity_after - (velocity_after * way).sum(1, keepdim=True) * way,
+                velocity_after,
+            )
         idle = standing & ~jump & (level.abs().amax(1) == 0) & (velocity.abs().amax(1) < RESTING)
         moved = moved.masked_fill(idle[:, None], 0.0)
-        velocity = torch.from_numpy(after.velocity).to(feet).masked_fill(idle[:, None], 0.0)
+        velocity = velocity_after.masked_fill(idle[:, None], 0.0)
         standing = torch.from_numpy(after.standing).to(feet.device) | idle
         state = torch.cat([velocity, moved, standing.float()[:, None], ground[:, None]], 1)
         return from_world(moved, yaw), state
+
+    @staticmethod
+    def heading(keys: Tensor, turn: Tensor) -> Tensor:
+        """The direction [B] in which `keys` move the player, relative to the yaw before the step, degrees."""
+        return torch.rad2deg(torch.atan2(keys[:, 0], keys[:, 2])) + turn
 
     @staticmethod
     def observed(moved: Tensor, state: Tensor, c: MotionConstants) -> tuple[Tensor, Tensor]:

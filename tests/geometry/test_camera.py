@@ -243,3 +243,25 @@ def test_identity_grid_samples_every_pixel_itself():
     picture = torch.rand(1, 3, 6, 10)
     grid = camera.identity_grid(6, 10).movedim(0, -1)[None]
     torch.testing.assert_close(camera.warp(picture, grid), picture)
+
+
+@pytest.mark.parametrize("pitch", [0.0, 20.0, -15.0])
+def test_distance_ahead_is_that_of_a_wall_at_eye_height(pitch):
+    """A wall 2 m in front of the eye, and a nearer one to the right, 40 degrees from straight ahead."""
+    height, width, fov = 36, 64, 70.0
+    directions = camera.rays(height, width, fov)
+    tilt = camera.rotation(torch.zeros(1), torch.tensor([pitch]))[0]
+    level = directions @ tilt.T
+    yaw = torch.rad2deg(torch.atan2(level[..., 0], level[..., 2]))
+    horizontal = level[..., ::2].norm(dim=-1)
+    distance = torch.where(yaw > 25, 0.5, 2.0) / horizontal.clamp(min=1e-3)
+    distance = torch.where(level[..., 1].abs() > 0.4, 0.1, distance)  # far above and below: nearer still
+    inverse, at = distance.reciprocal()[None], torch.tensor([pitch])
+    assert camera.distance_ahead(inverse, at, torch.zeros(1), fov).item() == pytest.approx(2.0, rel=0.05)
+    assert camera.distance_ahead(inverse, at, torch.full((1,), 40.0), fov).item() == pytest.approx(
+        0.5, rel=0.05
+    )
+    assert camera.distance_ahead(inverse, at, torch.full((1,), 90.0), fov).item() == math.inf, (
+        "not in the picture"
+    )
+    assert camera.distance_ahead(inverse, torch.full((1,), 80.0), torch.zeros(1), fov).item() == math.inf

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from geometry.motion import STATE, PlayerMotion, displacement_between, from_world, next_pose, to_world
+from geometry.motion import (
+    CLEARANCE,
+    STATE,
+    PlayerMotion,
+    displacement_between,
+    from_world,
+    next_pose,
+    to_world,
+)
 from geometry.occupancy import POINTS, REACH, Occupancy
 
 STEP = 1 / 16  # seconds
@@ -63,6 +71,31 @@ def test_evidence_of_a_wall_stops_it(motion):
     poses = play(motion, [FORWARD] * 20, solid=wall)
     assert poses[-1, 2] == pytest.approx(2.5 - motion.constants.half_width, abs=1e-3)
     assert play(motion, [FORWARD] * 20, solid=[])[-1, 2] > 4
+
+
+def test_it_does_not_walk_into_what_it_sees_straight_ahead(motion):
+    """Although the map knows of no obstacle."""
+    pose, displacement, state = (
+        torch.tensor([[0.0, 0.5, 0.0, 30.0, 0.0]]),
+        torch.zeros(1, 3),
+        motion.init_state(1),
+    )
+    wall, steps = 1.5, []
+    for _ in range(20):
+        gone = from_world(pose[:, :3] - torch.tensor([[0.0, 0.5, 0.0]]), pose[:, 3])[0, 2]
+        displacement, state = motion(FORWARD, NO_TURN, pose, displacement, state, None, (wall - gone)[None])
+        pose = next_pose(pose, torch.zeros(1, 2), displacement)
+        steps.append(displacement)
+    walked = torch.cat(steps)
+    assert walked[:, 2].sum().item() == pytest.approx(wall - CLEARANCE, abs=1e-4)
+    assert walked[-5:].abs().max() < 1e-5 and walked[:, :2].abs().max() < 1e-5
+    # It may walk away, and along the wall.
+    away, _ = motion(-FORWARD, NO_TURN, pose, displacement, state, None, torch.tensor([torch.inf]))
+    assert away[0, 2] < -0.01
+    assert motion.heading(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([5.0])).item() == pytest.approx(95.0)
+    motion.sees_nodes.zero_()  # data without poses: nothing is known of what blocks
+    blind, _ = motion(FORWARD, NO_TURN, pose, displacement, state, None, torch.tensor([0.1]))
+    assert blind[0, 2] > 0.01
 
 
 def test_a_jump_goes_up_and_comes_down(motion):
