@@ -62,7 +62,9 @@ VQVAE_CKPT = "checkpoints/vqvae.pt"  # the tokenizer that made the tokens
 DEPTH_CKPT = "checkpoints/depth.pt"  # geometry only: the depth network
 OUT_DIR = "runs/world"
 RESUME = True  # continue from OUT_DIR/last.pt if it exists
-INIT_FROM = ""  # a world model whose weights the run starts from, with a fresh optimizer
+INIT_FROM = (
+    ""  # a world model whose weights the run starts from, with a fresh optimizer; DEPTH_CKPT may be another
+)
 RECIPE = ""  # name of a file of values in training/recipes/; values that you edit here win over it
 
 # --- model (codebook, picture and grid size come from the tokenizer, the field of view from the data) ---
@@ -269,10 +271,12 @@ def train(
                 pairs.restore(content["pairs"], content.get("pair_maker"))
             curriculum.restore(content)
     elif config.init_from:
-        source, content = load_world_model(config.init_from, tokenizer, device, config.depth_ckpt)
+        source, content = load_world_model(config.init_from, tokenizer, device, config.depth_ckpt, True)
         checkpoint.check_config(content, model.config, config.init_from)
         model.load_state_dict(source.state_dict())
         print(f"weights from {config.init_from}")
+        if geometry and content.get("depth", depth.fingerprint) != depth.fingerprint:
+            print(f"note: they were trained with depth network {content['depth']}, not {depth.fingerprint}")
     if geometry and not clips.with_poses:
         print(f"note: {without_poses(model.motion_model, bool(resumed or config.init_from))}")
     elif geometry and not resumed and config.motion_steps:

@@ -96,11 +96,12 @@ def load_world_model(
     tokenizer: Tokenizer,
     device: torch.device | str = "cpu",
     depth_ckpt: str | Path = SHIPPED_DEPTH,
+    other_depth: bool = False,
 ) -> tuple[WorldModel, dict]:
     """The world model in `path` in eval mode on `device`, and the checkpoint's whole content.
 
-    Raises CheckpointError if it was trained with another tokenizer or depth network, or has an architecture
-    or parameter names that this version does not know.
+    Raises CheckpointError if it was trained with another tokenizer or, unless `other_depth`, with another
+    depth network, or has an architecture or parameter names that this version does not know.
     """
     content = load(path, WORLD_KIND, needed=("tokenizer",))
     check_tokenizer(
@@ -120,7 +121,8 @@ def load_world_model(
                 f"python tools/convert_checkpoint.py {path} NEW.pt"
             )
         depth = load_depth(depth_ckpt, device)
-        check_depth(content, depth, "--depth_ckpt", path)
+        if not other_depth:
+            check_depth(content, depth, "--depth_ckpt", path)
         model = build(lambda config: model_class(config, tokenizer, depth), config_class, content, path)
     else:
         model = build(lambda config: model_class(config, tokenizer), config_class, content, path)
