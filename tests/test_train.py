@@ -331,7 +331,7 @@ def test_tokens_of_another_tokenizer_are_refused(convgru, tmp_path):
         run(replace(convgru, vqvae_ckpt=str(tmp_path / "other.pt")))
 
 
-def test_another_depth_network_is_refused(geometry, tmp_path):
+def test_another_depth_network_is_refused_by_a_resumed_run_but_not_by_a_new_one(geometry, tmp_path, capsys):
     short = replace(
         geometry, steps=1, val_windows=1, val_rollouts=0, val_steps=100, motion_steps=0, picture_steps=100
     )
@@ -341,6 +341,9 @@ def test_another_depth_network_is_refused(geometry, tmp_path):
     changed = replace(short, steps=2, depth_ckpt=str(tmp_path / "other.pt"))
     with pytest.raises(checkpoint.CheckpointError, match=r"other\.pt: depth network .*\(DEPTH_CKPT\)"):
         run(changed)
+    started = replace(changed, out_dir=str(tmp_path / "new"), init_from=str(Path(short.out_dir) / "last.pt"))
+    assert run(started)["depth"] == other.fingerprint
+    assert "they were trained with depth network" in capsys.readouterr().out
 
 
 def test_without_poses_there_are_no_pairs_and_the_player_walks_on_flat_ground(geometry, monkeypatch, capsys):
