@@ -23,7 +23,7 @@ class SamplingConfig:
 
     Visible cells, which are warped from earlier frames, take the most likely code (`visible_temperature` 0):
     noise there would be warped on from frame to frame. `passes` above 1 is masked parallel decoding (MaskGIT,
-    arXiv 2202.04200): the most confident cells are sampled first, and the others are conditioned on them.
+    arXiv 2202.04200): some cells are sampled first, and the others are conditioned on them.
 
     `refine`: when the frame becomes a keyframe, visible cells whose source scale is below it (magnified)
     are sampled too; between keyframes they are only warped, so that their texture does not flicker. 0: never.
@@ -114,10 +114,11 @@ def _sample(logits: Tensor, noise: Tensor, temperature: float, sampling: Samplin
 def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise: Tensor) -> Tensor:
     """A prediction -> the next frame's tokens [B, H, W], in `sampling.passes` passes; noise [B, H, W].
 
-    The first pass samples all cells, and visible ones are final. Each further pass samples the least
-    confident other cells again, conditioned on the others: after pass p of P, the share cos(pi p / 2P)
-    of them. Frames that do not become keyframes take PASSES_BETWEEN passes at most. A prediction without a
-    visible mask takes one pass.
+    The first pass samples all cells, and visible ones are final. Each further pass samples a part of the
+    other cells again, conditioned on the rest: after pass p of P, the share cos(pi p / 2P) of them. The order
+    is random. MaskGIT's, the most confident first, prefers plain codes, and a long rollout loses its detail.
+    Frames that do not become keyframes take PASSES_BETWEEN passes at most. A prediction without a visible
+    mask takes one pass.
     """
     visible_mask, trust = prediction.visible_mask, sampling.trust
     if sampling.refine and visible_mask is not None:
@@ -141,14 +142,13 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     logits = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT
     noise, flat = noise.flatten(1).gather(1, cells), tokens.flatten(1).clone()
     sampled = flat.gather(1, cells)
+    # From later digits of the noise: independent of what is sampled, and the same if the noise is.
+    rank = (noise * 4096).frac().masked_fill(~valid, torch.inf).argsort(1).argsort(1)
     passes = torch.where(prediction.refine, sampling.passes, min(sampling.passes, PASSES_BETWEEN))
     for p in range(1, sampling.passes):
         remaining = (count * (math.pi / 2 * (p / passes).clamp(max=1)).cos()).long()
         if not remaining.any():
             break
-        confidence = logits.log_softmax(-1).gather(2, sampled[..., None])[..., 0]
-        confidence = confidence.masked_fill(~valid, torch.inf)
-        rank = confidence.argsort(1).argsort(1)  # 0 is the least confident
         again = rank < remaining[:, None]
         given = torch.ones_like(disoccluded).scatter(1, cells, ~again).view_as(tokens)
         conditioned = model.condition_on_tokens(prediction, flat.view_as(tokens), given)

@@ -297,3 +297,38 @@ def test_the_numbers_of_cells_sampled_again_are_few(monkeypatch):
             tokens = sample_tokens(model, prediction, SamplingConfig(passes=2 + n % 2), noise)
             assert torch.equal(found.setdefault(n, tokens), tokens)
         assert (max(model.sizes) <= 576) and (len(model.sizes) <= 9) == (step == 64)
+
+
+class Pair:
+    """Two cells that are always equal: code 0 with probability 0.7, else code 1."""
+
+    def condition_on_tokens(self, prediction, tokens, given):
+        seen = (tokens * given).sum((1, 2)) / given.sum((1, 2)).clamp(min=1)
+        chance = torch.where(given.any(2).any(1), 1 - seen, 0.7).clamp(1e-9, 1 - 1e-9)
+        return SimpleNamespace(chance=chance)
+
+    def logits(self, prediction, cells=None, trust=None):
+        both = torch.stack([prediction.chance, 1 - prediction.chance], 1).log()
+        return (
+            both[:, :, None, None].expand(-1, -1, 1, 2) if cells is None else both[:, None].expand(-1, 2, -1)
+        )
+
+
+def test_passes_sample_the_joint_distribution_in_random_order():
+    worlds = 20_000
+    noise = torch.rand(worlds, 1, 2, generator=generator(0))
+    prediction = SimpleNamespace(
+        chance=torch.full((worlds,), 0.7),
+        visible_mask=torch.zeros(worlds, 1, 2),
+        source_scale=torch.ones(worlds, 1, 2),
+        refine=torch.ones(worlds, dtype=torch.bool),
+    )
+    one = sample_tokens(Pair(), prediction, SamplingConfig(), noise)[:, 0]
+    assert (one[:, 0] == one[:, 1]).float().mean().item() == pytest.approx(0.58, abs=0.02), "each by itself"
+    two = sample_tokens(Pair(), prediction, SamplingConfig(passes=2), noise)[:, 0]
+    assert (two[:, 0] == two[:, 1]).all()
+    # The most confident first would make it 0.91.
+    assert (two == 0).float().mean().item() == pytest.approx(0.7, abs=0.02)
+    assert (two[:, 0] == one[:, 0]).float().mean().item() == pytest.approx(0.79, abs=0.02), (
+        "either may be first"
+    )
