@@ -133,13 +133,13 @@ LATENT_NOISE = 0.0  # convgru only: standard deviation of Gaussian noise on the 
 
 # --- loss weights (training/loss_terms.py has the terms) ---
 CE_WEIGHT = 1.0  # cross-entropy
-LABEL_SMOOTHING = 0.05
+LABEL_SMOOTHING = 0.0  # above 0 the probabilities that play samples from have a tail of wrong codes
 PERCEPTUAL_WEIGHT = 0.0  # distance of the decoded prediction to the decoded target
 PERCEPTUAL = "auto"  # the distance: auto, lpips-alex or effnet-lite0
 # geometry only
 DISOCCLUDED_WEIGHT = 3.0  # of a disoccluded cell in the cross-entropy; a visible one has 1
 LOSS_CELLS = 0.3  # share of the cells that is sampled, by weight, for the cross-entropy
-MASKED_DECODING = 0.5  # share of the samples that are given part of the target, for masked parallel decoding
+MASKED_DECODING = 0.1  # share of the samples that are given part of the target, for masked parallel decoding
 MAGNIFIED_WEIGHT = 2.0  # in pairs, of a cell magnified more than twice
 MOTION_STEPS = 300  # of the motion model, which is trained first, alone (minutes); 0: as it is in INIT_FROM
 MOTION_FRAMES = 6000  # keyframes whose depth is predicted for it

@@ -31,10 +31,10 @@ QUICK_WINDOWS = 2  # of a batch, with --quick
 WINDOWS, TRANSITIONS = 8, 12
 PAIRS, PAIR_PASSES, RECORDED_DEPTH = 32, 4, 0.3  # pairs for WINDOWS windows; how often each is used
 LR, BETAS, WEIGHT_DECAY, GRAD_CLIP = 1e-3, (0.9, 0.95), 0.01, 1.0
-WEIGHTS = LossWeights(ce=1.0, label_smoothing=0.05, disoccluded=3.0, magnified=2.0, cells=0.3)
+WEIGHTS = LossWeights(ce=1.0, label_smoothing=0.0, disoccluded=3.0, magnified=2.0, cells=0.3)
 TEACHER_FORCED = InputConfig(
     ar_len=0, teacher_prob=0.15, sampling=SamplingConfig(temperature=0.9), token_noise=0.15,
-    similar_share=0.7, masked_decoding=0.5,
+    similar_share=0.7, masked_decoding=0.1,
 )  # fmt: skip
 # Each window is self-fed in its last 0..8 steps: the end of train.py's curriculum.
 INPUTS = {"teacher_forced": TEACHER_FORCED, "self_fed": replace(TEACHER_FORCED, ar_len=8)}

@@ -98,12 +98,12 @@ class TrainConfig:
     latent_noise: NonNegativeNumber = used_if(0.0, model="convgru")
     # loss weights
     ce_weight: NonNegativeNumber = 1.0
-    label_smoothing: ShareBelowOne = 0.05
+    label_smoothing: ShareBelowOne = 0.0
     perceptual_weight: NonNegativeNumber = 0.0
     perceptual: Perceptual = "auto"
     disoccluded_weight: PositiveNumber = used_if(3.0, model="geometry")
     loss_cells: PositiveShare = used_if(0.3, model="geometry")
-    masked_decoding: Share = used_if(0.5, model="geometry")
+    masked_decoding: Share = used_if(0.1, model="geometry")
     magnified_weight: PositiveNumber = used_if(2.0, model="geometry")
     motion_steps: NonNegative = used_if(300, model="geometry")
     motion_frames: Positive = used_if(6000, model="geometry")
