@@ -62,9 +62,7 @@ VQVAE_CKPT = "checkpoints/vqvae.pt"  # the tokenizer that made the tokens
 DEPTH_CKPT = "checkpoints/depth.pt"  # geometry only: the depth network
 OUT_DIR = "runs/world"
 RESUME = True  # continue from OUT_DIR/last.pt if it exists
-INIT_FROM = (
-    ""  # a world model whose weights the run starts from, with a fresh optimizer; DEPTH_CKPT may be another
-)
+INIT_FROM = ""  # a world model to start from, with a fresh optimizer; its depth network may be another one
 RECIPE = ""  # name of a file of values in training/recipes/; values that you edit here win over it
 
 # --- model (codebook, picture and grid size come from the tokenizer, the field of view from the data) ---
@@ -271,7 +269,9 @@ def train(
                 pairs.restore(content["pairs"], content.get("pair_maker"))
             curriculum.restore(content)
     elif config.init_from:
-        source, content = load_world_model(config.init_from, tokenizer, device, config.depth_ckpt, True)
+        source, content = load_world_model(
+            config.init_from, tokenizer, device, config.depth_ckpt, other_depth=True
+        )
         checkpoint.check_config(content, model.config, config.init_from)
         model.load_state_dict(source.state_dict())
         print(f"weights from {config.init_from}")

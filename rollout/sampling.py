@@ -56,7 +56,6 @@ class SamplingConfig:
 
 
 # For play and evaluation; chosen on training clips, see docs/experiments.md.
-# More than one pass loses detail in long rollouts: the most confident codes are the plainest ones.
 PLAY = SamplingConfig(temperature=1.0, top_p=0.97, passes=1, refine=1.0, trust=6.0)
 
 
