@@ -57,8 +57,8 @@ def test_generated_frames_are_new_far_from_the_newest_keyframe():
     def new(yaw: float, z: float) -> bool:
         return keyframes.is_new(torch.tensor([[0.0, 0.0, z, yaw, 0.0]])).item()
 
-    assert not new(7.9, 0.7) and not new(-7.9, -0.7)
-    assert new(8.1, 0.0) and new(-8.1, 0.0) and new(0.0, 0.8)
+    assert not new(7.9, 1.4) and not new(-7.9, -1.4)
+    assert new(8.1, 0.0) and new(-8.1, 0.0) and new(0.0, 1.6)
     empty = Keyframes.empty(1, 3, (4 * H, 4 * W), (H, W))
     assert empty.is_new(torch.zeros(1, 5)).item(), "without keyframes all is new"
 

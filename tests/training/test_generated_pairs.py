@@ -16,9 +16,9 @@ from training.generated_pairs import CHAIN_STEPS, CHAINS, GENERATED_PAIRS, chain
 def test_chain_advances_by_the_distance_of_keyframes():
     pose = np.zeros((100, 5))
     pose[:, 2] = 0.2 * np.arange(100)  # walks 0.2 m a frame
-    every_fourth = list(range(0, 4 * CHAIN_STEPS + 1, 4))
-    assert chain_frames(pose, 1.0).tolist() == every_fourth, "0.8 m is the first above 0.75 m"
-    assert chain_frames(pose, 0.5).tolist() == list(range(0, 2 * CHAIN_STEPS + 1, 2))
+    every_eighth = list(range(0, 8 * CHAIN_STEPS + 1, 8))
+    assert chain_frames(pose, 1.0).tolist() == every_eighth, "1.6 m is the first above 1.5 m"
+    assert chain_frames(pose, 0.5).tolist() == list(range(0, 4 * CHAIN_STEPS + 1, 4))
 
 
 def test_chain_advances_by_turns_across_the_date_line():
