@@ -32,8 +32,7 @@ STEPS, WARMUP_STEPS = 60, 5  # of one round of one setting
 ROUND_SECONDS = 4.0  # a slow setting ends its round after this, before STEPS
 SCREEN_SCALE = 8  # window pixels per picture pixel
 STARTS = 3  # of live_inference.py
-# Walking in a circle: every frame has disoccluded cells, whose sampling takes more than one pass. Standing
-# still would leave those passes out.
+# Walking in a circle: every frame has disoccluded cells to sample, and keyframes are written.
 WALK = {MOVE_Z: 1.0, YAW: 0.3}
 
 

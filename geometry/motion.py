@@ -164,7 +164,8 @@ class PlayerMotion(nn.Module):
         level = torch.stack([right, torch.zeros_like(up), forward], 1)
         level = level / level.norm(dim=1, keepdim=True).clamp(min=1)
         yaw, jump = pose[:, 3] + turn, up > 0.5
-        wanted = c.walk_speed * to_world(level, yaw)[:, ::2]
+        way = to_world(level, yaw)
+        wanted = c.walk_speed * way[:, ::2]
         # NumPy, on the CPU: see physics.py.
         body = Body(*(x.double().cpu().numpy() for x in (feet, velocity)), standing.cpu().numpy())
         nodes = Nodes(
@@ -176,14 +177,11 @@ class PlayerMotion(nn.Module):
         velocity_after = torch.from_numpy(after.velocity).to(feet)
         if ahead is not None and self.sees_nodes:
             # The map may miss an obstacle that the player already stands in front of, or in.
-            way = F.normalize(to_world(level, yaw), dim=1)
+            way = F.normalize(way, dim=1)
             excess = ((moved * way).sum(1) - (ahead - CLEARANCE).clamp(min=0)).clamp(min=0)
             moved = moved - excess[:, None] * way
-            velocity_after = torch.where(
-                (excess > 0)[:, None],
-                velocity_after - (velocity_after * way).sum(1, keepdim=True) * way,
-                velocity_after,
-            )
+            speed = (velocity_after * way).sum(1) * (excess > 0)
+            velocity_after = velocity_after - speed[:, None] * way
         idle = standing & ~jump & (level.abs().amax(1) == 0) & (velocity.abs().amax(1) < RESTING)
         moved = moved.masked_fill(idle[:, None], 0.0)
         velocity = velocity_after.masked_fill(idle[:, None], 0.0)

@@ -138,7 +138,6 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     most = min(-(-most // CELLS_STEP) * CELLS_STEP, disoccluded.shape[1])
     cells = disoccluded.float().topk(most, 1).indices  # [B, most]
     valid = torch.arange(most, device=cells.device) < count[:, None]
-    logits = logits.flatten(2).gather(2, cells[:, None].expand(-1, logits.shape[1], -1)).mT
     noise, flat = noise.flatten(1).gather(1, cells), tokens.flatten(1).clone()
     sampled = flat.gather(1, cells)
     # From later digits of the noise: independent of what is sampled, and the same if the noise is.

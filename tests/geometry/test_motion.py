@@ -89,7 +89,7 @@ def test_it_does_not_walk_into_what_it_sees_straight_ahead(motion):
     walked = torch.cat(steps)
     assert walked[:, 2].sum().item() == pytest.approx(wall - CLEARANCE, abs=1e-4)
     assert walked[-5:].abs().max() < 1e-5 and walked[:, :2].abs().max() < 1e-5
-    # It may walk away, and along the wall.
+    # It may walk away.
     away, _ = motion(-FORWARD, NO_TURN, pose, displacement, state, None, torch.tensor([torch.inf]))
     assert away[0, 2] < -0.01
     assert motion.heading(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([5.0])).item() == pytest.approx(95.0)
