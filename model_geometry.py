@@ -24,11 +24,11 @@ from dataset.actions import JUMP, MOVE_X, MOVE_Z, PITCH, YAW
 from depth.depth_net import Attention, ResidualBlock
 from depth.predictor import DepthPredictor
 from geometry import camera
-from geometry.keyframes import VISIBLE, compose_next_view
+from geometry.keyframes import REFINE_BELOW, VISIBLE, compose_next_view
 from geometry.motion import METRES_PER_UNIT, PlayerMotion, displacement_between, next_pose
 from geometry.occupancy import Occupancy
 from geometry.state import WorldState
-from geometry.warping import ComposedView, SourceFrames
+from geometry.warping import RESAMPLED, ComposedView, SourceFrames
 from model_convGru import ConvGRUCell
 from vq_vae.code_space import CodeSpace, init_from_codebook
 from vq_vae.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ from vq_vae.tokenizer import Tokenizer
 GATES = (2.5, -0.5, 0.0)  # initial, before softplus: of visible and disoccluded cells, and per magnification
 OBSERVED_BELOW = 0.5  # a generation below this counts as observed
 GENERATION_MAX = 4.0
-SCALE_RANGE = (1 / 8, 2.0)  # of the magnification that the network is told
+RESOLUTION_RANGE = (1 / 8, 2.0)  # that the network is told
 VIEW_CHANNELS = 7  # what the network is told of the composed view, see `encode_view`
 
 
@@ -80,8 +80,13 @@ class ViewInput:
         return self.channels[:, 0]
 
     @property
-    def source_scale(self) -> Tensor:
-        """[B, H, W] source cells per cell, by length; below 1: magnified."""
+    def exact(self) -> Tensor:
+        """[B, H, W] 0..1: share of each cell that was not resampled."""
+        return self.channels[:, 1]
+
+    @property
+    def resolution(self) -> Tensor:
+        """[B, H, W] as in `ComposedView`; within RESOLUTION_RANGE."""
         return (self.channels[:, 2] * 2).exp2()
 
 
@@ -92,17 +97,36 @@ class Prediction:
     features: Tensor  # [B, C, H, W]
     z: Tensor  # [B, d, H, W] the composed view in code space
     visible_mask: Tensor  # [B, H, W] 0..1: share of the cell that a source shows
-    source_scale: Tensor  # [B, H, W] source cells per cell, by length; below 1: magnified
-    refine: Tensor  # [B] bool: a keyframe will be written, so magnified cells should be sampled
+    resolution: Tensor  # [B, H, W] of the composed view, by length; 0.5: magnified twice
+    keyframe_due: Tensor  # [B] bool: the next frame becomes a keyframe
     view: ComposedView | None = None  # None: predicted from a `ViewInput` alone
     generation: Tensor | None = None  # [B, H, W] of the source of each cell; 0: observed
     inverse_ray_distance: Tensor | None = None  # [B, 2H, 2W] 1/m, of the *last* frame
     occupancy: Occupancy | None = None  # the nodes around the player before the step; None: pose was given
 
     @property
+    def refined(self) -> Tensor:
+        """[B, H, W] bool: visible cells to be sampled anew, since too little of their detail is left.
+
+        Only in keyframes: between them the texture should not flicker.
+        """
+        return refinable(self.visible_mask, self.resolution) & self.keyframe_due[:, None, None]
+
+    def resolution_after(self, exact: Tensor) -> Tensor:
+        """Resolution of the next frame, [B, H, W], if the share `exact` [B, H, W] of its cells is not
+        resampled. Disoccluded and refined cells are sampled, so they are sharp."""
+        kept = self.resolution.clamp(max=1) * (RESAMPLED + (1 - RESAMPLED) * exact)
+        return torch.where(self.refined | (self.visible_mask <= VISIBLE), 1.0, kept)
+
+    @property
     def observed_mask(self) -> Tensor:
         """[B, H, W] 0..1: share of the cell that an observed frame shows."""
         return self.visible_mask * (self.generation < OBSERVED_BELOW)
+
+
+def refinable(visible_mask: Tensor, resolution: Tensor) -> Tensor:
+    """Visible cells of a resolution below REFINE_BELOW: [B, H, W] bool."""
+    return (visible_mask > VISIBLE) & (resolution < REFINE_BELOW)
 
 
 def keys_and_turn(actions: Tensor, degrees_per_unit: float) -> tuple[Tensor, Tensor]:
@@ -293,7 +317,8 @@ class GeometryWorldModel(nn.Module):
                 inverse = inverse_ray_distance
                 if inverse is None:
                     inverse = self.predict_depth(picture, state.pose[:, 4])
-                frame = SourceFrames(picture.float(), tokens, inverse, state.pose)
+                resolution = torch.where(observed[:, None, None], 1.0, state.resolution)
+                frame = SourceFrames(picture.float(), tokens, inverse, state.pose, resolution)
                 state = self.write_keyframe(state, frame, observed)
                 motion, occupancy, pose = state.motion, None, true_next_pose
                 if pose is None or not pose.isfinite().all():
@@ -308,14 +333,14 @@ class GeometryWorldModel(nn.Module):
                     frame, observed, keyframes, pose, self.ground(pose), g.sources, g.vertical_fov_degrees
                 )
             inputs = self.encode_view(view, generation, pose, actions, displacement, observed, level)
-        refine = keyframes.is_new(pose)
+        keyframe_due = keyframes.is_due(pose, refinable(view.visible_mask, view.resolution))
         features, hidden = self.recurrent_core(inputs, state.hidden, view.source_grid)
         prediction = Prediction(
             features=features,
             z=inputs.z,
             visible_mask=view.visible_mask,
-            source_scale=view.source_scale,
-            refine=refine,
+            resolution=view.resolution,
+            keyframe_due=keyframe_due,
             view=view,
             generation=generation,
             inverse_ray_distance=inverse,
@@ -328,7 +353,8 @@ class GeometryWorldModel(nn.Module):
             displacement=displacement,
             motion=motion,
             keyframes=keyframes,
-            refine=refine,
+            resolution=prediction.resolution_after(view.exact),
+            keyframe_due=keyframe_due,
         )
         return prediction, after
 
@@ -338,7 +364,7 @@ class GeometryWorldModel(nn.Module):
         keyframes = state.keyframes.add_observed(frame, observed)
         if keyframes.capacity:
             generation = (1 + keyframes.generation.amax(1)).clamp(max=GENERATION_MAX)
-            keyframes = keyframes.write(~observed & state.refine, frame, generation)
+            keyframes = keyframes.write(~observed & state.keyframe_due, frame, generation)
         return replace(state, keyframes=keyframes)
 
     @torch.no_grad()
@@ -355,7 +381,7 @@ class GeometryWorldModel(nn.Module):
         """A composed view at `pose` [B, 5] as the network's input. A cell with an exact shift keeps its code.
 
         `generation` [B, H, W], see `compose_next_view`; the rest as in `ViewInput`. The channels: visible and
-        exact share, half the log2 of the scale, disagreement of the sources, generation, log inverse ray
+        exact share, half the log2 of the resolution, disagreement of the sources, generation, log inverse ray
         distance of the view and of the flat ground.
         """
         points = self.code_space.project(self.tokenizer.latents(view.picture))
@@ -366,7 +392,7 @@ class GeometryWorldModel(nn.Module):
             channels = [
                 view.visible_mask,
                 view.exact,
-                view.source_scale.clamp(*SCALE_RANGE).log2() / 2,
+                view.resolution.clamp(*RESOLUTION_RANGE).log2() / 2,
                 view.disagreement,
                 generation / GENERATION_MAX,
             ]
@@ -381,10 +407,10 @@ class GeometryWorldModel(nn.Module):
             )
 
     def predict_from_view(self, inputs: ViewInput) -> Prediction:
-        """The prediction with an empty recurrent state, for training on pairs of frames."""
+        """The prediction of a keyframe, with an empty recurrent state, for training on pairs of frames."""
         features, _ = self.recurrent_core(inputs, None, None)
-        refine = torch.ones_like(inputs.pitch, dtype=torch.bool)
-        return Prediction(features, inputs.z, inputs.visible_mask, inputs.source_scale, refine)
+        due = torch.ones_like(inputs.pitch, dtype=torch.bool)
+        return Prediction(features, inputs.z, inputs.visible_mask, inputs.resolution, due)
 
     def recurrent_core(
         self, inputs: ViewInput, state: list[Tensor] | None, grid: Tensor | None
@@ -452,19 +478,19 @@ class GeometryWorldModel(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
             if g.prior:
-                visible, scale = (at(x[:, None]) for x in (prediction.visible_mask, prediction.source_scale))
+                visible, left = (at(x[:, None]) for x in (prediction.visible_mask, prediction.resolution))
                 if isinstance(trust, Tensor):
                     trust = at(trust[:, None])
-                gate = self.gate(gate, visible, scale, trust)
+                gate = self.gate(gate, visible, left, trust)
                 point = at(prediction.z) + correction.float() * self.code_space.spread
                 logits = self.add_prior(logits, point, gate)
         return logits if cells is not None else logits.mT.unflatten(2, (H, W))  # a view: it is large
 
-    def gate(self, out: Tensor, visible: Tensor, scale: Tensor, trust: Tensor | float = 0.0) -> Tensor:
-        """Weight of the prior, 0 or more, from the network's output, and share and scale of the cells, all of
-        one shape."""
+    def gate(self, out: Tensor, visible: Tensor, resolution: Tensor, trust: Tensor | float = 0.0) -> Tensor:
+        """Weight of the prior, 0 or more, from the network's output, and visible share and resolution of the
+        cells, all of one shape."""
         of_visible, of_disoccluded, per_octave = self.gate_bias
-        magnified = scale.clamp(SCALE_RANGE[0], 1.0).log2()  # 0: not magnified, -1: twice
+        magnified = resolution.clamp(RESOLUTION_RANGE[0], 1.0).log2()  # 0: not magnified, -1: twice
         of_visible = of_visible + trust + per_octave * magnified
         bias = torch.where(visible > VISIBLE, of_visible, of_disoccluded)
         return F.softplus(out.float() + bias)
@@ -472,7 +498,7 @@ class GeometryWorldModel(nn.Module):
     def gate_map(self, prediction: Prediction, trust: float = 0.0) -> Tensor:
         """`gate` of all cells, [B, H, W]."""
         out = self.out_proj(prediction.features)[:, 0]
-        return self.gate(out, prediction.visible_mask, prediction.source_scale, trust)
+        return self.gate(out, prediction.visible_mask, prediction.resolution, trust)
 
     def add_prior(self, logits: Tensor, point: Tensor, gate: Tensor) -> Tensor:
         """logits [B, n, V] - gate [B, n, 1] * log(1 + d^2 / scale); d: from point [B, n, d] to each code.

@@ -138,7 +138,7 @@ PERCEPTUAL = "auto"  # the distance: auto, lpips-alex or effnet-lite0
 DISOCCLUDED_WEIGHT = 3.0  # of a disoccluded cell in the cross-entropy; a visible one has 1
 LOSS_CELLS = 0.3  # share of the cells that is sampled, by weight, for the cross-entropy
 MASKED_DECODING = 0.1  # share of the samples that are given part of the target, for masked parallel decoding
-MAGNIFIED_WEIGHT = 2.0  # in pairs, of a cell magnified more than twice
+MAGNIFIED_WEIGHT = 2.0  # in pairs, of a visible cell that has lost so much resolution that it is refined
 MOTION_STEPS = 300  # of the motion model, which is trained first, alone (minutes); 0: as it is in INIT_FROM
 MOTION_FRAMES = 6000  # keyframes whose depth is predicted for it
 # convgru only

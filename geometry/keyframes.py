@@ -20,8 +20,10 @@ NEWER = 1e-3  # gain in weight of the newest keyframe: of several at one pose, a
 NEW_DEGREES, NEW_METRES = 2.0, 0.25  # observed keyframes are kept so far apart
 NEW_GENERATED_DEGREES, NEW_GENERATED_METRES = 8.0, 1.5  # generated frames become keyframes so far apart
 GENERATED_PENALTY = 0.1  # of a generated source's score in compose_view, for each generation
-RESAMPLED_PENALTY = 0.6  # of the last frame's if it was generated: it was resampled in every step
+RESAMPLED_PENALTY = 5.0  # of the last frame's if it was generated: it was resampled in every step
 VISIBLE = 0.5  # a cell counts as visible in a warped view if the source shows more of it than this
+REFINE_BELOW = 0.7  # a visible cell of a lower resolution is sampled anew when a keyframe is written
+REFINE_SHARE = 0.3  # a keyframe is also written when so much of the view has a lower one
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Keyframes:
     tokens: Tensor  # [B, M, H, W] int64
     inverse_ray_distance: Tensor  # [B, M, 2H, 2W] 1/m
     pose: Tensor  # [B, M, 5]
+    resolution: Tensor  # [B, M, H, W] as in `SourceFrames`
     generation: Tensor  # [B, M] 0: observed; n: generated from generation n-1
     order: Tensor  # [B, M] 1 for the keyframe written first, 2 for the next, ...; 0 for a free slot
 
@@ -52,6 +55,7 @@ class Keyframes:
             tokens=torch.zeros(*lead, H, W, dtype=torch.long, device=device),
             inverse_ray_distance=torch.zeros(*lead, 2 * H, 2 * W, device=device),
             pose=torch.zeros(*lead, 5, device=device),
+            resolution=torch.ones(*lead, H, W, device=device),
             generation=torch.zeros(lead, device=device),
             order=torch.zeros(lead, device=device),
         )
@@ -84,6 +88,7 @@ class Keyframes:
             "tokens": frame.tokens,
             "inverse_ray_distance": frame.inverse_ray_distance.detach(),
             "pose": frame.pose,
+            "resolution": frame.resolution,
             "generation": generation,
             "order": self.order.amax(1) + 1,
         }
@@ -112,6 +117,11 @@ class Keyframes:
         """[B] bool: a generated frame at `pose` [B, 5] becomes a keyframe: it is far from the newest one."""
         metres, degrees = self.distance_to_newest(pose)
         return (metres > NEW_GENERATED_METRES) | (degrees > NEW_GENERATED_DEGREES)
+
+    def is_due(self, pose: Tensor, refinable: Tensor) -> Tensor:
+        """[B] bool: the frame at `pose` [B, 5] becomes a keyframe if it is generated, because it is new or
+        much of it is `refinable` [B, H, W] bool, as before an obstacle that is near."""
+        return self.is_new(pose) | (refinable.flatten(1).float().mean(1) > REFINE_SHARE)
 
     def distance_to_newest(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Metres and degrees (the larger of yaw and pitch) from the newest keyframe: [B] each.
@@ -164,6 +174,7 @@ class Keyframes:
             tokens=self.tokens[rows, slots].flatten(0, 1),
             inverse_ray_distance=self.inverse_ray_distance[rows, slots].flatten(0, 1),
             pose=self.pose[rows, slots].flatten(0, 1),
+            resolution=self.resolution[rows, slots].flatten(0, 1),
         )
 
 

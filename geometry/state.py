@@ -19,7 +19,8 @@ class WorldState:
     displacement: Tensor  # [B, 3] metres to the right, up and forward in the last step
     motion: Tensor  # [B, S] state of the motion model
     keyframes: Keyframes
-    refine: Tensor  # [B] bool: if this frame is generated it becomes a keyframe
+    resolution: Tensor  # [B, H, W] of this frame if it is generated, as in `SourceFrames`
+    keyframe_due: Tensor  # [B] bool: if this frame is generated it becomes a keyframe
 
     @classmethod
     def empty(
@@ -51,7 +52,8 @@ class WorldState:
             displacement=torch.zeros(batch, 3, device=device),
             motion=motion,
             keyframes=Keyframes.empty(batch, keyframes, picture, latent, device),
-            refine=torch.zeros(batch, dtype=torch.bool, device=device),
+            resolution=torch.ones(batch, *latent, device=device),
+            keyframe_due=torch.zeros(batch, dtype=torch.bool, device=device),
         )
 
     def __getitem__(self, index: slice | Tensor) -> "WorldState":
@@ -60,7 +62,8 @@ class WorldState:
             [h[index] for h in self.hidden],
             *(x[index] for x in (self.pose, self.previous_pose, self.displacement, self.motion)),
             self.keyframes[index],
-            self.refine[index],
+            self.resolution[index],
+            self.keyframe_due[index],
         )
 
     def with_true_pose(self, pose: Tensor | None) -> "WorldState":

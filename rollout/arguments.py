@@ -13,7 +13,6 @@ from rollout.world_file import DEPTH, STARTS, TOKENIZER, WORLD, unpack_world_fil
 from rollout.world_model import SHIPPED_WORLD
 from runtime.config import (
     SettingError,
-    non_negative_float,
     non_negative_int,
     number,
     positive_float,
@@ -121,13 +120,6 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample from the most likely tokens that together have this probability (default: %(default)s)",
     )
     add(
-        "--refine",
-        type=non_negative_float,
-        default=PLAY.refine,
-        help="when a keyframe is written, sample cells anew whose source scale (source cells per cell, by "
-        "length) is below this; 0: never (default: %(default)s)",
-    )
-    add(
         "--trust",
         type=number,
         default=PLAY.trust,
@@ -149,7 +141,6 @@ def sampling_config_of(args: argparse.Namespace) -> SamplingConfig:
         top_k=args.topk,
         top_p=args.topp,
         passes=args.passes,
-        refine=args.refine,
         trust=args.trust,
     )
 

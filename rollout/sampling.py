@@ -25,9 +25,6 @@ class SamplingConfig:
     noise there would be warped on from frame to frame. `passes` above 1 is masked parallel decoding (MaskGIT,
     arXiv 2202.04200): some cells are sampled first, and the others are conditioned on them.
 
-    `refine`: when the frame becomes a keyframe, visible cells whose source scale is below it (magnified)
-    are sampled too; between keyframes they are only warped, so that their texture does not flicker. 0: never.
-
     `trust` is added to the gate of the prior in visible cells: gates are trained on short windows and close
     too early in a long rollout, which then drifts to the most frequent codes. Cells that are sampled do
     without: they would nearly all stay as they are.
@@ -39,7 +36,6 @@ class SamplingConfig:
     top_p: float = 1.0
     visible_temperature: float = 0.0
     passes: int = 1
-    refine: float = 0.0
     trust: float = 0.0
 
     def __post_init__(self):
@@ -49,14 +45,12 @@ class SamplingConfig:
             raise SettingError(f"top_k {self.top_k}: must be 0 (all codes) or more")
         if not 0 < self.top_p <= 1:
             raise SettingError(f"top_p {self.top_p}: must be above 0 and 1 at most (all codes)")
-        if not self.refine >= 0:
-            raise SettingError(f"refine {self.refine}: must be 0 (never) or more")
         if self.passes < 1:
             raise SettingError(f"passes {self.passes}: must be 1 (one pass) or more")
 
 
 # For play and evaluation; chosen on training clips, see docs/experiments.md.
-PLAY = SamplingConfig(temperature=1.0, top_p=0.97, passes=1, refine=1.0, trust=6.0)
+PLAY = SamplingConfig(temperature=1.0, top_p=0.97, passes=1, trust=6.0)
 
 
 @torch.no_grad()
@@ -113,6 +107,8 @@ def _sample(logits: Tensor, noise: Tensor, temperature: float, sampling: Samplin
 def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise: Tensor) -> Tensor:
     """A prediction -> the next frame's tokens [B, H, W], in `sampling.passes` passes; noise [B, H, W].
 
+    Cells that are refined (`Prediction.refined`) are sampled like disoccluded ones.
+
     The first pass samples all cells, and visible ones are final. Each further pass samples a part of the
     other cells again, conditioned on the rest: after pass p of P, the share cos(pi p / 2P) of them. The order
     is random. MaskGIT's, the most confident first, prefers plain codes, and a long rollout loses its detail.
@@ -120,10 +116,8 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     mask takes one pass.
     """
     visible_mask, trust = prediction.visible_mask, sampling.trust
-    if sampling.refine and visible_mask is not None:
-        magnified = (prediction.source_scale < sampling.refine) & prediction.refine[:, None, None]
-        visible_mask = visible_mask * ~magnified
-        trust = trust * ~magnified
+    if visible_mask is not None:
+        visible_mask, trust = visible_mask * ~prediction.refined, trust * ~prediction.refined
     logits = model.logits(prediction, trust=trust)
     tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
     if sampling.passes == 1 or sampling.greedy or visible_mask is None:
@@ -142,7 +136,7 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     sampled = flat.gather(1, cells)
     # From later digits of the noise: independent of what is sampled, and the same if the noise is.
     rank = (noise * 4096).frac().masked_fill(~valid, torch.inf).argsort(1).argsort(1)
-    passes = torch.where(prediction.refine, sampling.passes, min(sampling.passes, PASSES_BETWEEN))
+    passes = torch.where(prediction.keyframe_due, sampling.passes, min(sampling.passes, PASSES_BETWEEN))
     for p in range(1, sampling.passes):
         remaining = (count * (math.pi / 2 * (p / passes).clamp(max=1)).cos()).long()
         if not remaining.any():

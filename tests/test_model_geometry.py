@@ -11,7 +11,9 @@ from dataset.windows import TokenClips
 from depth.depth_net import DepthConfig, DepthNet
 from depth.predictor import DEPTH_KIND, DepthPredictor, load_depth
 from geometry import camera
+from geometry.keyframes import REFINE_BELOW
 from geometry.motion import displacement_between
+from geometry.warping import RESAMPLED
 from metrics import token_accuracy
 from model_geometry import GeometryConfig, GeometryWorldModel
 from rollout.rollout import Rollout
@@ -232,7 +234,7 @@ def test_generated_frames_become_keyframes_when_they_are_announced(tokenizer, re
     turn = torch.tensor([[0.2, 0.0, 0.0, 0.0, 0.0]])
     for t in range(8):
         prediction, state = model.predict(tokens, turn, state, observed=t == 0)
-        announced.append(prediction.refine.item())
+        announced.append(prediction.keyframe_due.item())
         counts.append(int((state.keyframes.order > 0).sum()))
     # The frame at 9 degrees is announced in step 2, where it is predicted, and written in step 3.
     assert announced == [False, False, True, False, False, True, False, False]
@@ -268,9 +270,9 @@ def test_prediction_from_a_view_is_that_of_an_empty_state(tokenizer, recording, 
     alone = model.predict_from_view(seen[0])
     torch.testing.assert_close(alone.features, whole.features, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model.logits(alone), model.logits(whole), atol=1e-2, rtol=1e-3)
-    scale = whole.view.source_scale.clamp(1 / 8, 2)
-    torch.testing.assert_close(alone.source_scale, scale, atol=1e-4, rtol=1e-4)
-    assert torch.equal(alone.visible_mask, whole.visible_mask) and alone.refine.all()
+    resolution = whole.view.resolution.clamp(1 / 8, 2)
+    torch.testing.assert_close(alone.resolution, resolution, atol=1e-4, rtol=1e-4)
+    assert torch.equal(alone.visible_mask, whole.visible_mask) and alone.keyframe_due.all()
 
 
 @torch.inference_mode()
@@ -320,29 +322,60 @@ def test_logits_of_some_cells_are_those_of_all(tokenizer, recording):
 
 
 @torch.inference_mode()
-def test_magnified_cells_are_sampled_when_the_frame_becomes_a_keyframe(tokenizer, recording):
-    """Cells with a source scale below `refine` then depend on the noise, the others never do."""
+def test_cells_of_low_resolution_are_refined_when_the_frame_becomes_a_keyframe(tokenizer, recording):
+    """They then depend on the noise, and are sharp; the others never do, and keep their resolution."""
     tokens, actions, _ = (x[:2] for x in recording)
     model = untrained(tokenizer)
     prediction, _ = model.predict(tokens[:, 0], actions[:, 0], model.init_state(2))
-    prediction.source_scale = torch.ones_like(prediction.source_scale)
-    prediction.source_scale[:, :10] = 0.4
     prediction.visible_mask = torch.ones_like(prediction.visible_mask)
-    prediction.refine = torch.tensor([True, False])
+    prediction.keyframe_due = torch.tensor([True, False])
     noises = torch.rand(2, *tokens[:, 0].shape, generator=torch.Generator().manual_seed(0))
 
-    def changed(refine: float, passes: int = 1) -> torch.Tensor:
-        """[2, 18, 32]: where other noise gives another token."""
-        sampling = replace(PLAY, refine=refine, passes=passes)
+    def changed(resolution: float, passes: int = 1) -> torch.Tensor:
+        """[2, 18, 32]: where other noise gives another token, with this resolution in the upper rows."""
+        prediction.resolution = torch.ones_like(prediction.resolution)
+        prediction.resolution[:, :10] = resolution
+        sampling = replace(PLAY, passes=passes)
         one, other = (sample_tokens(model, prediction, sampling, noise) for noise in noises)
         return (one != other).float()
 
     for passes in (1, 4):
-        drawn = changed(0.5, passes)
+        drawn = changed(REFINE_BELOW - 0.01, passes)
         assert drawn[0, :10].mean() > 0.3 and not drawn[0, 10:].any()
         assert not drawn[1].any(), "this frame does not become a keyframe"
-    assert not changed(0.3).any(), "not so much magnified"
-    assert not changed(0.0).any(), "never"
+    after = prediction.resolution_after(exact=torch.zeros_like(prediction.resolution))
+    assert (after[0, :10] == 1).all() and (after[0, 10:] == RESAMPLED).all()
+    torch.testing.assert_close(
+        after[1, :10], torch.full_like(after[1, :10], RESAMPLED * (REFINE_BELOW - 0.01))
+    )
+    assert (prediction.resolution_after(torch.ones_like(after))[1, 10:] == 1).all(), "not resampled"
+    assert not changed(REFINE_BELOW + 0.01).any(), "not so much magnified"
+
+
+@torch.inference_mode()
+def test_before_an_obstacle_that_is_near_keyframes_are_closer_together(tokenizer, recording, monkeypatch):
+    """The player walks 0.2 m a step towards a wall. Resolution is lost over all steps since the recorded
+    frame, however little a single one magnifies, and is back after a keyframe."""
+    tokens = recording[0][:1, 0]
+    model, walk = untrained(tokenizer, keyframes=8), torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0]])
+
+    def keyframes_of_steps(metres: float) -> tuple[list[int], list[float]]:
+        """Steps whose frame becomes a keyframe, and the resolution in the middle after each step."""
+        due, resolution, state = [], [], model.init_state(1)
+        for t in range(7):
+            pose = state.pose + torch.tensor([[0.0, 0.0, 0.2, 0.0, 0.0]])
+            wall = torch.full((1, 36, 64), 1 / (metres - 0.2 * t))
+            prediction, state = model.predict(
+                tokens, walk, state, t == 0, true_next_pose=pose, inverse_ray_distance=wall
+            )
+            due += [t] * prediction.keyframe_due.item()
+            resolution.append(state.resolution[0, 8:10, 14:18].mean().item())
+        return due, resolution
+
+    due, resolution = keyframes_of_steps(2.0)
+    assert due and 0 not in due and resolution[0] > resolution[1] and resolution[due[0]] == 1
+    due, resolution = keyframes_of_steps(20.0)
+    assert not due and min(resolution) > REFINE_BELOW
 
 
 @torch.inference_mode()
@@ -359,10 +392,10 @@ def test_frames_between_keyframes_take_few_passes(tokenizer, recording, monkeypa
 
     monkeypatch.setattr(model, "condition_on_tokens", counting)
 
-    def sampled_again(refine: list[bool], passes: int) -> list[list[int]]:
+    def sampled_again(keyframe_due: list[bool], passes: int) -> list[list[int]]:
         """How many cells each further pass samples, in both worlds."""
         left.clear()
-        prediction.refine = torch.tensor(refine)
+        prediction.keyframe_due = torch.tensor(keyframe_due)
         sample_tokens(model, prediction, replace(PLAY, passes=passes), torch.rand(2, 18, 32))
         return list(left)
 

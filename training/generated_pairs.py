@@ -9,7 +9,7 @@ Disoccluded cells take the recorded tokens: what the model invents there has no 
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ CHAIN_STEPS = 12  # generated frames of a chain, so pairs of it
 CHAINS = 8  # that are made at once
 GENERATED_PAIRS = CHAINS * CHAIN_STEPS  # so many pairs are made at once
 SPACING = 0.4, 1.6  # distance of a chain's frames, over that of keyframes at play
-REFINE = (0.5, 1.0)  # one of these is the refine threshold of a batch of chains, see `SamplingConfig`
 DrawScene = Callable[[np.random.Generator], tuple[int, int, int]]  # -> (clip, first frame, end)
 TRIES = 20  # scenes that are drawn for a chain until one has enough movement
 
@@ -75,9 +74,9 @@ def make_generated_pairs(
     poses = camera.relative_to(poses, poses[:, :1]).float().to(device)
     actions = torch.from_numpy(of_chains(clips.actions, [np.maximum(f - 1, 0) for f in frames]))
     actions = actions.float().to(device)
-    sampling = replace(PLAY, refine=float(rng.choice(REFINE)))
 
-    made = [observe(model, true_tokens[:, 0], poses[:, 0])]
+    sharp = torch.ones(true_tokens[:, 0].shape, device=device)
+    made = [observe(model, true_tokens[:, 0], poses[:, 0], sharp)]
     parts = []
     for step in range(1, 1 + CHAIN_STEPS):
         # The last frame, and some of those before it.
@@ -107,13 +106,13 @@ def make_generated_pairs(
         parts.append((to_half(inputs), true_tokens[:, step].to(torch.int16).cpu()))
         prediction = model.predict_from_view(inputs)
         noise = torch.rand(true_tokens[:, step].shape, device=device)
-        tokens = sample_tokens(model, prediction, sampling, noise)
+        tokens = sample_tokens(model, prediction, PLAY, noise)
         tokens = torch.where(prediction.visible_mask > VISIBLE, tokens, true_tokens[:, step])
-        made.append(observe(model, tokens, poses[:, step]))
+        made.append(observe(model, tokens, poses[:, step], prediction.resolution_after(inputs.exact)))
     return join_pairs(parts)
 
 
-def observe(model: GeometryWorldModel, tokens: Tensor, pose: Tensor) -> SourceFrames:
-    """Frames of tokens [B, H, W] at `pose` [B, 5], with predicted depth."""
+def observe(model: GeometryWorldModel, tokens: Tensor, pose: Tensor, resolution: Tensor) -> SourceFrames:
+    """Frames of tokens [B, H, W] at `pose` [B, 5], with predicted depth and the `resolution` [B, H, W]."""
     picture = model.tokenizer.decode(tokens).float()
-    return SourceFrames(picture, tokens, model.predict_depth(picture, pose[:, 4]), pose)
+    return SourceFrames(picture, tokens, model.predict_depth(picture, pose[:, 4]), pose, resolution)

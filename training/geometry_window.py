@@ -19,8 +19,6 @@ from training.window_parts import (
     corrupt_tokens,
 )
 
-MAGNIFIED = 0.5  # source scale below which a cell has the weight of a magnified one
-
 
 def geometry_window_loss(
     model: GeometryWorldModel,
@@ -106,7 +104,7 @@ def pair_loss(
     prediction = model.predict_from_view(inputs)
     weights = step_loss.weights
     new = prediction.visible_mask <= VISIBLE
-    magnified = prediction.source_scale < MAGNIFIED
+    magnified = prediction.refined
     cell_weight = torch.where(new, weights.disoccluded, torch.where(magnified, weights.magnified, 1.0))
     terms = token_terms(model, step_loss, prediction, target, cell_weight, masked_decoding)
     with torch.no_grad():
@@ -117,7 +115,7 @@ def pair_loss(
 
 def replace_rows(prediction: Prediction, rows: Tensor | slice) -> Prediction:
     """The part of a prediction that `logits` reads, of some rows of the batch."""
-    names = ("features", "z", "visible_mask", "source_scale", "refine")
+    names = ("features", "z", "visible_mask", "resolution", "keyframe_due")
     return replace(prediction, **{name: getattr(prediction, name)[rows] for name in names})
 
 
@@ -126,8 +124,9 @@ def sample_own(
     model: GeometryWorldModel, prediction: Prediction, own: Tensor, sampling: SamplingConfig
 ) -> Tensor:
     """Tokens that the model samples for those samples of the batch where `own` [B] is true: [n, H, W]."""
-    logits = model.logits(replace_rows(prediction, own))
-    return sample_from_logits(logits, sampling, visible_mask=prediction.visible_mask[own])
+    own_part = replace_rows(prediction, own)
+    visible_mask = own_part.visible_mask * ~own_part.refined
+    return sample_from_logits(model.logits(own_part), sampling, visible_mask=visible_mask)
 
 
 def token_terms(

@@ -91,7 +91,8 @@ def make_pairs(
         inverse = model.predict_depth(pictures, pose[:, 4])
 
     index = torch.from_numpy(chosen).to(device).flatten()
-    sources = SourceFrames(pictures[index].float(), given[index], inverse[index], pose[index])
+    sharp = torch.ones(index.shape + given.shape[1:], device=device)
+    sources = SourceFrames(pictures[index].float(), given[index], inverse[index], pose[index], sharp)
     # Some first sources count as generated, so that the network sees both.
     generation = torch.from_numpy(rng.integers(0, 3, (SCENE_PAIRS, K)) * (rng.random((SCENE_PAIRS, 1)) < 0.5))
     inputs = compose_input(

@@ -22,6 +22,7 @@ def frames(*yaws: float, code: int = 0, z: float = 0.0) -> SourceFrames:
         torch.randint(64, (n, H, W)),
         torch.full((n, 2 * H, 2 * W), 0.01),
         pose,
+        torch.ones(n, H, W),
     )
 
 

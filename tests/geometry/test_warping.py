@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from geometry import camera, warping
 from geometry.warping import ComposedView, SourceFrames, compose_view
@@ -33,7 +34,7 @@ def frame(
     tokens = torch.randint(64, (1, H, W), generator=generator)
     if colour is not None:
         picture, tokens = torch.full_like(picture, colour), torch.full_like(tokens, code)
-    return SourceFrames(picture, tokens, inverse[None].clone(), at)
+    return SourceFrames(picture, tokens, inverse[None].clone(), at, torch.ones(1, H, W))
 
 
 def compose(to: torch.Tensor, *sources: SourceFrames, usable=None, penalty=None) -> ComposedView:
@@ -53,7 +54,7 @@ def test_view_from_the_same_pose_is_the_frame_itself():
     assert torch.equal(view.tokens, source.tokens)
     torch.testing.assert_close(view.inverse_ray_distance, source.inverse_ray_distance, atol=1e-4, rtol=1e-3)
     assert view.exact.min() > 0.99 and view.visible_mask.min() == 1 and view.visible_pixels.all()
-    torch.testing.assert_close(view.source_scale, torch.ones(1, H, W), atol=1e-3, rtol=0)
+    torch.testing.assert_close(view.resolution, torch.ones(1, H, W), atol=1e-3, rtol=0)
     assert view.disagreement.max() == 0
     cells = camera.identity_grid(H, W, torch.device("cpu")).movedim(0, -1)[None]
     torch.testing.assert_close(view.source_grid, cells, atol=1e-3, rtol=0)
@@ -66,7 +67,7 @@ def test_turn_disoccludes_one_side_and_moves_the_rest():
     assert (view.visible_mask[0, :, -1] == 0).all(), "a turn to the right disoccludes the right side"
     assert torch.equal(view.inverse_ray_distance[..., -1], FALLBACK[..., -1]), "the fallback is there"
     grid, _ = camera.reproject(source.pose, to, 0.0, 4 * H, 4 * W, FOV)
-    expected = camera.warp(source.picture, grid)
+    expected = F.grid_sample(source.picture, grid, mode="bicubic", align_corners=False).clamp(0, 1)
     torch.testing.assert_close(view.picture[..., 4:-4, 4:40], expected[..., 4:-4, 4:40], atol=0.06, rtol=0)
     assert view.exact.max() <= 1 and view.exact.mean() < 0.9, "most cells are resampled"
 
@@ -88,13 +89,33 @@ def test_whole_shift_keeps_the_codes():
 def test_walking_up_to_a_wall_magnifies_it():
     """From 10 metres to 5: two view cells per source cell, by length."""
     near = compose(pose(z=5), frame(pose(), wall(10.0)))
-    middle = near.source_scale[0, 2:-2, 2:-2]
+    middle = near.resolution[0, 2:-2, 2:-2]
     torch.testing.assert_close(middle, torch.full_like(middle, 0.5), atol=0.03, rtol=0)
     assert near.visible_mask.min() == 1, "without cracks"
     torch.testing.assert_close(near.inverse_ray_distance[0], wall(5.0), atol=0.01, rtol=0.05)
     away = compose(pose(z=-5), frame(pose(), wall(5.0)))
-    assert away.source_scale[0, H // 2, W // 2].item() == pytest.approx(2.0, abs=0.1)
+    assert away.resolution[0, H // 2, W // 2].item() == pytest.approx(2.0, abs=0.1)
     assert away.visible_mask[0, 0].max() == 0, "its surroundings come into view"
+
+
+def test_resolution_is_lost_over_all_warps():
+    """A source that was magnified twice before is magnified twice again; the sharper source wins."""
+    soft = replace(frame(pose(), wall(10.0), code=1), resolution=torch.full((1, H, W), 0.5))
+    middle = compose(pose(z=5), soft).resolution[0, 2:-2, 2:-2]
+    torch.testing.assert_close(middle, torch.full_like(middle, 0.25), atol=0.02, rtol=0)
+    sharp = frame(pose(), wall(10.0), code=2)
+    assert (compose(pose(z=5), soft, sharp).source == 1).all()
+    assert (compose(pose(z=5), sharp, soft).source == 0).all()
+
+
+def test_a_source_is_read_without_its_neighbours_in_memory():
+    """A little up and down: the rows at the borders are those of the source alone."""
+    dark, light = frame(pose(), wall(8.0), colour=0.3), frame(pose(), wall(8.0), colour=0.7)
+    for height in (-0.1, 0.1):
+        for first, second in ((dark, light), (light, dark)):
+            view = compose(pose(y=height), first, second, penalty=[0.0, 9.0])
+            assert (view.source == 0).all()
+            torch.testing.assert_close(view.picture, first.picture)
 
 
 def test_near_box_hides_the_wall_and_its_shadow_is_disoccluded():
@@ -173,7 +194,7 @@ def test_among_equal_parallax_the_least_magnified_wins_and_a_penalty_outweighs_i
     assert (view.source[0, 3:6, 5:11] == 1).all() and (view.source[0, 0] == 0).all(), (
         "it shows the middle only"
     )
-    assert view.source_scale[0, 4, 8] > 1.4 and view.source_scale[0, 0, 8] < 0.8
+    assert view.resolution[0, 4, 8] > 1.4 and view.resolution[0, 0, 8] < 0.8
     assert (compose(pose(), behind, ahead, penalty=[0.0, 0.2]).source[0, 4, 7:9] == 1).all()
     assert (compose(pose(), behind, ahead, penalty=[0.0, 0.3]).source == 0).all()
 

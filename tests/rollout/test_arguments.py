@@ -47,9 +47,9 @@ def test_files_of_the_world():
 
 def test_sampling_flags():
     assert config().sampling == PLAY
-    flags = "--greedy --temperature 0.5 --topk 7 --topp 0.8 --refine 0.25 --trust 1 --passes 3"
+    flags = "--greedy --temperature 0.5 --topk 7 --topp 0.8 --trust 1 --passes 3"
     sampling = config(*flags.split()).sampling
     assert (sampling.greedy, sampling.temperature, sampling.top_k, sampling.top_p) == (True, 0.5, 7, 0.8)
-    assert (sampling.refine, sampling.trust, sampling.passes) == (0.25, 1, 3)
+    assert (sampling.trust, sampling.passes) == (1, 3)
     with pytest.raises(SystemExit):
         config("--topp", "2")

@@ -147,8 +147,6 @@ def test_same_noise_gives_the_same_tokens():
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"passes": 0},
-        {"refine": -0.1},
-        {"refine": float("nan")},
     ],
 )
 def test_values_out_of_range_are_refused(wrong):
@@ -293,7 +291,11 @@ def test_the_numbers_of_cells_sampled_again_are_few(monkeypatch):
         for n in range(40):
             noise, shown = torch.rand(2, 3, 18, 32, generator=generator(n))
             visible, every_pass = (shown < n / 39).float(), torch.tensor([True, False, True])
-            prediction = SimpleNamespace(visible_mask=visible, refine=every_pass)
+            prediction = SimpleNamespace(
+                visible_mask=visible,
+                keyframe_due=every_pass,
+                refined=torch.zeros_like(visible, dtype=torch.bool),
+            )
             tokens = sample_tokens(model, prediction, SamplingConfig(passes=2 + n % 2), noise)
             assert torch.equal(found.setdefault(n, tokens), tokens)
         assert (max(model.sizes) <= 576) and (len(model.sizes) <= 9) == (step == 64)
@@ -320,8 +322,8 @@ def test_passes_sample_the_joint_distribution_in_random_order():
     prediction = SimpleNamespace(
         chance=torch.full((worlds,), 0.7),
         visible_mask=torch.zeros(worlds, 1, 2),
-        source_scale=torch.ones(worlds, 1, 2),
-        refine=torch.ones(worlds, dtype=torch.bool),
+        refined=torch.zeros(worlds, 1, 2, dtype=torch.bool),
+        keyframe_due=torch.ones(worlds, dtype=torch.bool),
     )
     one = sample_tokens(Pair(), prediction, SamplingConfig(), noise)[:, 0]
     assert (one[:, 0] == one[:, 1]).float().mean().item() == pytest.approx(0.58, abs=0.02), "each by itself"
