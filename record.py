@@ -75,6 +75,7 @@ class RecordConfig:
     times: list[str]
     weathers: list[str]
     human: bool
+    forward: bool
 
     @property
     def picture(self) -> Picture:
@@ -95,6 +96,7 @@ class RecordConfig:
             "time": self.times,
             "weather": self.weathers,
             "human": self.human,
+            "forward": self.forward,
         }
 
 
@@ -148,7 +150,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--time", type=some_of(times), default=["noon"], help=f"{', '.join(times)}, or any (default noon)")
     weather_help = f"{', '.join(weathers)}, or any (default clear)"
     add("--weather", type=some_of(weathers), default=["clear"], help=weather_help)
-    add("--human", action="store_true", help="play yourself, in a window; close it to end")
+    player = parser.add_mutually_exclusive_group()
+    player.add_argument("--human", action="store_true", help="play yourself, in a window; close it to end")
+    player.add_argument(
+        "--forward",
+        action="store_true",
+        help="a player that holds W, and turns by 60 degrees when held up for half a second: what section "
+        "walk of evaluate.py does in the learned world",
+    )
     return parser
 
 
@@ -170,6 +179,7 @@ def parse(arguments: list[str] | None) -> Path | RecordConfig:
         times=args.time,
         weathers=args.weather,
         human=args.human,
+        forward=args.forward,
     )
 
 
@@ -232,7 +242,7 @@ def check_same_settings(config: RecordConfig) -> None:
                 f"{path}: an earlier version recorded these clips, without depth; use another --out"
             )
         for name, value in settings.items():
-            if recorded.get(name) != value:
+            if recorded.get(name, False) != value:
                 raise SettingError(
                     f"{path}: this folder was recorded with --{name} {recorded.get(name)}, not {value}; "
                     "use the same or another --out"
@@ -250,7 +260,9 @@ def record(config: RecordConfig, folder: Path, labels: dict[str, str]) -> int:
     if not missing:
         return 0
     worlds = by_world(missing)
-    options = RecorderOptions(config.out.resolve(), config.frames, config.picture, config.human, labels)
+    options = RecorderOptions(
+        config.out.resolve(), config.frames, config.picture, config.human, config.forward, labels
+    )
     progress = Progress(len(missing), config.frames)
     try:
         run_workers(worlds, 1 if config.human else min(config.jobs, len(worlds)), options, folder, progress)

@@ -20,6 +20,7 @@ from evaluation.evaluated_model import EvaluatedModel
 from evaluation.held_out_clips import HeldOutClips
 from evaluation.plan import Plan
 from rollout.arguments import CONTEXT_FRAMES
+from rollout.forward_walk import ForwardPlayer
 from rollout.recovery import DetailWatch, Recovery
 from runtime.video import to_float
 
@@ -97,7 +98,7 @@ def measure(held_out: HeldOutClips, evaluated: EvaluatedModel, plan: Plan, score
     starts = walk.choose_starts(held_out, contexts)
     frames = round(plan.recovery_seconds * fps)
     kinds: dict[str, Callable[[int], walk.Player]] = {
-        "forward": lambda n: walk.ForwardPlayer(1, round(fps), unit),
+        "forward": lambda n: ForwardPlayer(1, round(fps), unit),
         "mixed": lambda n: walk.MixedPlayer([held_out.seed + n], frames, unit),
     }
     for kind, player_of in kinds.items() if len(starts) else ():

@@ -37,6 +37,7 @@ from evaluation.held_out_clips import HeldOutClips, spread_windows, thin
 from evaluation.picture_networks import PictureNetworks
 from evaluation.plan import BATCH, Plan
 from rollout.context import START_PLACES
+from rollout.forward_walk import ForwardPlayer
 from rollout.mixed_walk import mixed_walk
 from runtime.video import to_float
 
@@ -44,9 +45,9 @@ SECONDS = (1, 2, 5, 10, 30, 60)  # after which results are reported
 DETAIL = 0.67, 1.5  # different codes and gradient over the recording's
 CHANGE = 0.5, 2.0  # change between frames over the recording's
 MIN_STRAIGHT = 4  # frames of a second that walk straight on, for its change to be judged
-TURN_AWAY, TURN_FRAMES = 60.0, 8  # degrees, and frames that they take
 FLICKER_EVERY, EMBED_EVERY = 8, 2  # frames, of the slow measures
 RECORDED_SECONDS = 16  # of each recording, at most
+HOLDS_W = 0.95  # share of the frames of a recording with W held, above which it is of `ForwardPlayer`
 MIN_WALKING = 16  # frames that walk straight on, for a recording to be compared with
 MOSTLY = 0.75  # share of such frames in a recorded second that counts as walking
 DETAIL_MEASURES = ("codes", "gradient")
@@ -141,6 +142,7 @@ class RecordedWalks:
     frames: WalkFrames  # of recorded seconds [n, rate]
     clips: np.ndarray  # [n] of each recorded second
     walking: np.ndarray  # [n] bool: most of its frames walk straight on
+    whole: np.ndarray  # [n] bool: of a recording with W held all along, of which each second is here in order
 
 
 def shipped_videos() -> set[str]:
@@ -173,6 +175,11 @@ def choose_starts(held_out: HeldOutClips, plan: Plan) -> np.ndarray:
         return np.zeros((0, 2), int)
 
 
+def holds_forward(actions: np.ndarray) -> bool:
+    """Whether a recording [K, 5] is of a player that holds W (`record.py --forward`)."""
+    return (actions[:, MOVE_Z] > KEY_PRESSED).mean() > HOLDS_W
+
+
 def recorded_seconds(straight: np.ndarray, rate: int) -> np.ndarray:
     """First transitions of at most RECORDED_SECONDS seconds of a clip: those that walk straight on for most
     of their frames, and as many others, in order."""
@@ -196,11 +203,15 @@ def read_walks(held_out: HeldOutClips, plan: Plan, networks: PictureNetworks) ->
         )
         return None
     parts: list[WalkFrames] = []
-    clips, walking, features = [], [], []
+    clips, walking, whole, features = [], [], [], []
     reference: dict[int, dict[str, float]] = {}
     for clip in tqdm(np.unique(starts[:, 0]), desc="recorded walks", unit="clip", leave=False):
         straight = recorded_straight_on(held_out, clip)
-        first = recorded_seconds(straight, rate)
+        forward = holds_forward(held_out.clips.actions[clip])
+        if forward:
+            first = np.arange(min(len(straight) // rate, plan.walk_seconds)) * rate
+        else:
+            first = recorded_seconds(straight, rate)
         at = first[:, None] + np.arange(rate)  # transitions [n, rate]
         frames = WalkFrames.empty(len(first), rate)
         frames.straight = straight[at]
@@ -219,41 +230,24 @@ def read_walks(held_out: HeldOutClips, plan: Plan, networks: PictureNetworks) ->
         parts.append(frames)
         clips += [clip] * len(first)
         walking.append(frames.straight.mean(1) >= MOSTLY)
+        whole += [forward] * len(first)
     together = WalkFrames(
         {name: np.concatenate([part.values[name] for part in parts]) for name in MEASURES},
         np.concatenate([part.straight for part in parts]),
     )
     of_start = {name: np.array([reference[c][name] for c in starts[:, 0]]) for name in MEASURES}
     return RecordedWalks(
-        starts, of_start, torch.cat(features), together, np.array(clips), np.concatenate(walking)
+        starts,
+        of_start,
+        torch.cat(features),
+        together,
+        np.array(clips),
+        np.concatenate(walking),
+        np.array(whole),
     )
 
 
 # ---------------------------------------------------------------- generated walks
-
-
-class ForwardPlayer:
-    """Holds W. Held up for half a second it turns by TURN_AWAY degrees to the right, still walking."""
-
-    def __init__(self, walks: int, rate: int, degrees_per_unit: float):
-        """`rate` is the number of frames a second."""
-        self.patience = rate // 2  # frames
-        self.turning = np.zeros(walks, int)  # frames left to turn
-        self.waited = np.zeros(walks, int)  # frames since the last turn
-        self.yaw = TURN_AWAY / TURN_FRAMES / degrees_per_unit
-
-    def __call__(self, metres: np.ndarray) -> np.ndarray:
-        """Metres [N, t] moved by the frames so far, NaN where unknown -> actions [N, 5] of the next one."""
-        moved = metres[:, -self.patience :].sum(1)  # NaN is not held up
-        held_up = (self.waited >= self.patience) & (moved < BLOCKED_METRES * self.patience)
-        self.turning[held_up] = TURN_FRAMES
-        turns = self.turning > 0
-        self.waited = np.where(turns, 0, self.waited + 1)
-        self.turning = np.maximum(self.turning - 1, 0)
-        actions = np.zeros((len(turns), 5), np.float32)
-        actions[:, MOVE_Z] = 1.0
-        actions[turns, YAW] = self.yaw
-        return actions
 
 
 class MixedPlayer:
@@ -263,7 +257,7 @@ class MixedPlayer:
         self.actions = np.stack([mixed_walk(frames, seed, degrees_per_unit) for seed in seeds])
 
     def __call__(self, metres: np.ndarray) -> np.ndarray:
-        """As `ForwardPlayer`."""
+        """As `ForwardPlayer.__call__`."""
         return self.actions[:, metres.shape[1]]
 
 
@@ -399,7 +393,11 @@ def nan_mean(values: np.ndarray) -> np.ndarray:
 
 
 def report_recordings(recorded: RecordedWalks, rate: int, scores: Scores) -> None:
-    """`recording.walk.*.holds`: share of the recorded seconds that hold, against their own recording."""
+    """`recording.walk.*.holds`: share of the recorded seconds that hold, against their own recording.
+
+    `recording.walk.forward.sS.held`: of the recordings with W held all along that last for S seconds, the
+    share that has held in all of them: the game itself, walked as the world is.
+    """
     of_clip = {clip: n for n, clip in enumerate(recorded.starts[:, 0])}
     start = [of_clip[clip] for clip in recorded.clips]
     reference = {name: values[start] for name, values in recorded.reference.items()}
@@ -409,3 +407,10 @@ def report_recordings(recorded: RecordedWalks, rate: int, scores: Scores) -> Non
     ):
         held = holds(ratios(recorded.frames, reference, rate, straight))[:, 0]
         scores.mean(f"recording.walk.{kind}.holds", held[seconds], recorded.clips[seconds])
+    by_second = holds(ratios(recorded.frames, reference, rate))[:, 0]
+    walks = {clip: by_second[recorded.clips == clip] for clip in np.unique(recorded.clips[recorded.whole])}
+    for second in SECONDS:
+        lasting = {clip: held[:second].all() for clip, held in walks.items() if len(held) >= second}
+        if lasting:
+            at = f"recording.walk.forward.s{second}.held"
+            scores.mean(at, np.array(list(lasting.values())), np.array(list(lasting)))

@@ -17,7 +17,8 @@ from dataset import actions
 from dataset.recordings import ClipWriter
 from dataset.surroundings import Surroundings, encode_inverse_ray_distance
 from luanti.game import DEGREES_PER_PIXEL, EYE_HEIGHT, FPS, Frame, Game, GameError, Picture
-from luanti.player import HORIZONTAL, MAX_TURN, Observation, Player, style_of
+from luanti.player import HORIZONTAL, MAX_TURN, Command, Observation, Player, style_of
+from rollout.forward_walk import ForwardPlayer
 from runtime.video import resize
 
 TIMES = {"dawn": 0.23, "morning": 0.32, "noon": 0.5, "evening": 0.74, "night": 0.0}  # fraction of a day
@@ -60,6 +61,7 @@ class RecorderOptions:
     frames: int
     picture: Picture
     human: bool = False
+    forward: bool = False  # the player holds W (`ForwardPlayer`)
     labels: dict = field(default_factory=dict)  # additional metadata of each clip
 
 
@@ -126,7 +128,9 @@ def settle(game: Game) -> None:
 class CutDetector:
     """Decides where a clip must end early. Call it with each frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, stuck: bool = True) -> None:
+        """`stuck`: also where the player gets nowhere."""
+        self.stuck = stuck
         self.positions: deque[tuple[float, float]] = deque(maxlen=STUCK_FRAMES)  # x, z
         self.walking: deque[bool] = deque(maxlen=STUCK_FRAMES)
         self.wet: deque[bool] = deque(maxlen=ADRIFT_FRAMES)
@@ -146,7 +150,7 @@ class CutDetector:
             return "unloaded"
         if self.dark >= DARK_FRAMES:
             return "dark"
-        if sum(self.walking) > 0.6 * STUCK_FRAMES:
+        if self.stuck and sum(self.walking) > 0.6 * STUCK_FRAMES:
             x, z = np.ptp(np.array(self.positions), axis=0)
             if math.hypot(x, z) < 1.0:
                 return "stuck"
@@ -229,8 +233,9 @@ def record_clip(
     with ClipWriter(options.out, plan.name, FPS, preset="veryfast") as clip:
         kept, ended = play(game, plan.seed, options, clip, on_frames)
         on_frames(clip.frames % FPS)
-        style = {} if options.human else {"player_style": style_of(plan.seed).name}
-        shortest = 2 * FPS if options.human else SHORTEST * options.frames
+        scripted = not (options.human or options.forward)
+        style = {"player_style": style_of(plan.seed).name} if scripted else {}
+        shortest = SHORTEST * options.frames if scripted else 2 * FPS
         if clip.frames < min(shortest, options.frames):
             raise ClipRejected(f"{ended} after {clip.frames} frames in {biome}")
         clip.finish(
@@ -242,7 +247,7 @@ def record_clip(
                 "world_seed": str(plan.world_seed),
                 "vertical_fov_degrees": options.picture.vertical_fov,
                 "eye_height": EYE_HEIGHT,
-                "player": "human" if options.human else "scripted",
+                "player": "human" if options.human else "forward" if options.forward else "scripted",
                 **style,
                 "ended": ended,
                 **options.labels,
@@ -271,7 +276,8 @@ def play(
 
     The frames are without pictures, and their `inverse_ray_distance` is encoded.
     """
-    player, detect_cut = Player(seed, style_of(seed)), CutDetector()
+    player = HoldingForward() if options.forward else Player(seed, style_of(seed))
+    detect_cut = CutDetector(stuck=not options.forward)
     kept: list[Frame] = []
     size = options.picture.height, options.picture.width
     game.release()
@@ -311,6 +317,23 @@ def play(
             raise GameError("the game has paused itself")
         if abs(frame.seconds - 1 / FPS) > 1e-4:
             raise GameError(f"a frame took {frame.seconds:.4f} s of game time, expected {1 / FPS:.4f}")
+
+
+class HoldingForward:
+    """`ForwardPlayer` in the game: it also levels the camera first. Call it as `Player`."""
+
+    def __init__(self) -> None:
+        self.player = ForwardPlayer(1, FPS, MAX_TURN)
+        self.metres: list[float] = []
+        self.before: tuple[float, float] | None = None  # x, z
+
+    def __call__(self, observation: Observation) -> Command:
+        place = observation.pos[0], observation.pos[2]
+        if self.before is not None:
+            self.metres.append(math.dist(self.before, place))
+        self.before = place
+        turn = float(self.player(np.array([self.metres]))[0, actions.YAW]) * MAX_TURN
+        return Command(frozenset({"forward"}), turn, -observation.pitch)
 
 
 def observe(frame: Frame, vertical_fov: float) -> Observation:

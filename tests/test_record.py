@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ from luanti.game import (
     read_barcode,
     read_nodes,
 )
-from luanti.player import MAX_TURN, style_of
+from luanti.player import MAX_TURN, Observation, style_of
 from luanti.recorder import (
     ADRIFT_FRAMES,
     BIOMES,
@@ -78,6 +79,7 @@ from luanti.recorder import (
     TIMES,
     WEATHERS,
     CutDetector,
+    HoldingForward,
     Mouse,
     action_entries,
     plan_clips,
@@ -448,7 +450,11 @@ def test_a_folder_with_other_settings_is_refused(tmp_path):
     ):  # fmt: skip
         message = settings_error("--out", tmp_path, "--seed", 3, flag, value)
         assert flag in message and str(tmp_path) in message
-    assert "human" in settings_error("--out", tmp_path, "--seed", 3, "--human")
+    for player in ("human", "forward"):
+        assert player in settings_error("--out", tmp_path, "--seed", 3, f"--{player}")
+    path = tmp_path / ".recording.json"  # of a version without --forward
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "forward"}))
+    record.check_same_settings(same)
 
 
 def test_a_folder_of_clips_without_depth_is_refused(tmp_path):
@@ -919,6 +925,43 @@ def test_two_games_record_another_size_in_different_worlds(tmp_path, start):
         picture = next(read_frames(clip_paths(run.out, name)[1]))
         assert picture.shape == (72, 128, 3) and picture.std() > 5
     assert len({content_of(run.out, name)["world_seed"] for name in names}) == 2
+
+
+# ------------------------------------------------------------ the player that holds W
+
+
+def test_the_player_that_holds_w_turns_where_it_is_held_up():
+    """It walks south for a second, then stands before a wall until it has turned by 60 degrees."""
+    player, at, yaw, turned = HoldingForward(), 0.0, 0.0, []
+    for _ in range(48):
+        command = player(Observation(yaw, 5.0, (0.0, 10.0, at)))
+        assert command.keys == {"forward"} and command.pitch == -5.0, "level"
+        yaw += command.yaw
+        turned.append(command.yaw)
+        at += 0.25 if at < 4.0 or yaw >= 60 else 0.0
+    first = next(t for t, turn in enumerate(turned) if turn)
+    assert 16 + 7 <= first <= 16 + 9 and turned[first : first + 8] == [7.5] * 8
+    assert yaw == 60 and at > 5
+
+
+def test_only_the_player_that_holds_w_may_get_nowhere():
+    frame = SimpleNamespace(
+        pos=(0.0, 0.0, 0.0), keys={"forward"}, feet_node="air", eye_node="air", daylight=15
+    )
+    detect, holding = CutDetector(), CutDetector(stuck=False)
+    assert [detect(frame) for _ in range(112)][-1] == "stuck"
+    assert not any(holding(frame) for _ in range(112))
+
+
+@needs_game
+def test_a_clip_of_the_player_that_holds_w(tmp_path, start):
+    words = "--forward --clips 1 --frames 48 --size 128x72 --biomes grassland".split()
+    run = start(tmp_path / "forward", *words)
+    assert run.wait() == 0, run.log
+    content = content_of(run.out, "clip_01_00000")
+    assert content["player"] == "forward" and "player_style" not in content
+    entries = list(content["actions"].values())[1:]  # the first one is of the action before the clip
+    assert all(entry["ws"] == 1 for entry in entries)
 
 
 # ------------------------------------------------------------ human play

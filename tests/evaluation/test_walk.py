@@ -21,6 +21,7 @@ from evaluation.picture_networks import PictureNetworks
 from evaluation.plan import Plan
 from model_convGru import Prediction
 from rollout.context import start_places
+from rollout.forward_walk import ForwardPlayer
 from rollout.mixed_walk import mixed_walk
 from rollout.sampling import SamplingConfig
 
@@ -205,10 +206,28 @@ def test_the_recordings_are_measured_the_same_way(held_out, networks, recorded, 
     assert scores.metrics["recording.walk.forward.holds"] == pytest.approx(4 / 5)
 
 
+def test_recordings_with_w_held_are_walks_of_the_game_itself(networks, tmp_path):
+    """One of three recordings loses its detail in its third second."""
+    clips = write_clips(tmp_path)
+    for actions in clips.clips.actions:
+        actions[:] = 0
+        actions[:, MOVE_Z] = 1
+    for tokens, pose in zip(clips.clips.tokens, clips.clips.pose, strict=True):
+        tokens[:] = [np.roll(tokens[0], -t, 1) for t in range(len(tokens))]
+        pose[:, 2] = STEP * np.arange(len(pose))
+    clips.clips.tokens[0][2 * 16 + 1 : 3 * 16 + 1, :, 4:] = 1
+    scores = Scores(0)
+    recorded = walk.read_walks(clips, PLAN, networks)
+    assert recorded.whole.all()
+    walk.report_recordings(recorded, 16, scores)
+    found = [scores.metrics.get(f"recording.walk.forward.s{second}.held") for second in (1, 2, 5, 10)]
+    assert found == [1, 1, pytest.approx(2 / 3), None]
+
+
 def test_a_player_before_a_wall_turns_and_goes_on(measured):
     metrics, _ = measured(exact, wall=True)
     assert metrics["walk.forward.metres"] == 0
-    player = walk.ForwardPlayer(2, 16, 15.0)
+    player = ForwardPlayer(2, 16, 15.0)
     metres = np.zeros((2, 0))
     turned = []
     for t in range(48):
