@@ -79,6 +79,7 @@ class EvaluationConfig:
     split: str
     out: Path
     quick: bool
+    train_inverse_dynamics: bool
     plan: Plan
     sections: tuple[str, ...]
     seed: int
@@ -122,6 +123,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="share of the windows and starts of a full run (default: %(default)s)",
     )
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
+    add(
+        "--shipped_idm",
+        action="store_true",
+        help="measure control by the inverse-dynamics network that ships, instead of one that is trained "
+        "on this data first (a quarter of an hour)",
+    )
     add("--walk_starts", type=positive_int, help=f"starts of the section walk (default {FULL.walk_starts})")
     add("--walk_seconds", type=positive_int, help=f"length of its walks (default {FULL.walk_seconds})")
     add("--seed", type=non_negative_int, default=0, help="of windows, sampling and bootstrap")
@@ -150,6 +157,7 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
         split=args.split,
         out=json_file(args.out or OUT / f"{name}.json"),
         quick=args.quick,
+        train_inverse_dynamics=not (args.quick or args.shipped_idm),
         plan=plan_of(args),
         sections=tuple(args.only),
         seed=args.seed,
@@ -218,7 +226,7 @@ def evaluate(config: EvaluationConfig, command: str) -> None:
     inverse_dynamics, origin = None, "not used"
     if "rollouts" in config.sections:
         inverse_dynamics, origin = load_or_train(
-            config.data_dir, config.seed, config.device, cache=OUT, train=not config.quick
+            config.data_dir, config.seed, config.device, cache=OUT, train=config.train_inverse_dynamics
         )
         print(f"inverse dynamics: {origin}")
     networks = load_picture_networks(inverse_dynamics, config.device)

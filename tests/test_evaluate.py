@@ -463,6 +463,11 @@ def test_the_walks_have_flags_of_their_own(files):
     assert dataclasses.replace(config.plan, walk_starts=2, walk_seconds=2) == SMALL
 
 
+def test_an_inverse_dynamics_network_is_trained_unless_the_shipped_one_is_asked_for(files):
+    for flags, trains in (((), True), (("--shipped_idm",), False), (("--quick",), False)):
+        assert evaluate.parse_config(files.flags(*flags)).train_inverse_dynamics == trains
+
+
 def test_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit) as stopped:
         evaluate.main(["--help"])
