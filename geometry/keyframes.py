@@ -23,7 +23,7 @@ GENERATED_PENALTY = 0.1  # of a generated source's score in compose_view, for ea
 RESAMPLED_PENALTY = 5.0  # of the last frame's if it was generated: it was resampled in every step
 VISIBLE = 0.5  # a cell counts as visible in a warped view if the source shows more of it than this
 REFINE_BELOW = 0.7  # a visible cell of a lower resolution is sampled anew when a keyframe is written
-REFINE_SHARE = 0.3  # a keyframe is also written when so much of the view has a lower one
+REFINE_SHARE = 0.5  # a keyframe is also written when so much of the view has a lower one
 
 
 @dataclass
