@@ -10,7 +10,6 @@ codes in the picture stay near those of the recorded frames; the place that hold
 where W is blocked last. tools/cut_start_places.py cuts the places that a person likes; its words are printed.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +32,14 @@ from rollout.context import World, load_world
 from rollout.rollout import Rollout
 from rollout.sampling import SamplingConfig
 from rollout.world_model import SHIPPED_WORLD
-from runtime.config import non_negative_int, positive_float, positive_int
+from runtime.config import ScriptParser, non_negative_int, positive_float, positive_int
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_outputs, replacing
 from runtime.video import grid, label
 from tools.cut_start_places import START_PLACE_FRAMES
 from vq_vae.tokenizer import SHIPPED_TOKENIZER
 
+EXAMPLE = "python tools/rank_start_places.py samples/tokens --split all --most 4  (half a minute)"
 OUT = Path("outputs/places.jpg")
 POSE_PITCH = 4  # column of a pose
 LEVEL = 10.0  # degrees of pitch, at most
@@ -216,9 +216,7 @@ def run(options: Options) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, example=EXAMPLE)
     add = parser.add_argument
     add("source", type=Path, help="folder of token files with a manifest")
     add("--split", choices=("val", "train", "all"), default="val", help="clips (default: %(default)s)")

@@ -92,6 +92,7 @@ RUNS = (
             *TRAIN,
             "OUT_DIR=geometry",
             "MODEL=geometry",
+            "DEPTH_CKPT=depth.pt",
             "CHANNELS=8",
             "COARSE_CHANNELS=8",
             "KEYFRAMES=2",
