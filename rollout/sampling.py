@@ -117,7 +117,8 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
     """
     visible_mask, trust = prediction.visible_mask, sampling.trust
     if visible_mask is not None:
-        visible_mask, trust = visible_mask * ~prediction.refined, trust * ~prediction.refined
+        kept = ~prediction.refined
+        visible_mask, trust = visible_mask * kept, trust * kept
     logits = model.logits(prediction, trust=trust)
     tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
     if sampling.passes == 1 or sampling.greedy or visible_mask is None:

@@ -353,7 +353,7 @@ def test_cells_of_low_resolution_are_refined_when_the_frame_becomes_a_keyframe(t
 
 
 @torch.inference_mode()
-def test_before_an_obstacle_that_is_near_keyframes_are_closer_together(tokenizer, recording, monkeypatch):
+def test_before_an_obstacle_that_is_near_keyframes_are_closer_together(tokenizer, recording):
     """The player walks 0.2 m a step towards a wall. Resolution is lost over all steps since the recorded
     frame, however little a single one magnifies, and is back after a keyframe."""
     tokens = recording[0][:1, 0]
