@@ -155,7 +155,7 @@ def load_clips(
     prepared once and kept in the folder `cache`, which may be deleted. Raises as `read_clip`.
     """
     make_folder(cache)
-    recipe = [step, *picture, tokenizer.fingerprint if tokenizer and share else "", share, noise]
+    recipe = [step, *picture, tokenizer.checksum if tokenizer and share else "", share, noise]
     loaded = []
     for clip in tqdm(clips, desc="clips", unit="clip"):
         files = (clip.video, clip.metadata, depth_path(clip.video))

@@ -1,5 +1,6 @@
 """The depth network in use: frozen, loaded from a checkpoint."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ class DepthPredictor:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify config and weights. Token files with predicted depth carry them."""
-        return fingerprint(self.config, self.network.state_dict())
+        return fingerprint(asdict(self.config), self.network.state_dict())
 
     def to(self, device: torch.device | str) -> "DepthPredictor":
         """Moves the weights."""

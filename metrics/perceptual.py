@@ -62,8 +62,13 @@ class EffNetDistance(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Two batches of pictures [B, 3, H, W] in [0, 1] -> distance [B], at least 0; lower is better."""
+        return self.distance_of_features(self.features(a), self.features(b))
+
+    @staticmethod
+    def distance_of_features(a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """`forward` from the `features` of both batches."""
         layers = []
-        for fa, fb in zip(self.features(a), self.features(b), strict=True):
+        for fa, fb in zip(a, b, strict=True):
             fa, fb = _normalise(fa.float()), _normalise(fb.float())
             layers.append((fa - fb).square().sum(1).mean((1, 2)))
         return torch.stack(layers).mean(0)

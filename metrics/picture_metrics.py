@@ -125,6 +125,28 @@ def spatial_gradient(pictures: Tensor) -> Tensor:
     return gradient_map(pictures).mean((-2, -1))
 
 
+def grid_energy(pictures: Tensor, periods: tuple[int, ...] = (2, 4)) -> Tensor:
+    """Energy of a pattern that repeats every so many pixels, over that of the frequencies around it.
+
+    Pictures [..., 3, H, W], sides divisible by the periods -> [...]: from the luma under a Hann window, the
+    mean power at the harmonics of the periods in both directions, over the mean power of their neighbours
+    two bins away. 1 without a pattern; a decoder with strides (4 pixels to a token) may leave one, which
+    looks like a grid of dots. Zero frequency along both axes is left out.
+    """
+    luma = grey(pictures)
+    H, W = luma.shape[-2:]
+    window = torch.hann_window(H, device=luma.device)[:, None] * torch.hann_window(W, device=luma.device)
+    power = torch.fft.fft2((luma - luma.mean((-2, -1), keepdim=True)) * window).abs().square()
+    rows, columns = (
+        sorted({side * k // period for period in periods for k in range(period)}) for side in (H, W)
+    )
+    bins = [(y, x) for y in rows for x in columns if y or x]
+    near = [(dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2) if dy or dx]
+    at = torch.stack([power[..., y, x] for y, x in bins], -1).mean(-1)
+    around = torch.stack([power[..., (y + dy) % H, (x + dx) % W] for y, x in bins for dy, dx in near], -1)
+    return at / around.mean(-1).clamp_min(1e-12)
+
+
 def delta_psnr(right: Tensor, wrong: Tensor) -> Tensor:
     """PSNR under the true actions minus PSNR under other actions, in dB: how much the actions matter.
 

@@ -132,9 +132,9 @@ def content_of(kind: str, model: nn.Module, **extra) -> dict:
     return {"kind": kind, "config": asdict(model.config), "model": model.state_dict(), **extra}
 
 
-def fingerprint(config: object, weights: Mapping[str, Tensor]) -> str:
-    """16 hex digits: sha256 of a network's config, a dataclass, and of its weights by name."""
-    digest = hashlib.sha256(repr(sorted(asdict(config).items())).encode())
+def fingerprint(config: Mapping[str, object], weights: Mapping[str, Tensor]) -> str:
+    """16 hex digits: sha256 of the fields of a network's config and of its weights, both by name."""
+    digest = hashlib.sha256(repr(sorted(config.items())).encode())
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 absolute paths of the machine that trained it.
 
 python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt
+python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt --half    # bfloat16: half the size
 python tools/strip_checkpoint.py --sums        # writes checkpoints/SHA256SUMS anew
 """
 
@@ -10,23 +11,50 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.checkpoint import load, save, write_sums
+from runtime.checkpoint import build, load, save, write_sums
 from runtime.config import ScriptParser
 from runtime.errors import run_script
 from runtime.outputs import check_outputs
 from runtime.provenance import display_path
+from vq_vae.tokenizer import TOKENIZER_KIND, checksum
+from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 EXAMPLE = "python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt  (seconds)"
 
-TRAINING_ONLY = ("optimizer", "scaler", "rng", "position", "pairs", "pair_maker", "trained")
+TRAINING_ONLY = (
+    *("optimizer", "scaler", "rng", "position", "pairs", "pair_maker", "trained"),
+    *("discriminator", "discriminator_optimizer"),
+)
 
 
-def strip(source: Path, target: Path) -> None:
-    """Copies a checkpoint without what only training needs. Raises CheckpointError or OutputError."""
+def strip(source: Path, target: Path, half: bool) -> None:
+    """Copies a checkpoint without what only training needs, `half`: `halved`. Raises CheckpointError or
+    OutputError."""
     check_outputs([target], [source])
-    save(target, stripped(load(source)))
+    content = stripped(load(source))
+    save(target, halved(content, source) if half else content)
+
+
+def halved(content: dict, source: Path) -> dict:
+    """A checkpoint's content with float32 weights rounded to bfloat16, which are read as float32 again.
+
+    Of a tokenizer only the decoder is rounded: tokens depend on the rest.
+    """
+    tokenizer = content["kind"] == TOKENIZER_KIND
+    weights = {
+        name: tensor.bfloat16()
+        if tensor.dtype == torch.float32 and (not tokenizer or name.startswith("decoder."))
+        else tensor
+        for name, tensor in content["model"].items()
+    }
+    content = {**content, "model": weights}
+    if tokenizer:
+        content["checksum"] = checksum(build(VQVAE, VQVAEConfig, content, source))
+    return content
 
 
 def stripped(content: dict) -> dict:
@@ -50,12 +78,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, nargs="?", help="training checkpoint")
     parser.add_argument("target", type=Path, nargs="?", help="file to write")
     parser.add_argument("--sums", action="store_true", help="write checkpoints/SHA256SUMS anew")
+    parser.add_argument("--half", action="store_true", help="weights as bfloat16: half the size")
     args = parser.parse_args(arguments)
     if args.sums:
         return run_script(write_sums)
     if args.target is None:
         parser.error("give SOURCE and TARGET, or --sums")
-    return run_script(lambda: strip(args.source, args.target))
+    return run_script(lambda: strip(args.source, args.target, args.half))
 
 
 if __name__ == "__main__":

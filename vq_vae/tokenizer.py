@@ -1,9 +1,11 @@
 """The tokenizer in use: a frozen VQ-VAE, loaded from a checkpoint and identified by its fingerprint.
 
-Token files and world models carry the fingerprint of the tokenizer that they belong to.
+Token files and world models carry the fingerprint of the tokenizer that they belong to. A tokenizer with
+another decoder (train_decoder.py) has the same one, since its tokens are the same, and its own checksum.
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from runtime import checkpoint
 from runtime.checkpoint import SHIPPED, CheckpointError, build, content_of, load
 from runtime.device import autocast
 from runtime.video import to_float
-from vq_vae.vq_vae import VQVAE, VQVAEConfig
+from vq_vae.vq_vae import DECODER_FIELDS, VQVAE, VQVAEConfig
 
 SHIPPED_TOKENIZER = SHIPPED / "vqvae.pt"
 TOKENIZER_KIND = "vq_vae"
@@ -29,10 +31,11 @@ class Tokenizer:
     It is not a Module, so its weights are not among the parameters of a world model that holds it.
     """
 
-    def __init__(self, vqvae: VQVAE, path: str | Path = ""):
+    def __init__(self, vqvae: VQVAE, path: str | Path = "", fingerprint: str = ""):
         self.vqvae = vqvae.requires_grad_(False).eval()
         self.path = Path(path)
-        self.fingerprint = fingerprint(vqvae)
+        self.checksum = checksum(vqvae)
+        self.fingerprint = fingerprint or self.checksum  # of the tokens
         self._first_layer = first_layer_table(vqvae)
 
     @property
@@ -118,15 +121,23 @@ def convolve_tokens(tokens: Tensor, table: Tensor) -> Tensor:
     return F.embedding_bag(rows.flatten(0, 2), table, mode="sum").view(*tokens.shape, -1).movedim(-1, 1)
 
 
-def fingerprint(vqvae: VQVAE) -> str:
+def checksum(vqvae: VQVAE) -> str:
     """16 hex digits: sha256 of the config and of all weights that tokens or pictures depend on."""
     weights = {name: tensor for name, tensor in vqvae.state_dict().items() if "ema_" not in name}
-    return checkpoint.fingerprint(vqvae.config, weights)
+    config = asdict(vqvae.config)
+    for name in DECODER_FIELDS:  # at its default it is left out: older tokenizers keep their fingerprint
+        if config[name] == getattr(VQVAEConfig, name):
+            del config[name]
+    return checkpoint.fingerprint(config, weights)
 
 
-def tokenizer_content(vqvae: VQVAE, **extra) -> dict:
-    """The dict that `load_tokenizer` reads, with `extra` plain values (constants, step, metrics, ...)."""
-    return content_of(TOKENIZER_KIND, vqvae, fingerprint=fingerprint(vqvae), **extra)
+def tokenizer_content(vqvae: VQVAE, fingerprint: str = "", **extra) -> dict:
+    """The dict that `load_tokenizer` reads, with `extra` plain values (constants, step, metrics, ...).
+
+    `fingerprint`: that of the tokenizer whose encoder and codebook it has; "": they are its own.
+    """
+    found = checksum(vqvae)
+    return content_of(TOKENIZER_KIND, vqvae, fingerprint=fingerprint or found, checksum=found, **extra)
 
 
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Tokenizer:
@@ -135,11 +146,12 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Toke
     Raises CheckpointError if the file is missing or broken, or was changed after it was written.
     """
     content = load(path, TOKENIZER_KIND, needed=("fingerprint",))
-    tokenizer = Tokenizer(build(VQVAE, VQVAEConfig, content, path), path)
-    if tokenizer.fingerprint != content["fingerprint"]:
+    tokenizer = Tokenizer(build(VQVAE, VQVAEConfig, content, path), path, content["fingerprint"])
+    expected = content.get("checksum", tokenizer.fingerprint)
+    if tokenizer.checksum != expected:
         raise CheckpointError(
-            f"{path}: its weights have fingerprint {tokenizer.fingerprint}, the file says "
-            f"{content['fingerprint']}; it was changed after it was written: copy or train it again"
+            f"{path}: its weights have checksum {tokenizer.checksum}, the file says {expected}; it was "
+            "changed after it was written: copy or train it again"
         )
     return tokenizer.to(device)
 

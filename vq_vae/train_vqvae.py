@@ -18,16 +18,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.token_files import DataError
-from metrics import code_usage, psnr
+from metrics import code_usage
 from metrics.perceptual import Perceptual, perceptual_distance
 from runtime import checkpoint
-from runtime.arrays import ArraysError, read_arrays
 from runtime.config import SettingError, constants_of, load
 from runtime.device import amp_dtype, autocast, keep_freed_memory, pick_device
 from runtime.errors import run_script
@@ -49,8 +46,9 @@ from runtime.ranges import (
 from runtime.run_folder import last_good, set_aside
 from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement
 from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
-from runtime.video import grid, save_image, to_float, to_uint8
+from runtime.video import save_image, to_float
 from vq_vae.tokenizer import TOKENIZER_KIND, tokenizer_content
+from vq_vae.training_pictures import load_pictures, random_batch, validate
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 # --- files ---
@@ -95,79 +93,9 @@ WANDB: WandbMode = "auto"  # online, offline, disabled, or auto: online where an
 WANDB_PROJECT = "project-ochre-vqvae"
 
 
-INFLATION = 64  # the arrays of a picture file, which is written uncompressed, take at most so much more
-
-
 def perceptual_weight(done: float, weight: float, start: float, ramp: float) -> float:
     """0 up to `start`, then linear growth to `weight` over `ramp`; all but `weight` are shares of STEPS."""
     return weight * min(1.0, max(0.0, (done - start) / max(ramp, 1e-9)))
-
-
-def load_pictures(path: str, height: int, width: int) -> dict[str, np.ndarray]:
-    """The arrays `train` and `val` [N, height, width, 3] uint8 of a picture file; `val` may be empty.
-
-    Raises DataError if the file is missing or broken, or has pictures of another size.
-    """
-    try:
-        most = INFLATION * Path(path).stat().st_size
-        pictures = read_arrays(path, ("train", "val"), most_bytes=most)
-    except FileNotFoundError:
-        raise DataError(
-            f"PICTURES={path}: no such file; make it: python vq_vae/preprocess_vqvae.py CLIPS {path} "
-            "(seconds with CLIPS = samples)"
-        ) from None
-    except (OSError, ArraysError) as error:
-        raise DataError(f"PICTURES={path}: {error}; make it with vq_vae/preprocess_vqvae.py") from None
-    for split, array in pictures.items():
-        enough = len(array) or split == "val"
-        if array.shape[1:] != (height, width, 3) or not enough or array.dtype != np.uint8:
-            raise DataError(
-                f"PICTURES={path}: {split} is {array.dtype} {list(array.shape)}, expected uint8 "
-                f"[N > 0, {height}, {width}, 3]; "
-                "sample again with other --height, --width or --val_fraction"
-            )
-    return pictures
-
-
-def random_batch(pictures: np.ndarray, size: int, flip: bool, rng: np.random.Generator) -> Tensor:
-    """`size` random pictures -> [B, H, W, 3] uint8; with `flip`, half of them mirrored left-right."""
-    batch = torch.from_numpy(pictures[np.sort(rng.integers(0, len(pictures), size))])
-    if flip:
-        mirrored = torch.from_numpy(rng.random(size) < 0.5)
-        batch = torch.where(mirrored[:, None, None, None], batch.flip(2), batch)
-    return batch
-
-
-@torch.no_grad()
-def validate(
-    model: VQVAE, distance: torch.nn.Module, pictures: np.ndarray, batch_size: int, dtype: torch.dtype
-) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics over held-out pictures, and a picture of up to 8 originals above their reconstructions."""
-    device, codes = next(model.parameters()).device, model.config.codebook_size
-    model.eval()
-    errors, decibels, distances, pairs = [], [], [], []
-    counts = torch.zeros(codes, dtype=torch.long, device=device)
-    for i in range(0, len(pictures), batch_size):
-        truth = to_float(torch.from_numpy(pictures[i : i + batch_size]).to(device))
-        with autocast(device, dtype):
-            reconstruction, tokens, _ = model(truth)
-        errors.append((reconstruction - truth).square().mean((1, 2, 3)))
-        decibels.append(psnr(reconstruction, truth))
-        distances.append(distance(reconstruction, truth))
-        counts += torch.bincount(tokens.flatten(), minlength=codes)
-        pairs.append(to_uint8(torch.stack([truth[0], reconstruction[0]])))
-    model.train()
-    used, perplexity = code_usage(counts)
-    metrics = {
-        "val_mse": torch.cat(errors).mean().item(),
-        "val_psnr": torch.cat(decibels).mean().item(),
-        f"val_{distance.name}": torch.cat(distances).mean().item(),
-        "val_used_codes": used,
-        "val_perplexity": perplexity,
-    }
-    columns = min(8, len(pairs))
-    shown = torch.stack(pairs)[np.linspace(0, len(pairs) - 1, columns).astype(int)]
-    return metrics, grid(list(shown.transpose(0, 1).flatten(0, 1).numpy()), columns)
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ van den Oord et al., "Neural Discrete Representation Learning", arXiv 1711.00937
 exponential moving average (EMA) of encoder outputs (appendix A.1); vectors of the batch replace dead codes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STRIDE = 4  # two stride-2 stages
+TRANSPOSED, SHUFFLE = UPSAMPLING = ("transposed", "shuffle")
+DECODER_FIELDS = ("upsampling", "fine_blocks")  # fields of the config that tokens do not depend on
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,12 @@ class VQVAEConfig:
     residual_blocks: int = 2
     commitment: float = 0.05
     ema_decay: float = 0.99
+    upsampling: str = TRANSPOSED  # of the decoder: one of UPSAMPLING
+    fine_blocks: int = 0  # residual blocks of the decoder at half of the picture's size
 
     def __post_init__(self):
+        if self.upsampling not in UPSAMPLING:
+            raise ValueError(f"upsampling {self.upsampling!r}: expected {' or '.join(UPSAMPLING)}")
         if self.height % STRIDE or self.width % STRIDE:
             raise ValueError(f"picture size {self.width}x{self.height}: sides must be divisible by {STRIDE}")
 
@@ -68,6 +74,18 @@ def build_encoder(config: VQVAEConfig) -> nn.Sequential:
     )
 
 
+def upsample(config: VQVAEConfig, channels: int, out: int) -> nn.Module:
+    """[B, channels, H, W] -> [B, out, 2H, 2W].
+
+    `transposed`: a transposed convolution, in which an output pixel reads 2x2 inputs; it leaves a pattern of
+    dots. `shuffle`: a 3x3 convolution and a pixel shuffle (arXiv 1609.05158), which can do the same and reads
+    3x3 (`shuffle_weights`).
+    """
+    if config.upsampling == TRANSPOSED:
+        return nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1)
+    return nn.Sequential(nn.Conv2d(channels, 4 * out, 3, padding=1), nn.PixelShuffle(2))
+
+
 def build_decoder(config: VQVAEConfig) -> nn.Sequential:
     """[B, embedding_dim, H, W] -> [B, 3, 4H, 4W] in [0, 1]; the encoder mirrored."""
     c = config.hidden_dim
@@ -75,11 +93,54 @@ def build_decoder(config: VQVAEConfig) -> nn.Sequential:
         nn.Conv2d(config.embedding_dim, c, 3, padding=1),
         *[ResidualBlock(c) for _ in range(config.residual_blocks)],
         nn.ReLU(),
-        nn.ConvTranspose2d(c, c // 2, 4, stride=2, padding=1),
+        upsample(config, c, c // 2),
+        *[ResidualBlock(c // 2) for _ in range(config.fine_blocks)],
         nn.ReLU(),
-        nn.ConvTranspose2d(c // 2, 3, 4, stride=2, padding=1),
+        upsample(config, c // 2, 3),
         nn.Sigmoid(),
     )
+
+
+def shuffle_weights(transposed: nn.ConvTranspose2d) -> dict[str, Tensor]:
+    """Weight [4 * out, in, 3, 3] and bias of the convolution that, with a pixel shuffle, equals a transposed
+    convolution of kernel 4, stride 2, padding 1.
+
+    Output pixel 2i + a reads input i + t - 1 through place a + 3 - 2t of the kernel, for t in 0..2.
+    """
+    given = transposed.weight.detach()  # [in, out, 4, 4]
+    weight = given.new_zeros(given.shape[1], 2, 2, given.shape[0], 3, 3)
+    places = [(a, t, a + 3 - 2 * t) for a in range(2) for t in range(3) if 0 <= a + 3 - 2 * t < 4]
+    for a, t, k in places:
+        for b, u, m in places:
+            weight[:, a, b, :, t, u] = given[:, :, k, m].T
+    bias = transposed.bias.detach().repeat_interleave(4)
+    return {"weight": weight.flatten(0, 2), "bias": bias}
+
+
+@torch.no_grad()
+def with_shuffle_decoder(vqvae: "VQVAE", fine_blocks: int) -> "VQVAE":
+    """A copy whose decoder has pixel shuffles and `fine_blocks`, and gives the same pictures at first.
+
+    Encoder and codebook are the same, so its tokens are. Raises ValueError if it has such a decoder already.
+    """
+    old = vqvae.config
+    if old.upsampling != TRANSPOSED or old.fine_blocks:
+        raise ValueError("the decoder has no transposed convolutions to replace")
+    new = VQVAE(replace(old, upsampling=SHUFFLE, fine_blocks=fine_blocks))
+    new.encoder.load_state_dict(vqvae.encoder.state_dict())
+    new.quantizer.load_state_dict(vqvae.quantizer.state_dict())
+    kept = iter(vqvae.decoder)
+    for layer in new.decoder:
+        if isinstance(layer, ResidualBlock) and layer.layers[1].in_channels != old.hidden_dim:
+            nn.init.zeros_(layer.layers[-1].weight)
+            nn.init.zeros_(layer.layers[-1].bias)
+            continue
+        given = next(kept)
+        if isinstance(given, nn.ConvTranspose2d):
+            layer[0].load_state_dict(shuffle_weights(given))
+        else:
+            layer.load_state_dict(given.state_dict())
+    return new
 
 
 class VectorQuantizerEMA(nn.Module):

@@ -3,10 +3,13 @@
 
 python vq_vae/vq_vae_inference.py                        # frames of the clips in samples/
 python vq_vae/vq_vae_inference.py --clip video/walk.mp4
-python vq_vae/vq_vae_inference.py --pictures runs/pictures.npz --count 16
+python vq_vae/vq_vae_inference.py --pictures runs/pictures.npz --count 16 --measure
+
+`--measure` prints the measures of train_vqvae.py's validation over all held-out pictures of the file.
 """
 
 import argparse
+import json
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -20,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.token_files import SAMPLES
 from metrics import code_usage, psnr
-from runtime.config import positive_int
+from metrics.perceptual import perceptual_distance
+from runtime.config import SettingError, positive_int
 from runtime.device import pick_device
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_outputs
@@ -36,7 +40,8 @@ from runtime.video import (
     to_float,
     to_uint8,
 )
-from vq_vae.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
+from vq_vae.tokenizer import BATCH, SHIPPED_TOKENIZER, load_tokenizer
+from vq_vae.training_pictures import validate
 
 COLUMNS = 4  # pictures side by side
 SCALE = 2
@@ -55,6 +60,7 @@ class Options:
     pictures: Path | None
     clip: Path | None
     count: int
+    measure: bool
     resize: str
     out: Path
     device: str
@@ -85,10 +91,10 @@ def from_clips(
     return np.stack(pictures), names
 
 
-def from_file(path: Path, count: int, height: int, width: int) -> tuple[np.ndarray, list[str]]:
-    """`count` pictures of a file from preprocess_vqvae.py: of `val`, or of `train` if `val` is empty.
+def from_file(path: Path, height: int, width: int) -> tuple[np.ndarray, str]:
+    """The pictures of a file from preprocess_vqvae.py: of `val`, or of `train` if `val` is empty.
 
-    -> [N, height, width, 3] uint8, and a name for each. Raises PictureError.
+    -> [N, height, width, 3] uint8, and the name of the split. Raises PictureError.
     """
     try:
         with np.load(path) as arrays:
@@ -101,8 +107,7 @@ def from_file(path: Path, count: int, height: int, width: int) -> tuple[np.ndarr
             f"{path}: {split} is {pictures.shape}, this tokenizer takes [N > 0, {height}, {width}, 3]; "
             f"sample again with --height {height} --width {width}"
         )
-    indices = evenly(len(pictures), count)
-    return pictures[indices], [f"{split} {i}" for i in indices]
+    return pictures, split
 
 
 def sheet(
@@ -130,8 +135,12 @@ def run(options: Options) -> None:
     device = pick_device(options.device)
     tokenizer = load_tokenizer(options.vqvae_ckpt, device)
     height, width = tokenizer.config.height, tokenizer.config.width
+    if options.measure and not options.pictures:
+        raise SettingError("--measure: needs --pictures, a file from vq_vae/preprocess_vqvae.py")
     if options.pictures:
-        originals, names = from_file(options.pictures, options.count, height, width)
+        pictures, split = from_file(options.pictures, height, width)
+        indices = evenly(len(pictures), options.count)
+        originals, names = pictures[indices], [f"{split} {i}" for i in indices]
     else:
         clips = [options.clip] if options.clip else sorted((SAMPLES / "video").glob("*.mp4"))
         if not clips:
@@ -148,6 +157,13 @@ def run(options: Options) -> None:
         f"codes used, perplexity {perplexity:.0f}"
     )
     print(options.out)
+    if options.measure:
+        distance = perceptual_distance().to(device)
+        metrics, _ = validate(tokenizer.vqvae, distance, pictures, BATCH, torch.float32)
+        print(
+            f"{len(pictures)} pictures of {split}: "
+            + json.dumps({k: round(v, 4) for k, v in metrics.items()})
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -160,6 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     source.add_argument("--pictures", type=Path, help=".npz from preprocess_vqvae.py; its held-out pictures")
     source.add_argument("--clip", type=Path, help="a video (default: the clips in samples/)")
     parser.add_argument("--count", type=positive_int, default=8, help="pictures to show (default 8)")
+    parser.add_argument("--measure", action="store_true", help="measure all held-out pictures of --pictures")
     parser.add_argument("--resize", choices=sorted(RESIZE), default="area", help="for --clip")
     parser.add_argument("--out", type=Path, default=Path("outputs/reconstructions.png"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")

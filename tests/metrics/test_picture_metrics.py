@@ -13,6 +13,7 @@ from metrics import (
     edges,
     gradient_map,
     grey,
+    grid_energy,
     mean_change,
     psnr,
     spatial_gradient,
@@ -160,3 +161,18 @@ def test_the_gradient_of_a_bar_by_hand():
     assert spatial_gradient(torch.nn.functional.avg_pool2d(picture, 8)[None].expand(2, -1, -1, -1)).shape == (
         2,
     )
+
+
+def test_grid_energy_finds_a_pattern_of_dots():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(16, 3, 72, 128, generator=generator)
+    assert grid_energy(noise).mean().item() == pytest.approx(1, abs=0.15)
+    dots = 0.5 + 0.1 * noise
+    dots[..., 1::4, 2::4] += 0.03
+    assert grid_energy(dots).min() > 5
+    darker = grid_energy(dots * 0.3 + 0.2)
+    torch.testing.assert_close(darker, grid_energy(dots), rtol=1e-3, atol=1e-3)
+    others = 0.5 + 0.1 * noise
+    others[..., ::9, ::9] += 0.03
+    assert grid_energy(others).mean() < 2, "a pattern of another period"
+    assert grid_energy(dots[0]).shape == ()

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest import TINY_WORLD, tiny_tokenizer
+from conftest import TINY_WORLD, tiny_tokenizer, tiny_vqvae
 
 from model_convGru import ConvGRUWorldModel
 from rollout.world_model import WORLD_KIND, load_world_model, world_content
 from runtime import checkpoint
 from tools import strip_checkpoint
+from vq_vae.tokenizer import load_tokenizer, tokenizer_content
 
 
 @pytest.fixture
@@ -32,6 +33,31 @@ def test_keeps_what_play_needs(trained, tmp_path):
     assert not set(strip_checkpoint.TRAINING_ONLY) & content.keys()
     assert content["step"] == 3
     load_world_model(tmp_path / "play.pt", tiny_tokenizer())
+
+
+def test_half_of_the_size_and_nearly_the_same_weights(trained, tmp_path):
+    """The world reads them as float32 again; buffers of other types are as they were."""
+    whole, half = tmp_path / "play.pt", tmp_path / "half.pt"
+    strip_checkpoint.main([str(trained), str(whole)])
+    assert strip_checkpoint.main([str(trained), str(half), "--half"]) == 0
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    (a, _), (b, _) = (load_world_model(path, tiny_tokenizer()) for path in (whole, half))
+    for name, tensor in a.state_dict().items():
+        assert b.state_dict()[name].dtype == tensor.dtype
+        torch.testing.assert_close(b.state_dict()[name], tensor, rtol=2**-8, atol=0)
+
+
+def test_half_of_a_tokenizer_keeps_its_tokens(tmp_path):
+    """Only its decoder is rounded, and its checksum is that of the rounded weights."""
+    vqvae = tiny_vqvae()
+    checkpoint.save(tmp_path / "vqvae.pt", tokenizer_content(vqvae))
+    assert strip_checkpoint.main([str(tmp_path / "vqvae.pt"), str(tmp_path / "half.pt"), "--half"]) == 0
+    before, after = (load_tokenizer(tmp_path / name) for name in ("vqvae.pt", "half.pt"))
+    assert after.fingerprint == before.fingerprint and after.checksum != before.checksum
+    pictures = torch.rand(4, 3, vqvae.config.height, vqvae.config.width)
+    tokens = before.encode(pictures)
+    assert torch.equal(after.encode(pictures), tokens)
+    torch.testing.assert_close(after.decode(tokens), before.decode(tokens), rtol=0, atol=0.02)
 
 
 def test_no_path_of_the_machine_stays(trained, tmp_path):
