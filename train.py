@@ -43,6 +43,7 @@ from runtime.run_log import Means, RunLog, StopRequest, announcement
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from training import distributed
+from training.adversarial import AdversarialLoss
 from training.curriculum import Curriculum
 from training.diagnostics import SpikeWatch, action_sensitivity, prediction_values, step_values
 from training.geometry_window import pair_loss
@@ -135,6 +136,8 @@ LABEL_SMOOTHING = 0.0  # above 0 the probabilities that play samples from have a
 PERCEPTUAL_WEIGHT = 0.0  # distance of the decoded prediction to the decoded target
 PERCEPTUAL = "auto"  # the distance: auto, lpips-alex or effnet-lite0
 # geometry only
+ADVERSARIAL_WEIGHT = 0.0  # of a discriminator's judgement of sampled frames; in steps on pairs
+ADVERSARIAL_BATCH = 8  # samples of such a step that it is computed on
 DISOCCLUDED_WEIGHT = 3.0  # of a disoccluded cell in the cross-entropy; a visible one has 1
 LOSS_CELLS = 0.3  # share of the cells that is sampled, by weight, for the cross-entropy
 MASKED_DECODING = 0.1  # share of the samples that are given part of the target, for masked parallel decoding
@@ -254,6 +257,10 @@ def train(
             state.used, clips, pair_config, config.seed * distributed.size() + distributed.rank()
         )
 
+    adversarial = None
+    if pairs and config.adversarial_weight:
+        adversarial = AdversarialLoss(tokenizer, min(config.adversarial_batch, pair_config.batch))
+
     # resume, or start from the weights of another run
     resumed = last_good(out, WORLD_KIND, config.resume)
     if resumed:
@@ -267,6 +274,8 @@ def train(
             batches.restore(content["position"])
             if pairs and "pairs" in content:  # a run without pairs may go on with them
                 pairs.restore(content["pairs"], content.get("pair_maker"))
+            if adversarial:
+                adversarial.restore(content)
             curriculum.restore(content)
     elif config.init_from:
         source, content = load_world_model(
@@ -297,6 +306,8 @@ def train(
         content = {"constants": constants, "data": data, "position": dict(batches.position)}
         if pairs:
             content |= {"pairs": dict(pairs.position), "pair_maker": pairs.maker}
+        if adversarial:
+            content |= adversarial.content()
         content |= curriculum.content() | state.content()
         checkpoint.save(out / name, world_content(state.used, **content))
 
@@ -324,7 +335,7 @@ def train(
             view, target = pairs.next()
             windows, tokens = [], target[:, None]
             with autocast(device, dtype):
-                result = pair_loss(model, step_loss, view, target, config.masked_decoding)
+                result = pair_loss(model, step_loss, view, target, config.masked_decoding, adversarial)
         else:
             windows, *batch = batches.next(seq_len)
             window = tuple(x.to(device, non_blocking=True) for x in batch)
@@ -332,6 +343,10 @@ def train(
             with autocast(device, dtype):
                 result = window_loss(model, step_loss, *window, inputs)
         grad_norm = state.update(result.loss, config.grad_clip, distributed.average_gradients)
+        judged = {}
+        if on_pairs and adversarial:
+            judged["loss_discriminator"] = adversarial.update(target[: adversarial.batch])
+            judged["loss_adversarial"] = float(result.terms["adversarial"])
         step = state.step
         bar.update()
         if not first:
@@ -341,7 +356,7 @@ def train(
         loss = float(result.loss.detach())
         spikes.check(step, loss, grad_norm, windows, result.terms)
         if on_pairs:
-            means.add(config.pair_batch, {"loss_pairs": loss, "grad_norm": grad_norm})
+            means.add(config.pair_batch, {"loss_pairs": loss, "grad_norm": grad_norm, **judged})
         else:
             means.add(config.batch_size * seq_len, step_values(result, loss, grad_norm))
         if step % config.log_steps == 0:

@@ -41,8 +41,9 @@ class EffNetDistance(nn.Module):
         """Stays in eval mode: the batch norms must keep their ImageNet statistics."""
         return super().train(False)
 
-    def features(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures [B, 3, H, W] in [0, 1] -> features after each of BLOCKS, [B, C, h, w]."""
+    def features(self, pictures: Tensor, count: int = len(BLOCKS)) -> list[Tensor]:
+        """Pictures [B, 3, H, W] in [0, 1] -> features after each of the first `count` of BLOCKS,
+        [B, C, h, w]."""
         x = (pictures * 255 - 127) / 128
         x = self.net._swish(self.net._bn0(self.net._conv_stem(x)))
         found = []
@@ -50,6 +51,8 @@ class EffNetDistance(nn.Module):
             x = block(x)
             if i in self.BLOCKS:
                 found.append(x)
+            if len(found) == count:
+                break
         return found
 
     def embedding(self, pictures: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from geometry.keyframes import VISIBLE
 from model_geometry import GeometryWorldModel, Prediction, ViewInput
 from rollout.sampling import SamplingConfig, sample_from_logits
 from training import loss_terms
+from training.adversarial import AdversarialLoss
 from training.window_parts import (
     CLEAN_SHARE,
     SIMILAR_COUNT,
@@ -95,11 +96,17 @@ def geometry_window_loss(
 
 
 def pair_loss(
-    model: GeometryWorldModel, step_loss: StepLoss, inputs: ViewInput, target: Tensor, masked_decoding: float
+    model: GeometryWorldModel,
+    step_loss: StepLoss,
+    inputs: ViewInput,
+    target: Tensor,
+    masked_decoding: float,
+    adversarial: AdversarialLoss | None = None,
 ) -> WindowResult:
     """The loss of views composed of frames of the same clip (training/pairs.py), without a recurrent state.
 
-    target [B, H, W]: the recorded tokens. Disoccluded and magnified cells weigh more.
+    target [B, H, W]: the recorded tokens. Disoccluded and magnified cells weigh more. `adversarial` is
+    computed on the first samples of the batch.
     """
     prediction = model.predict_from_view(inputs)
     weights = step_loss.weights
@@ -107,6 +114,10 @@ def pair_loss(
     magnified = prediction.refined
     cell_weight = torch.where(new, weights.disoccluded, torch.where(magnified, weights.magnified, 1.0))
     terms = token_terms(model, step_loss, prediction, target, cell_weight, masked_decoding)
+    if adversarial:
+        judged = adversarial.loss(model, replace_rows(prediction, slice(0, adversarial.batch)))
+        # A mean over the judged samples: their share of the batch must not matter.
+        terms["adversarial"] = (weights.adversarial * judged.mean()).expand(len(target))
     with torch.no_grad():
         first = replace_rows(prediction, slice(0, 4))
         log_probs = loss_terms.log_probabilities(model.logits(first))

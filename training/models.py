@@ -80,6 +80,7 @@ def loss_weights(config: TrainConfig) -> LossWeights:
         sharpness=config.sharpness_weight,
         temporal=config.temporal_weight,
         perceptual=config.perceptual_weight,
+        adversarial=config.adversarial_weight,
         disoccluded=config.disoccluded_weight,
         magnified=config.magnified_weight,
         cells=config.loss_cells,

@@ -101,6 +101,8 @@ class TrainConfig:
     label_smoothing: ShareBelowOne = 0.0
     perceptual_weight: NonNegativeNumber = 0.0
     perceptual: Perceptual = "auto"
+    adversarial_weight: NonNegativeNumber = used_if(0.0, model="geometry")
+    adversarial_batch: Positive = used_if(8, model="geometry")
     disoccluded_weight: PositiveNumber = used_if(3.0, model="geometry")
     loss_cells: PositiveShare = used_if(0.3, model="geometry")
     masked_decoding: Share = used_if(0.1, model="geometry")

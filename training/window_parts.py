@@ -28,6 +28,7 @@ class LossWeights:
     sharpness: float = 0.0
     temporal: float = 0.0
     perceptual: float = 0.0
+    adversarial: float = 0.0
     # of the geometry model only
     disoccluded: float = 1.0  # weight of a disoccluded cell in the cross-entropy; a visible one has 1
     magnified: float = 1.0  # of a magnified visible cell, in pairs

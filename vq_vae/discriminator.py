@@ -10,6 +10,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from metrics.perceptual import EffNetDistance
+from runtime.config import SettingError
+from vq_vae.vq_vae import VQVAEConfig
+
 CHANNELS = 48
 SLOPE = 0.2  # of the leaky ReLU
 LEVELS = 3  # of the features, from the finest on
@@ -17,7 +21,7 @@ LEVELS = 3  # of the features, from the finest on
 
 class Discriminator(nn.Module):
     """Pictures [B, 3, Hp, Wp] in [0, 1] and their features [B, C, h, w] -> scores [B, N], above 0 for
-    recorded ones: one from the pixels and from each of the first LEVELS features, at each place."""
+    recorded ones: from the pixels and from each of the first LEVELS features, one for each place."""
 
     def __init__(self, channels: list[int]):
         """`channels` of the features."""
@@ -30,6 +34,22 @@ class Discriminator(nn.Module):
     def forward(self, pictures: Tensor, features: list[Tensor]) -> Tensor:
         inputs = [pictures * 2 - 1, *features[:LEVELS]]
         return torch.cat([net(x).flatten(1) for net, x in zip(self.heads, inputs, strict=True)], 1)
+
+
+def build_discriminator(network: EffNetDistance, config: VQVAEConfig) -> Discriminator:
+    """A discriminator of a tokenizer's pictures, on the features of `network` and on its device.
+
+    Raises SettingError if the pictures are too small for it.
+    """
+    side, device = network.least_side, next(network.parameters()).device
+    if min(config.height, config.width) < side:
+        raise SettingError(
+            f"pictures of {config.width}x{config.height}: the discriminator needs {side} pixels a side; give "
+            "another tokenizer or ADVERSARIAL_WEIGHT=0"
+        )
+    with torch.no_grad():
+        features = network.features(torch.zeros(1, 3, side, side, device=device), LEVELS)
+    return Discriminator([feature.shape[1] for feature in features]).to(device)
 
 
 def head(channels: int, stride: int) -> nn.Sequential:

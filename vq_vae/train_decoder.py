@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from metrics.perceptual import EffNetDistance
 from runtime import checkpoint
-from runtime.config import SettingError, constants_of, load
+from runtime.config import constants_of, load
 from runtime.device import amp_dtype, autocast, keep_freed_memory, pick_device
 from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
@@ -50,7 +50,7 @@ from runtime.run_folder import last_good, set_aside
 from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image, to_float
-from vq_vae.discriminator import Discriminator, discriminator_loss
+from vq_vae.discriminator import build_discriminator, discriminator_loss
 from vq_vae.tokenizer import TOKENIZER_KIND, load_tokenizer, tokenizer_content
 from vq_vae.training_pictures import load_pictures, random_batch, validate
 from vq_vae.vq_vae import TRANSPOSED, VQVAE, with_shuffle_decoder
@@ -149,14 +149,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
         )
     held_out = pictures["val"][np.linspace(0, len(pictures["val"]) - 1, count).astype(int)]
     distance = EffNetDistance().to(device)
-    least = distance.least_side
-    if min(model.config.height, model.config.width) < least:
-        raise SettingError(
-            f"INIT_FROM={config.init_from}: {distance.name} needs pictures of {least} pixels a side"
-        )
-    with torch.no_grad():
-        features = distance.features(torch.zeros(1, 3, least, least, device=device))
-    discriminator = Discriminator([feature.shape[1] for feature in features]).to(device)
+    discriminator = build_discriminator(distance, model.config)
     parts = {"model": model.decoder, "discriminator": discriminator}
     optimizers = {
         name: torch.optim.AdamW(part.parameters(), lr=config.lr, betas=(0.5, 0.99), weight_decay=0.0)
