@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geometry.camera import relative_to_first
-from rollout.sampling import SamplingConfig, sample_tokens
+from rollout.sampling import SamplingConfig, correlated_noise, sample_tokens
 from rollout.world_model import WorldModel
 from runtime.device import autocast
 from runtime.video import to_uint8
@@ -92,7 +92,7 @@ class Rollout:
                 self.tokens, actions, self.state, self.observed, self._picture, self._true_pose
             )
         # Without an action each cell keeps its uniform number: a still picture must not flicker.
-        noise = torch.rand(self.tokens.shape, generator=self.generator, device=self.device)
+        noise = correlated_noise(self.tokens.shape, self.generator, self.device)
         if self._noise is not None and prediction.visible_mask is not None:
             idle = (actions == 0).all(1)[:, None, None]
             noise = torch.where(idle, self._noise, noise)

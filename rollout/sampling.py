@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from geometry.keyframes import VISIBLE
@@ -12,6 +13,8 @@ from runtime.config import SettingError
 
 PASSES_BETWEEN = 2  # at most, for a frame that does not become a keyframe
 CELLS_STEP = 64  # numbers of cells to sample again are rounded up to multiples of it
+SHARED_NOISE = 0.7  # share of the variance of a cell's noise that its neighbours have, too ...
+SMOOTHING_CELLS = 1.5  # ... smoothed by a Gaussian of this standard deviation
 TOP_P_CODES = 256  # top-p considers no more codes: sorting all of them would cost more than the model
 
 
@@ -51,6 +54,30 @@ class SamplingConfig:
 
 # For play and evaluation; chosen on training clips, see docs/experiments.md.
 PLAY = SamplingConfig(temperature=1.0, top_p=0.97, passes=1, trust=6.0)
+
+
+def correlated_noise(
+    shape: tuple[int, int, int],
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Uniform numbers [B, H, W] in 0..1 for sampling, of which neighbouring cells have similar ones.
+
+    Each cell is sampled from its own distribution, as with independent numbers, but neighbours whose
+    distributions are alike tend to take codes of the same rank: patches instead of single cells. A Gaussian
+    copula: Gaussian noise with the share SHARED_NOISE of its variance smoothed over SMOOTHING_CELLS, through
+    its cumulative distribution.
+    """
+    B, H, W = shape
+    reach = math.ceil(3 * SMOOTHING_CELLS)
+    at = torch.arange(-reach, reach + 1, device=device, dtype=torch.float32)
+    bell = torch.exp(-((at / SMOOTHING_CELLS) ** 2) / 2)
+    bell = bell / bell.norm()  # so the smoothed noise has a variance of 1
+    size = (B, 1, H + 2 * reach, W + 2 * reach)
+    smooth = torch.randn(size, generator=generator, device=device)
+    smooth = F.conv2d(F.conv2d(smooth, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))[:, 0]
+    own = torch.randn(shape, generator=generator, device=device)
+    return torch.special.ndtr(SHARED_NOISE**0.5 * smooth + (1 - SHARED_NOISE) ** 0.5 * own)
 
 
 @torch.no_grad()

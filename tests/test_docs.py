@@ -43,6 +43,7 @@ DOCUMENTS_RENAMES = {"tests/test_docs.py": r"", "CHANGELOG.md": r"->", "tools/co
 MADE_BY_DEFAULT = {
     "train.py": "runs/world",
     "vq_vae/train_vqvae.py": "runs/vqvae",
+    "vq_vae/train_decoder.py": "runs/decoder",
     "depth/train_depth.py": "runs/depth",
     "make data": "data/luanti",
 }

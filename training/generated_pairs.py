@@ -20,7 +20,7 @@ from geometry import camera
 from geometry.keyframes import NEW_GENERATED_DEGREES, NEW_GENERATED_METRES, VISIBLE, distance
 from geometry.warping import SourceFrames
 from model_geometry import GENERATION_MAX, GeometryWorldModel, ViewInput
-from rollout.sampling import PLAY, sample_tokens
+from rollout.sampling import PLAY, correlated_noise, sample_tokens
 from training.pairs import compose_input, join_pairs, to_half
 
 CHAIN_STEPS = 12  # generated frames of a chain, so pairs of it
@@ -105,7 +105,7 @@ def make_generated_pairs(
         )
         parts.append((to_half(inputs), true_tokens[:, step].to(torch.int16).cpu()))
         prediction = model.predict_from_view(inputs)
-        noise = torch.rand(true_tokens[:, step].shape, device=device)
+        noise = correlated_noise(true_tokens[:, step].shape, device=device)
         tokens = sample_tokens(model, prediction, PLAY, noise)
         tokens = torch.where(prediction.visible_mask > VISIBLE, tokens, true_tokens[:, step])
         made.append(observe(model, tokens, poses[:, step], prediction.resolution_after(inputs.exact)))

@@ -1,5 +1,6 @@
 """Sampling tokens, and rollouts."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,14 @@ from conftest import TINY_WORLD, tiny_tokenizer
 from model_convGru import ConvGRUWorldModel
 from rollout import sampling as sampling_module
 from rollout.rollout import Rollout
-from rollout.sampling import SamplingConfig, sample_from_logits, sample_tokens
+from rollout.sampling import (
+    SHARED_NOISE,
+    SMOOTHING_CELLS,
+    SamplingConfig,
+    correlated_noise,
+    sample_from_logits,
+    sample_tokens,
+)
 from runtime.config import SettingError
 from runtime.video import to_float, to_uint8
 
@@ -334,3 +342,38 @@ def test_passes_sample_the_joint_distribution_in_random_order():
     assert (two[:, 0] == one[:, 0]).float().mean().item() == pytest.approx(0.79, abs=0.02), (
         "either may be first"
     )
+
+
+# ---------------------------------------------------------------- correlated noise
+
+
+def test_noise_of_a_cell_is_uniform_also_at_the_border():
+    noise = correlated_noise((4000, 4, 5), generator(0))
+    assert noise.min() >= 0 and noise.max() <= 1
+    for place in (noise[:, 0, 0], noise[:, 2, 2], noise[:, 3, 4]):
+        shares = torch.histc(place, 10, 0, 1) / len(place)
+        assert (shares - 0.1).abs().max() < 0.025
+
+
+def test_neighbours_have_similar_noise_and_distant_cells_have_not():
+    noise = correlated_noise((400, 18, 32), generator(1))
+
+    def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+        return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
+
+    # Smoothed by a Gaussian of s cells, cells d apart have a correlation of exp(-d^2 / 4 s^2).
+    expected = SHARED_NOISE * math.exp(-1 / (4 * SMOOTHING_CELLS**2))
+    assert correlation(noise[:, :, 1:], noise[:, :, :-1]) == pytest.approx(expected, abs=0.04)
+    assert correlation(noise[:, 1:], noise[:, :-1]) == pytest.approx(expected, abs=0.04)
+    assert abs(correlation(noise[:, :, 12:], noise[:, :, :-12])) < 0.03
+    assert abs(correlation(noise[1:], noise[:-1])) < 0.03, "worlds are independent"
+
+
+def test_samples_keep_their_distribution_and_come_in_patches():
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()[None, :, None, None].expand(300, 3, 18, 32)
+    noise = correlated_noise((300, 18, 32), generator(2))
+    tokens = sample_from_logits(logits, SamplingConfig(), noise=noise)
+    shares = tokens.flatten().bincount(minlength=3) / tokens.numel()
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2]), rtol=0, atol=0.02)
+    same = (tokens[:, :, 1:] == tokens[:, :, :-1]).float().mean().item()
+    assert same > 0.38 + 0.15, "independent samples agree in 0.38 of the cells"
