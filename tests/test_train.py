@@ -36,7 +36,7 @@ from runtime.training_state import NonFiniteError
 from training.diagnostics import SpikeWatch
 from training.train_config import TrainConfig
 from training.validation import validate
-from vq_vae.tokenizer import fingerprint, tokenizer_content
+from vq_vae.tokenizer import checksum, tokenizer_content
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -327,7 +327,7 @@ def test_a_second_run_in_a_folder_is_refused(convgru, monkeypatch, capsys):
 def test_tokens_of_another_tokenizer_are_refused(convgru, tmp_path):
     other = tiny_vqvae(seed=9)
     checkpoint.save(tmp_path / "other.pt", tokenizer_content(other))
-    with pytest.raises(DataError, match=f"in use is {fingerprint(other)}; encode"):
+    with pytest.raises(DataError, match=f"in use is {checksum(other)}; encode"):
         run(replace(convgru, vqvae_ckpt=str(tmp_path / "other.pt")))
 
 

@@ -12,7 +12,7 @@ from model_convGru import ConvGRUWorldModel
 from rollout.world_model import load_world_model, world_content
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
-from vq_vae.tokenizer import fingerprint, load_tokenizer, tokenizer_content
+from vq_vae.tokenizer import checksum, load_tokenizer, tokenizer_content
 
 
 def tiny_world(seed: int = 0) -> ConvGRUWorldModel:
@@ -168,17 +168,17 @@ def test_changed_tokenizer_is_refused(files):
     content = checkpoint.load(files[0])
     content["model"]["quantizer.codebook"][3] += 0.01
     checkpoint.save(files[0], content)
-    with pytest.raises(CheckpointError, match=r"vqvae\.pt: its weights have fingerprint"):
+    with pytest.raises(CheckpointError, match=r"vqvae\.pt: its weights have checksum"):
         load_tokenizer(files[0])
 
 
-def test_fingerprint_changes_with_codes_and_pictures_only():
-    original = fingerprint(tiny_vqvae())
-    assert original == fingerprint(tiny_vqvae()), "a function of the weights"
+def test_checksum_changes_with_codes_and_pictures_only():
+    original = checksum(tiny_vqvae())
+    assert original == checksum(tiny_vqvae()), "a function of the weights"
     for name in tiny_vqvae().state_dict():
         changed = tiny_vqvae()
         tensor = changed.state_dict()[name]
         first = (0,) * tensor.dim()
         tensor[first] = tensor[first] == 0 if tensor.dtype == torch.bool else tensor[first] + 1e-3
-        same = fingerprint(changed) == original
+        same = checksum(changed) == original
         assert same == ("ema_" in name), f"{name}: only the running sums of training do not count"
