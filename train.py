@@ -39,7 +39,7 @@ from runtime.errors import run_script
 from runtime.folder_lock import lock_folder
 from runtime.outputs import make_folder
 from runtime.run_folder import last_good, remove_old_steps, set_aside
-from runtime.run_log import Means, RunLog, StopRequest, announcement
+from runtime.run_log import Means, RunLog, StopRequest, announcement, ending
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from training import distributed
@@ -405,7 +405,7 @@ def train(
     if first:
         save("last.pt")
         log.close()
-    print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
+    print(ending(state.step, config.steps, out))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ from runtime.ranges import (
     ShareBelowOne,
 )
 from runtime.run_folder import last_good, set_aside
-from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement
+from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement, ending
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image
 from vq_vae.tokenizer import load_tokenizer
@@ -390,7 +390,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     bar.close()
     save("last.pt")
     log.close()
-    print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
+    print(ending(state.step, config.steps, out))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,12 @@ class EffNetDistance(nn.Module):
         D is 112, small enough to estimate a covariance from a few hundred pictures. FID uses Inception's
         2,048 features; the two cannot be compared.
         """
-        return self.features(pictures)[self.BLOCKS.index(self.EMBEDDING_BLOCK)].float().mean((2, 3))
+        return self.embedding_of_features(self.features(pictures))
+
+    @classmethod
+    def embedding_of_features(cls, features: list[Tensor]) -> Tensor:
+        """`embedding` from the `features` of the pictures."""
+        return features[cls.BLOCKS.index(cls.EMBEDDING_BLOCK)].float().mean((2, 3))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Two batches of pictures [B, 3, H, W] in [0, 1] -> distance [B], at least 0; lower is better."""

@@ -102,6 +102,11 @@ def announcement(step: int, steps: int, folder: Path) -> str:
     )
 
 
+def ending(step: int, steps: int, folder: Path) -> str:
+    """How a training run ended, for its last line."""
+    return f"{'finished' if step >= steps else 'stopped'} at step {step}; weights in {folder}"
+
+
 def remove_later_rows(path: Path, step: int) -> None:
     """Removes the rows of steps after `step` from a log, and what is no row, such as a half-written one."""
     kept = []

@@ -27,7 +27,7 @@ EXAMPLE = "python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt 
 
 TRAINING_ONLY = (
     *("optimizer", "scaler", "rng", "position", "pairs", "pair_maker", "trained"),
-    *("discriminator", "discriminator_optimizer"),
+    *("discriminator", "discriminator_optimizer", "discriminator_updates"),
 )
 
 

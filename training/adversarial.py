@@ -16,7 +16,7 @@ from geometry.keyframes import VISIBLE
 from metrics.perceptual import EffNetDistance
 from model_geometry import GeometryWorldModel, Prediction
 from rollout.sampling import PLAY
-from vq_vae.discriminator import LEVELS, build_discriminator, discriminator_loss
+from vq_vae.discriminator import LEVELS, build_discriminator, update_discriminator
 from vq_vae.tokenizer import Tokenizer
 
 LEARNING_RATE = 3e-4  # of the discriminator
@@ -69,13 +69,9 @@ class AdversarialLoss:
         scores = self.discriminator(recorded, features)
         sampled, self._sampled = self._sampled, None
         others = self.discriminator(sampled.pictures.detach(), [f.detach() for f in sampled.features])
-        loss = discriminator_loss(scores.float(), others.float())
-        if loss.isfinite():
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            self.updates += 1
-        return float(loss.detach())
+        loss = update_discriminator(self.optimizer, scores, others)
+        self.updates += int(loss.isfinite())
+        return float(loss)
 
     def content(self) -> dict:
         """What a checkpoint holds of it."""
@@ -94,8 +90,8 @@ class AdversarialLoss:
 
 
 def sampled_vectors(model: GeometryWorldModel, prediction: Prediction) -> Tensor:
-    """Code vectors [B, D, H, W] of a frame as play samples it: kept cells take the likeliest code, the others
-    are sampled, with the gradient of the Gumbel-softmax."""
+    """Code vectors [B, D, H, W] of a frame as play samples it, but for top-p: kept cells take the likeliest
+    code, the others are sampled, with the gradient of the Gumbel-softmax."""
     kept = (prediction.visible_mask > VISIBLE) & ~prediction.refined
     logits = model.logits(prediction, trust=PLAY.trust * kept).movedim(1, -1)  # [B, H, W, V]
     codebook = model.tokenizer.codebook

@@ -65,6 +65,16 @@ def head(channels: int, stride: int) -> nn.Sequential:
     )
 
 
+def update_discriminator(optimizer: torch.optim.Optimizer, recorded: Tensor, reconstructed: Tensor) -> Tensor:
+    """An optimizer step from the scores of both; returns the loss. One that is not finite changes nothing."""
+    loss = discriminator_loss(recorded.float(), reconstructed.float())
+    if loss.isfinite():
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return loss.detach()
+
+
 def discriminator_loss(recorded: Tensor, reconstructed: Tensor) -> Tensor:
     """Hinge loss of the discriminator, from its scores of both."""
     return (F.relu(1 - recorded).mean() + F.relu(1 + reconstructed).mean()) / 2

@@ -47,12 +47,12 @@ from runtime.ranges import (
     ShareBelowOne,
 )
 from runtime.run_folder import last_good, set_aside
-from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement
+from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement, ending
 from runtime.training_state import MovingAverage, SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image, to_float
-from vq_vae.discriminator import build_discriminator, discriminator_loss
+from vq_vae.discriminator import build_discriminator, update_discriminator
 from vq_vae.tokenizer import TOKENIZER_KIND, load_tokenizer, tokenizer_content
-from vq_vae.training_pictures import load_pictures, random_batch, validate
+from vq_vae.training_pictures import held_out_pictures, load_pictures, random_batch, validate
 from vq_vae.vq_vae import TRANSPOSED, VQVAE, with_shuffle_decoder
 
 # --- files ---
@@ -140,14 +140,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     model = model.to(device).requires_grad_(False).eval()
     model.decoder.requires_grad_(True)
     pictures = load_pictures(config.pictures, model.config.height, model.config.width)
-    count = min(config.val_pictures, len(pictures["val"]))
-    if not count:
-        print(
-            f"warning: PICTURES={config.pictures}: no picture is held out; training without validation, and "
-            "best.pt is the newest weights: record more, or give preprocess_vqvae.py another --val_fraction",
-            file=sys.stderr,
-        )
-    held_out = pictures["val"][np.linspace(0, len(pictures["val"]) - 1, count).astype(int)]
+    held_out = held_out_pictures(pictures["val"], config.val_pictures, config.pictures)
     distance = EffNetDistance().to(device)
     discriminator = build_discriminator(distance, model.config)
     parts = {"model": model.decoder, "discriminator": discriminator}
@@ -221,10 +214,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
         with autocast(device, dtype):
             recorded = discriminator(truth, wanted)
             reconstructed = discriminator(reconstruction.detach(), [f.detach() for f in features])
-        terms["discriminator"] = discriminator_loss(recorded.float(), reconstructed.float())
-        optimizers["discriminator"].zero_grad(set_to_none=True)
-        terms["discriminator"].backward()
-        optimizers["discriminator"].step()
+        terms["discriminator"] = update_discriminator(optimizers["discriminator"], recorded, reconstructed)
         step = state.step
         bar.update()
 
@@ -240,7 +230,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
 
         # validate
         validates = step % config.val_steps == 0 or step == config.steps
-        if validates and not count:
+        if validates and not len(held_out):
             save("best.pt")  # the newest weights
         elif validates:
             state.metrics, picture = validate(average.network, distance, held_out, config.batch_size, dtype)
@@ -256,7 +246,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     bar.close()
     save("last.pt")
     log.close()
-    print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
+    print(ending(state.step, config.steps, out))
 
 
 if __name__ == "__main__":

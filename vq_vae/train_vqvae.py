@@ -44,11 +44,11 @@ from runtime.ranges import (
     Width,
 )
 from runtime.run_folder import last_good, set_aside
-from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement
+from runtime.run_log import Means, RunLog, StopRequest, WandbMode, announcement, ending
 from runtime.training_state import SaveTimer, TrainingState, warmup_cosine
 from runtime.video import save_image, to_float
 from vq_vae.tokenizer import TOKENIZER_KIND, tokenizer_content
-from vq_vae.training_pictures import load_pictures, random_batch, validate
+from vq_vae.training_pictures import held_out_pictures, load_pictures, random_batch, validate
 from vq_vae.vq_vae import VQVAE, VQVAEConfig
 
 # --- files ---
@@ -124,14 +124,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
 
     # data, model, optimizer, loss
     pictures = load_pictures(config.pictures, config.height, config.width)
-    count = min(config.val_pictures, len(pictures["val"]))
-    if not count:
-        print(
-            f"warning: PICTURES={config.pictures}: no picture is held out; training without validation, and "
-            "best.pt is the newest weights: record more, or give preprocess_vqvae.py another --val_fraction",
-            file=sys.stderr,
-        )
-    held_out = pictures["val"][np.linspace(0, len(pictures["val"]) - 1, count).astype(int)]
+    held_out = held_out_pictures(pictures["val"], config.val_pictures, config.pictures)
     model = VQVAE(
         VQVAEConfig(
             height=config.height,
@@ -216,7 +209,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
 
         # validate
         validates = step % config.val_steps == 0 or step == config.steps
-        if validates and not count:
+        if validates and not len(held_out):
             save("best.pt")  # the newest weights
         elif validates:
             state.metrics, picture = validate(model, distance, held_out, config.batch_size, dtype)
@@ -232,7 +225,7 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     bar.close()
     save("last.pt")
     log.close()
-    print(f"{'finished' if state.step >= config.steps else 'stopped'} at step {state.step}; weights in {out}")
+    print(ending(state.step, config.steps, out))
 
 
 if __name__ == "__main__":

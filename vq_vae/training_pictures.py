@@ -1,5 +1,6 @@
 """The pictures that the tokenizer is trained on, and its validation on those that are held out."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from dataset.token_files import DataError
 from metrics import code_usage, frechet_distance, grid_energy, psnr, spatial_gradient
+from metrics.perceptual import EffNetDistance
 from runtime.arrays import ArraysError, read_arrays
 from runtime.device import autocast
 from runtime.video import grid, to_float, to_uint8
@@ -42,6 +44,18 @@ def load_pictures(path: str, height: int, width: int) -> dict[str, np.ndarray]:
     return pictures
 
 
+def held_out_pictures(pictures: np.ndarray, count: int, path: str) -> np.ndarray:
+    """At most `count` of the pictures `val` of the file `path`, evenly spaced; warns if there are none."""
+    count = min(count, len(pictures))
+    if not count:
+        print(
+            f"warning: PICTURES={path}: no picture is held out; training without validation, and best.pt is "
+            "the newest weights: record more, or give preprocess_vqvae.py another --val_fraction",
+            file=sys.stderr,
+        )
+    return pictures[np.linspace(0, len(pictures) - 1, count).astype(int)]
+
+
 def random_batch(pictures: np.ndarray, size: int, flip: bool, rng: np.random.Generator) -> Tensor:
     """`size` random pictures -> [B, H, W, 3] uint8; with `flip`, half of them mirrored left-right."""
     batch = torch.from_numpy(pictures[np.sort(rng.integers(0, len(pictures), size))])
@@ -59,7 +73,7 @@ def validate(
 
     `val_gradient` and `val_grid_energy` are over those of the originals (`metrics.spatial_gradient`,
     `metrics.grid_energy`). `val_frechet`, the Fréchet distance of both sets of pictures, only where
-    `distance` has an embedding.
+    `distance` is that of EffNet-Lite0.
     """
     device, codes = next(model.parameters()).device, model.config.codebook_size
     training = model.training
@@ -75,15 +89,18 @@ def validate(
         found = {
             "mse": (reconstruction - truth).square().mean((1, 2, 3)),
             "psnr": psnr(reconstruction, truth),
-            distance.name: distance(reconstruction, truth),
         }
-        for both, measure in (("gradient", spatial_gradient), ("grid_energy", grid_energy)):
-            found |= {both: measure(reconstruction), f"recorded_{both}": measure(truth)}
+        if isinstance(distance, EffNetDistance):  # its features serve both measures
+            both = distance.features(reconstruction), distance.features(truth)
+            found[distance.name] = distance.distance_of_features(*both)
+            for embedding, features in zip(embeddings, both, strict=True):
+                embedding.append(distance.embedding_of_features(features))
+        else:
+            found[distance.name] = distance(reconstruction, truth)
+        for name, measure in (("gradient", spatial_gradient), ("grid_energy", grid_energy)):
+            found |= {name: measure(reconstruction), f"recorded_{name}": measure(truth)}
         for name, value in found.items():
             values.setdefault(name, []).append(value)
-        if hasattr(distance, "embedding"):
-            for features, shown in zip(embeddings, (reconstruction, truth), strict=True):
-                features.append(distance.embedding(shown))
         counts += torch.bincount(tokens.flatten(), minlength=codes)
         pairs.append(to_uint8(torch.stack([truth[0], reconstruction[0]])))
     model.train(training)
