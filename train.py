@@ -47,7 +47,7 @@ from training.adversarial import AdversarialLoss
 from training.curriculum import Curriculum
 from training.diagnostics import SpikeWatch, action_sensitivity, prediction_values, step_values
 from training.geometry_window import pair_loss
-from training.models import build_model, loss_weights, window_loss
+from training.models import build_model, loss_weights, trained_parameters, window_loss
 from training.motion_pretraining import pretrain_player_motion, without_poses
 from training.pair_pool import PairPool, pair_step
 from training.pairs import PairConfig
@@ -84,6 +84,7 @@ GRADIENT_CHECKPOINTING = False  # recompute each step in the backward pass: less
 
 # --- optimization ---
 STEPS = 30_000
+TRAINED_PARTS = ""  # "": all; or names of the model's parts, by commas: the others stay those of INIT_FROM
 BATCH_SIZE = 8
 LR = 1e-3  # after a linear warm-up; then cosine decay to MIN_LR at STEPS
 MIN_LR = 1e-5
@@ -107,6 +108,8 @@ PAIR_BATCH = 32
 PAIR_POOL = 1536  # pairs that are made at once: 33 kB each
 PAIR_PASSES = 4  # how often each is used
 PAIR_GENERATED = 0.4  # share of them whose sources the model generated, as at play
+PAIR_INVENTED = 0.0  # share of those without a target, since it invents the disoccluded cells: see
+# ADVERSARIAL_WEIGHT, which alone judges them
 RECORDED_DEPTH = 0.3  # share of the pairs that are warped by recorded depth, where there is any
 
 # --- curriculum: the last `ar_len` steps of a window may be self-fed ---
@@ -235,7 +238,10 @@ def train(
     model = build_model(config, tokenizer, manifest, depth).to(device)
     print(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {model.config}")
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        trained_parameters(model, config.trained_parts),
+        lr=config.lr,
+        betas=(0.9, 0.95),
+        weight_decay=config.weight_decay,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = MovingAverage(model, config.average_decay) if config.average_decay else None
@@ -250,6 +256,7 @@ def train(
             passes=config.pair_passes,
             recorded_depth=config.recorded_depth,
             generated=config.pair_generated,
+            invented=config.pair_invented,
             token_noise=config.token_noise,
             similar_share=config.similar_codes,
         )
@@ -345,7 +352,7 @@ def train(
         grad_norm = state.update(result.loss, config.grad_clip, distributed.average_gradients)
         judged = {}
         if on_pairs and adversarial:
-            judged["loss_discriminator"] = adversarial.update(target[: adversarial.batch])
+            judged["loss_discriminator"] = adversarial.update(target)
             judged["loss_adversarial"] = float(result.terms["adversarial"])
         step = state.step
         bar.update()

@@ -115,6 +115,13 @@ class DepthNet(nn.Module):
             self.output.weight.mul_(OUTPUT_SCALE)
         self.to(memory_format=torch.channels_last)
 
+    def freeze_coarse(self, levels: int) -> None:
+        """The `levels` coarsest levels, and what leads up from them, are no longer trained."""
+        first = len(self.config.channels) - levels
+        frozen = [*self.encoder[first:], *self.up[max(first - 1, 0) :], *self.decoder[first:]]
+        for part in [*frozen, self.coarsest] if levels else []:
+            part.requires_grad_(False)
+
     def ground(self, pitch: Tensor) -> Tensor:
         """Pitch [B] in degrees -> log inverse ray distances of a flat ground [B, H, W]; NaN counts as 0."""
         pose = pitch.new_zeros(len(pitch), 5)

@@ -93,6 +93,10 @@ WIDTH: PictureSide = 128
 CHANNELS: Annotated[tuple, Range(4, 8192, multiple_of=4)] = (24, 48, 96, 128)  # of the levels, 36x64 to 5x8
 BLOCKS: Annotated[tuple, Range(0, 100)] = (0, 1, 1, 1)  # residual blocks of each level of the encoder
 DROPOUT: ShareBelowOne = 0.1
+FROZEN_LEVELS: NonNegative = (
+    0  # so many of the coarsest levels keep the weights of INIT_FROM: to fine-tune on
+)
+# pictures with other textures, or of another decoder
 
 # --- optimization ---
 STEPS: NonNegative = 12_000
@@ -314,9 +318,16 @@ def train(config: Any, stop: StopRequest | None = None) -> None:
     print(f"data: {'; '.join(parts)}; {megabytes:.0f} MB of memory")
 
     # model, optimizer
+    if config.frozen_levels >= len(config.channels) or (config.frozen_levels and not config.init_from):
+        raise SettingError(
+            f"FROZEN_LEVELS={config.frozen_levels}: fewer than the {len(config.channels)} levels can keep "
+            f"their weights, and those need INIT_FROM (now {config.init_from!r}); change one of them"
+        )
     network = DepthNet(network_config).to(device)
+    network.freeze_coarse(config.frozen_levels)
     print(f"model: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {network_config}")
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = MovingAverage(network, config.average_decay)
     state = TrainingState(network, optimizer, scaler, device, average=average)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geometry.camera import relative_to_first
-from rollout.sampling import SamplingConfig, correlated_noise, sample_tokens
+from rollout.sampling import SamplingConfig, carry_noise, correlated_noise, sample_tokens
 from rollout.world_model import WorldModel
 from runtime.device import autocast
 from runtime.video import to_uint8
@@ -36,7 +36,7 @@ class Rollout:
         self.observed = True  # the tokens are recorded, not generated
         self._true_pose: Tensor | None = None  # [B, 5] of the context's last frame
         self._picture: Tensor | None = None  # the decoded tokens, once they are needed
-        self._noise: Tensor | None = None  # [B, H, W] uniform numbers of the last step
+        self._noise: Tensor | None = None  # [B, H, W] standard normal, of the last step
 
     @torch.inference_mode()
     def prime(self, tokens: Tensor, actions: Tensor, pose: Tensor | None = None) -> None:
@@ -91,11 +91,12 @@ class Rollout:
             prediction, self.state = self.model.predict(
                 self.tokens, actions, self.state, self.observed, self._picture, self._true_pose
             )
-        # Without an action each cell keeps its uniform number: a still picture must not flicker.
         noise = correlated_noise(self.tokens.shape, self.generator, self.device)
         if self._noise is not None and prediction.visible_mask is not None:
-            idle = (actions == 0).all(1)[:, None, None]
-            noise = torch.where(idle, self._noise, noise)
+            view, idle = prediction.view, (actions == 0).all(1)[:, None, None]
+            carried = carry_noise(self._noise, noise, view.source_grid, view.visible_mask)
+            # Without an action each cell keeps its noise: a still picture must not flicker.
+            noise = torch.where(idle, self._noise, carried)
         self._noise = noise
         return prediction
 
@@ -103,7 +104,8 @@ class Rollout:
     def sample(self, prediction) -> None:
         """Second half of `step`: samples the next frame's tokens."""
         with autocast(self.device, self.dtype):
-            self.tokens = sample_tokens(self.model, prediction, self.sampling, self._noise)
+            uniform = torch.special.ndtr(self._noise)
+            self.tokens = sample_tokens(self.model, prediction, self.sampling, uniform)
         self.observed, self._true_pose, self._picture = False, None, None
 
     @torch.inference_mode()

@@ -15,6 +15,9 @@ PASSES_BETWEEN = 2  # at most, for a frame that does not become a keyframe
 CELLS_STEP = 64  # numbers of cells to sample again are rounded up to multiples of it
 SHARED_NOISE = 0.7  # share of the variance of a cell's noise that its neighbours have, too ...
 SMOOTHING_CELLS = 1.5  # ... smoothed by a Gaussian of this standard deviation
+CARRIED_NOISE = (
+    0.95  # share of the variance of a cell's noise that it keeps from step to step, as the view moves
+)
 TOP_P_CODES = 256  # top-p considers no more codes: sorting all of them would cost more than the model
 
 
@@ -61,12 +64,12 @@ def correlated_noise(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Uniform numbers [B, H, W] in 0..1 for sampling, of which neighbouring cells have similar ones.
+    """Standard normal noise [B, H, W] for sampling, of which neighbouring cells have similar values.
 
-    Each cell is sampled from its own distribution, as with independent numbers, but neighbours whose
-    distributions are alike tend to take codes of the same rank: patches instead of single cells. A Gaussian
-    copula: Gaussian noise with the share SHARED_NOISE of its variance smoothed over SMOOTHING_CELLS, through
-    its cumulative distribution.
+    The share SHARED_NOISE of its variance is smoothed over SMOOTHING_CELLS. Through the cumulative
+    distribution it becomes the uniform numbers that sampling takes (a Gaussian copula): each cell is sampled
+    from its own distribution, as with independent numbers, but neighbours whose distributions are alike tend
+    to take codes of the same rank: patches instead of single cells.
     """
     B, H, W = shape
     reach = math.ceil(3 * SMOOTHING_CELLS)
@@ -77,7 +80,24 @@ def correlated_noise(
     smooth = torch.randn(size, generator=generator, device=device)
     smooth = F.conv2d(F.conv2d(smooth, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))[:, 0]
     own = torch.randn(shape, generator=generator, device=device)
-    return torch.special.ndtr(SHARED_NOISE**0.5 * smooth + (1 - SHARED_NOISE) ** 0.5 * own)
+    return SHARED_NOISE**0.5 * smooth + (1 - SHARED_NOISE) ** 0.5 * own
+
+
+def carry_noise(last: Tensor, fresh: Tensor, source_grid: Tensor, visible_mask: Tensor) -> Tensor:
+    """The noise [B, H, W] of the next frame, standard normal as both of `last` and `fresh` [B, H, W].
+
+    That of the last frame moves with what its cells show, so that a cell which is sampled anew in the next
+    keyframe tends to take the code that it had: the texture does not flicker. Each step mixes in some of
+    `fresh`, which disoccluded cells take alone. source_grid [B, H, W, 2] and visible_mask [B, H, W] as in
+    `ComposedView`.
+    """
+    grid = source_grid.to(last.dtype)
+    moved = F.grid_sample(last[:, None], grid, mode="nearest", padding_mode="border", align_corners=False)[
+        :, 0
+    ]
+    mixed = CARRIED_NOISE**0.5 * moved + (1 - CARRIED_NOISE) ** 0.5 * fresh
+    seen = (visible_mask > VISIBLE) & (grid.abs() <= 1).all(-1)
+    return torch.where(seen, mixed, fresh)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ absolute paths of the machine that trained it.
 
 python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt
 python tools/strip_checkpoint.py runs/world/best.pt outputs/world.pt --half    # bfloat16: half the size
+python tools/strip_checkpoint.py runs/depth/best.pt outputs/depth.pt --half --base checkpoints/depth.pt
 python tools/strip_checkpoint.py --sums        # writes checkpoints/SHA256SUMS anew
 """
 
@@ -31,12 +32,25 @@ TRAINING_ONLY = (
 )
 
 
-def strip(source: Path, target: Path, half: bool) -> None:
-    """Copies a checkpoint without what only training needs, `half`: `halved`. Raises CheckpointError or
-    OutputError."""
-    check_outputs([target], [source])
+def strip(source: Path, target: Path, half: bool, base: Path | None = None) -> None:
+    """Copies a checkpoint without what only training needs, `half`: `halved`, `base`: `as_in_base`. Raises
+    CheckpointError or OutputError."""
+    check_outputs([target], [source, *([base] if base else [])])
     content = stripped(load(source))
-    save(target, halved(content, source) if half else content)
+    if half:
+        rounded = halved(content, source)
+        content = as_in_base(content, rounded, load(base, content["kind"])) if base else rounded
+    save(target, content)
+
+
+def as_in_base(content: dict, rounded: dict, base: dict) -> dict:
+    """`rounded`, but weights of `content` that were not trained since `base` are those of `base`: where most
+    of a network was frozen, git then stores a small difference."""
+    weights = dict(rounded["model"])
+    for name, tensor in base["model"].items():
+        if name in weights and torch.equal(tensor.to(content["model"][name].dtype), content["model"][name]):
+            weights[name] = tensor
+    return {**rounded, "model": weights}
 
 
 def halved(content: dict, source: Path) -> dict:
@@ -79,12 +93,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("target", type=Path, nargs="?", help="file to write")
     parser.add_argument("--sums", action="store_true", help="write checkpoints/SHA256SUMS anew")
     parser.add_argument("--half", action="store_true", help="weights as bfloat16: half the size")
+    parser.add_argument(
+        "--base", type=Path, help="with --half: a file whose weights stay where they are equal"
+    )
     args = parser.parse_args(arguments)
     if args.sums:
         return run_script(write_sums)
     if args.target is None:
         parser.error("give SOURCE and TARGET, or --sums")
-    return run_script(lambda: strip(args.source, args.target, args.half))
+    if args.base and not args.half:
+        parser.error("--base needs --half: only weights that are rounded can differ from those of the base")
+    return run_script(lambda: strip(args.source, args.target, args.half, args.base))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from geometry.keyframes import VISIBLE
 from metrics.perceptual import EffNetDistance
 from model_geometry import GeometryWorldModel, Prediction
 from rollout.sampling import PLAY
+from training.pairs import has_no_target
 from vq_vae.discriminator import LEVELS, build_discriminator, update_discriminator
 from vq_vae.tokenizer import Tokenizer
 
@@ -60,8 +61,10 @@ class AdversarialLoss:
             return -self.discriminator(pictures, self._sampled.features).float().mean(1)
 
     def update(self, target: Tensor) -> float:
-        """A step of the discriminator, after the world model's backward pass; target [n, H, W] recorded
-        tokens. Returns its loss; one that is not finite changes nothing."""
+        """A step of the discriminator, after the world model's backward pass; target [B, H, W] as in
+        `pair_loss`, of which up to `batch` recorded ones are taken. Returns its loss; one that is not finite
+        changes nothing."""
+        target = target[~has_no_target(target)][: self.batch]
         self.discriminator.requires_grad_(True)
         with torch.no_grad():
             recorded = self.tokenizer.decode(target)

@@ -5,7 +5,9 @@ detail, and a model that has only seen recorded sources cannot bring it back. He
 the recorded poses, each as far from the one before as a keyframe at play. Each frame is generated from those
 before it, and the recorded frame there is the target. So the model learns to restore what it loses itself.
 
-Disoccluded cells take the recorded tokens: what the model invents there has no recorded continuation.
+Disoccluded cells take the recorded tokens: what the model invents there has no recorded continuation. In a
+share of the chains they keep what the model invented. Their later frames have no target, and an adversarial
+loss alone judges them.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from geometry.keyframes import NEW_GENERATED_DEGREES, NEW_GENERATED_METRES, VISI
 from geometry.warping import SourceFrames
 from model_geometry import GENERATION_MAX, GeometryWorldModel, ViewInput
 from rollout.sampling import PLAY, correlated_noise, sample_tokens
-from training.pairs import compose_input, join_pairs, to_half
+from training.pairs import NO_TARGET, compose_input, join_pairs, to_half
 
 CHAIN_STEPS = 12  # generated frames of a chain, so pairs of it
 CHAINS = 8  # that are made at once
@@ -46,9 +48,16 @@ def chain_frames(pose: np.ndarray, spacing: float) -> np.ndarray:
 
 @torch.no_grad()
 def make_generated_pairs(
-    model: GeometryWorldModel, clips: TokenClips, draw_scene: DrawScene, rng: np.random.Generator
+    model: GeometryWorldModel,
+    clips: TokenClips,
+    draw_scene: DrawScene,
+    rng: np.random.Generator,
+    invented: float = 0.0,
 ) -> tuple[ViewInput, Tensor]:
     """GENERATED_PAIRS pairs, in half precision on the CPU: inputs and targets.
+
+    In the share `invented` of the chains the model invents the disoccluded cells. After such a chain's first
+    frame, targets are NO_TARGET.
 
     A chain that ends early repeats its last frame.
     """
@@ -75,6 +84,7 @@ def make_generated_pairs(
     actions = torch.from_numpy(of_chains(clips.actions, [np.maximum(f - 1, 0) for f in frames]))
     actions = actions.float().to(device)
 
+    invents = torch.from_numpy(rng.random((CHAINS, 1, 1)) < invented).to(device)
     sharp = torch.ones(true_tokens[:, 0].shape, device=device)
     made = [observe(model, true_tokens[:, 0], poses[:, 0], sharp)]
     parts = []
@@ -103,11 +113,15 @@ def make_generated_pairs(
             actions[:, step],
             torch.zeros(CHAINS, device=device),
         )
-        parts.append((to_half(inputs), true_tokens[:, step].to(torch.int16).cpu()))
+        target = true_tokens[:, step]
+        if step > 1:
+            target = target.masked_fill(invents, NO_TARGET)
+        parts.append((to_half(inputs), target.to(torch.int16).cpu()))
         prediction = model.predict_from_view(inputs)
-        noise = correlated_noise(true_tokens[:, step].shape, device=device)
+        noise = torch.special.ndtr(correlated_noise(true_tokens[:, step].shape, device=device))
         tokens = sample_tokens(model, prediction, PLAY, noise)
-        tokens = torch.where(prediction.visible_mask > VISIBLE, tokens, true_tokens[:, step])
+        kept = (prediction.visible_mask > VISIBLE) | invents
+        tokens = torch.where(kept, tokens, true_tokens[:, step])
         made.append(observe(model, tokens, poses[:, step], prediction.resolution_after(inputs.exact)))
     return join_pairs(parts)
 

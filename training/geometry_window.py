@@ -11,6 +11,7 @@ from model_geometry import GeometryWorldModel, Prediction, ViewInput
 from rollout.sampling import SamplingConfig, sample_from_logits
 from training import loss_terms
 from training.adversarial import AdversarialLoss
+from training.pairs import has_no_target
 from training.window_parts import (
     CLEAN_SHARE,
     SIMILAR_COUNT,
@@ -105,17 +106,20 @@ def pair_loss(
 ) -> WindowResult:
     """The loss of views composed of frames of the same clip (training/pairs.py), without a recurrent state.
 
-    target [B, H, W]: the recorded tokens. Disoccluded and magnified cells weigh more. `adversarial` is
-    computed on the first samples of the batch.
+    target [B, H, W]: the recorded tokens, or NO_TARGET: such a sample has an adversarial loss alone.
+    Disoccluded and magnified cells weigh more. `adversarial` is computed on the last samples of the batch.
     """
     prediction = model.predict_from_view(inputs)
     weights = step_loss.weights
     new = prediction.visible_mask <= VISIBLE
     magnified = prediction.refined
     cell_weight = torch.where(new, weights.disoccluded, torch.where(magnified, weights.magnified, 1.0))
-    terms = token_terms(model, step_loss, prediction, target, cell_weight, masked_decoding)
+    known = ~has_no_target(target)
+    terms = token_terms(model, step_loss, prediction, target.clamp(min=0), cell_weight, masked_decoding)
+    share = known / known.float().mean().clamp(min=1 / len(known))  # the others' terms must not weigh less
+    terms = {name: share * values for name, values in terms.items()}
     if adversarial:
-        judged = adversarial.loss(model, replace_rows(prediction, slice(0, adversarial.batch)))
+        judged = adversarial.loss(model, replace_rows(prediction, slice(-adversarial.batch, None)))
         # A mean over the judged samples: their share of the batch must not matter.
         terms["adversarial"] = (weights.adversarial * judged.mean()).expand(len(target))
     with torch.no_grad():

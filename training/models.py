@@ -1,6 +1,6 @@
 """The model, the loss weights and the window loss that the settings of a run select."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataset.token_files import Manifest
 from depth.predictor import DepthPredictor
@@ -64,6 +64,23 @@ def build_model(
     model.init_from_codebook()
     model.motion_model.constants = MotionConstants(frame_seconds=1 / manifest.fps)
     return model
+
+
+def trained_parameters(model: nn.Module, parts: str) -> list[nn.Parameter]:
+    """The parameters that are trained: those of the `parts`, names separated by commas, or all if it is "".
+    The others no longer need gradients. Raises SettingError for a part that the model has not."""
+    if parts:
+        own = {name: [value] for name, value in model.named_parameters(recurse=False)}
+        own |= {name: list(part.parameters()) for name, part in model.named_children()}
+        chosen = [part.strip() for part in parts.split(",")]
+        for part in chosen:
+            if not own.get(part):
+                raise SettingError(f"TRAINED_PARTS: no part {part!r}; the model has {', '.join(own)}")
+        model.requires_grad_(False)
+        for part in chosen:
+            for parameter in own[part]:
+                parameter.requires_grad_(True)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def loss_weights(config: TrainConfig) -> LossWeights:

@@ -15,7 +15,15 @@ from dataset.token_files import DataError
 from dataset.windows import TokenClips
 from model_geometry import GeometryWorldModel, ViewInput
 from training.generated_pairs import GENERATED_PAIRS, make_generated_pairs
-from training.pairs import NEAREST_GAP, SCENE_PAIRS, SCENE_SOURCES, PairConfig, join_pairs, make_pairs
+from training.pairs import (
+    NEAREST_GAP,
+    SCENE_PAIRS,
+    SCENE_SOURCES,
+    PairConfig,
+    has_no_target,
+    join_pairs,
+    make_pairs,
+)
 
 SCENE_FRAMES = 160  # a scene is so many consecutive frames of a clip
 WALK_METRES, WALK_SHARE = 3.0, 0.7  # share of the scenes in which the player must come so far
@@ -63,7 +71,8 @@ class PairPool:
         self.position, self._inputs, self.maker = dict(position), None, maker
 
     def next(self) -> tuple[ViewInput, Tensor]:
-        """The next batch: the network's input, and the recorded tokens [B, H, W]."""
+        """The next batch: the network's input, and the recorded tokens [B, H, W]. Samples without a target
+        (NO_TARGET) come last."""
         p = self.position
         if self._inputs is None:
             self.make_round(p["round"], self.maker)
@@ -73,6 +82,7 @@ class PairPool:
         device = next(self.model.parameters()).device
         rows = torch.from_numpy(self._order[p["index"] : p["index"] + self.config.batch])
         p["index"] += self.config.batch
+        rows = rows[has_no_target(self._target[rows]).int().argsort(stable=True)]
         inputs = {f.name: getattr(self._inputs, f.name)[rows].to(device).float() for f in fields(ViewInput)}
         return ViewInput(**inputs), self._target[rows].to(device).long()
 
@@ -88,7 +98,7 @@ class PairPool:
             rng = np.random.default_rng([self.seed, number, 7])
             generated = round(self.config.generated * self.config.size)
             parts = [
-                make_generated_pairs(self.model, self.clips, self.draw_scene, rng)
+                make_generated_pairs(self.model, self.clips, self.draw_scene, rng, self.config.invented)
                 for _ in tqdm(range(-(-generated // GENERATED_PAIRS)), "generated pairs", **BAR)
             ]
             parts += [

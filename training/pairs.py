@@ -22,6 +22,7 @@ from training.window_parts import CLEAN_SHARE, SIMILAR_COUNT, corrupt_tokens
 SCENE_SOURCES, SCENE_PAIRS = 12, 24  # frames of a scene that serve as sources, and pairs made of them
 NEAREST_GAP, FARTHEST_GAP = 8, 128  # frames from the first source to the view: up to the first in half of the
 NEAR_SHARE = 0.5  # ... pairs, and in the others up to the second, on a logarithmic scale
+NO_TARGET = -1  # the target's tokens where no frame was recorded that could be one
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PairConfig:
     passes: int = 4  # how often each pair is used
     recorded_depth: float = 0.0  # share of the scenes warped by recorded depth, where there is any
     generated: float = 0.0  # share of the pairs whose sources the model generates
+    invented: float = 0.0  # share of those in whose chains the model invents the disoccluded cells
     token_noise: float = 0.0  # each source's share of corrupted tokens is uniform in 0..this
     similar_share: float = 0.0  # share of the corrupted tokens that are replaced by similar codes
 
@@ -139,6 +141,11 @@ def compose_input(
         generation[:, 0] == 0,
         level,
     )
+
+
+def has_no_target(target: Tensor) -> Tensor:
+    """Which samples of targets [B, H, W] have none: [B] bool."""
+    return target[:, 0, 0] == NO_TARGET
 
 
 def to_half(inputs: ViewInput) -> ViewInput:

@@ -58,6 +58,7 @@ class TrainConfig:
     gradient_checkpointing: bool = used_if(False, model="convgru")
     # optimization
     steps: NonNegative = 30_000
+    trained_parts: str = ""
     batch_size: Positive = 8
     lr: PositiveNumber = 1e-3
     min_lr: NonNegativeNumber = 1e-5
@@ -79,6 +80,7 @@ class TrainConfig:
     pair_pool: Positive = used_if(1536, model="geometry")
     pair_passes: Positive = used_if(4, model="geometry")
     pair_generated: Share = used_if(0.4, model="geometry")
+    pair_invented: ShareBelowOne = used_if(0.0, model="geometry")
     recorded_depth: Share = used_if(0.3, model="geometry")
     # curriculum
     ar_growth: Annotated[str, OneOf(("rollout", "ramp"))] = "rollout"
@@ -132,6 +134,15 @@ class TrainConfig:
     wandb_project: str = "project-ochre"
 
     def __post_init__(self):
+        if self.trained_parts and not self.init_from:
+            raise SettingError(
+                f"TRAINED_PARTS={self.trained_parts}: the other parts would stay untrained; give INIT_FROM"
+            )
+        if self.pair_invented and not (self.adversarial_weight and self.pair_generated):
+            raise SettingError(
+                f"PAIR_INVENTED={self.pair_invented}: pairs without a target are generated ones, and an "
+                "adversarial loss alone judges them; give PAIR_GENERATED and ADVERSARIAL_WEIGHT above 0"
+            )
         if self.ss_min_teacher_prob > self.ss_max_teacher_prob and self.ar_growth == "ramp":
             raise SettingError(
                 f"SS_MIN_TEACHER_PROB={self.ss_min_teacher_prob} is above SS_MAX_TEACHER_PROB="

@@ -255,6 +255,20 @@ def test_weights_to_start_from(config, tmp_path):
         train(replace(config, init_from=str(start), channels=(8, 8, 8, 16), out_dir=str(tmp_path / "other")))
 
 
+def test_frozen_levels_keep_their_weights(config, tmp_path):
+    train(replace(config, steps=1))
+    start = Path(config.out_dir) / "last.pt"
+    config = replace(config, init_from=str(start), out_dir=str(tmp_path / "fine"), frozen_levels=2)
+    train(config)
+    before, after = (checkpoint.load(path)["model"] for path in (start, tmp_path / "fine" / "last.pt"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    frozen = ("encoder.2.", "encoder.3.", "coarsest.", "up.1.", "up.2.", "decoder.2.")
+    assert same == {name for name in before if name.startswith(frozen)}
+    for bad in (replace(config, frozen_levels=4), replace(config, init_from="")):
+        with pytest.raises(SettingError, match="FROZEN_LEVELS=.*change one of them"):
+            train(replace(bad, out_dir=str(tmp_path / "bad")))
+
+
 def test_what_cannot_be_compared_is_refused(config, pose_data, tmp_path):
     bare = replace(config, data_dirs=str(pose_data), reprojection_weight=1.0)
     with pytest.raises(SettingError, match="REPROJECTION_FRAMES=4.*every 3th.*multiple of FRAME_STEP"):

@@ -60,6 +60,28 @@ def test_half_of_a_tokenizer_keeps_its_tokens(tmp_path):
     torch.testing.assert_close(after.decode(tokens), before.decode(tokens), rtol=0, atol=0.02)
 
 
+def test_weights_that_were_not_trained_stay_those_of_the_base(trained, tmp_path):
+    content = checkpoint.load(trained)
+    name, base = "head.bias", tmp_path / "base.pt"
+    checkpoint.save(base, content)
+    content["model"] = {**content["model"], name: content["model"][name] + 0.123456}
+    checkpoint.save(trained, content)
+    made = tmp_path / "play.pt"
+    assert strip_checkpoint.main([str(trained), str(made), "--half", "--base", str(base)]) == 0
+    before, after = (checkpoint.load(path)["model"] for path in (base, made))
+    assert after[name].dtype == torch.bfloat16
+    assert all(torch.equal(after[other], before[other]) for other in before if other != name)
+    for wrong in (
+        [str(made), str(base), "--half", "--base", str(base)],
+        [str(made), "x.pt", "--base", "b.pt"],
+    ):
+        try:
+            assert strip_checkpoint.main(wrong) == 2
+        except SystemExit as error:  # of the parser
+            assert error.code == 2
+    assert checkpoint.load(base)["model"].keys() == before.keys()
+
+
 def test_no_path_of_the_machine_stays(trained, tmp_path):
     content = checkpoint.load(trained)
     content["constants"] = {"DATA_DIRS": f"{tmp_path}/clips,tokens/mine", "LR": 1e-3, "OUT_DIR": "runs/world"}

@@ -11,6 +11,7 @@ from geometry.keyframes import NEW_GENERATED_METRES, VISIBLE
 from model_geometry import ViewInput
 from training import generated_pairs
 from training.generated_pairs import CHAIN_STEPS, CHAINS, GENERATED_PAIRS, chain_frames, make_generated_pairs
+from training.pairs import NO_TARGET
 
 
 def test_chain_advances_by_the_distance_of_keyframes():
@@ -40,10 +41,10 @@ def walking(clips):  # noqa: F811
     return clips
 
 
-def made(model, clips, seed: int = 0):  # noqa: F811
+def made(model, clips, seed: int = 0, invented: float = 0.0):  # noqa: F811
     pool = pool_of(model, clips)
     torch.manual_seed(seed)
-    return make_generated_pairs(model, clips, pool.draw_scene, np.random.default_rng(seed))
+    return make_generated_pairs(model, clips, pool.draw_scene, np.random.default_rng(seed), invented)
 
 
 def test_first_sources_are_recorded_and_later_ones_generated(model, walking):  # noqa: F811
@@ -54,8 +55,10 @@ def test_first_sources_are_recorded_and_later_ones_generated(model, walking):  #
     assert inputs.displacement.norm(dim=1).min() > 0.3
 
 
-def test_sources_are_what_the_model_generated(model, walking, monkeypatch):  # noqa: F811
-    """Visible cells of later sources are the model's samples (code 1), disoccluded ones as recorded."""
+@pytest.mark.parametrize("invented", [0.0, 0.999])
+def test_sources_are_what_the_model_generated(model, walking, monkeypatch, invented):  # noqa: F811
+    """Visible cells of later sources are the model's samples (code 1), disoccluded ones as recorded, or, if
+    it invents them, samples too: then only the first frame of a chain has a target."""
     composed = []
     compose = generated_pairs.compose_input
 
@@ -68,14 +71,15 @@ def test_sources_are_what_the_model_generated(model, walking, monkeypatch):  # n
     monkeypatch.setattr(
         generated_pairs, "sample_tokens", lambda model, p, sampling, noise: torch.ones_like(noise).long()
     )
-    _, target = made(model, walking)
+    _, target = made(model, walking, invented=invented)
     target = target.view(CHAIN_STEPS, CHAINS, *target.shape[1:]).long()
     assert len(composed) == CHAIN_STEPS
+    assert (target[0] != NO_TARGET).all() and (target[1:] == NO_TARGET).all() == bool(invented)
     for step in range(1, CHAIN_STEPS):
         tokens, generation, _ = composed[step]
         visible = composed[step - 1][2].visible_mask > VISIBLE
         assert (generation[:, 0] == min(step, 4)).all(), "the last frame of the chain comes first"
-        assert torch.equal(tokens[:, 0], torch.where(visible, 1, target[step - 1]))
+        assert torch.equal(tokens[:, 0], torch.where(visible | bool(invented), 1, target[step - 1]))
         assert visible.any()
     assert any((generation[:, 1:] < generation[:, :1]).any() for _, generation, _ in composed[2:])
 

@@ -8,7 +8,7 @@ from dataset.token_files import Manifest
 from model_convGru import ConvGRUWorldModel
 from model_geometry import GeometryWorldModel
 from runtime.config import SettingError
-from training.models import build_model
+from training.models import build_model, trained_parameters
 from training.train_config import TrainConfig
 from vq_vae.tokenizer import Tokenizer
 
@@ -52,3 +52,14 @@ def test_the_baseline_may_start_from_the_codebook(tokenizer):
 def test_an_unknown_model_is_refused(tokenizer):
     with pytest.raises(SettingError, match="MODEL=gru: must be geometry or convgru"):
         build(tokenizer, model="gru")
+
+
+def test_only_the_named_parts_are_trained(tokenizer):
+    model = build(tokenizer, tiny_depth())
+    every = trained_parameters(model, "")
+    assert len(every) == len(list(model.parameters()))
+    chosen = trained_parameters(model, "head, gate_bias")
+    assert {id(p) for p in chosen} == {id(p) for p in (*model.head.parameters(), model.gate_bias)}
+    assert [p.requires_grad for p in model.parameters()].count(True) == 3
+    with pytest.raises(SettingError, match="no part 'haed'; the model has .*head"):
+        trained_parameters(model, "haed")

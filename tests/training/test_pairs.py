@@ -14,9 +14,10 @@ from dataset.windows import TokenClips
 from geometry.motion import displacement_between
 from model_geometry import GeometryConfig, GeometryWorldModel, ViewInput
 from training import pair_pool, pairs
+from training.generated_pairs import GENERATED_PAIRS
 from training.geometry_window import pair_loss
 from training.pair_pool import PairPool, pair_step
-from training.pairs import SCENE_PAIRS, PairConfig
+from training.pairs import NO_TARGET, SCENE_PAIRS, PairConfig, has_no_target
 from training.window_parts import LossWeights, StepLoss
 from vq_vae.tokenizer import Tokenizer
 
@@ -253,6 +254,36 @@ def test_pair_loss_trains_the_network(model, clips):
     assert losses[-1] < 0.8 * losses[0]
     assert all(p.grad is None for p in model.tokenizer.vqvae.parameters())
     assert all(p.grad is None for p in model.depth.network.parameters())
+
+
+def test_samples_without_a_target_change_neither_loss_nor_gradient(model, clips):
+    view, target = pool_of(model, clips).next()
+    step_loss = StepLoss(model.tokenizer, None, LossWeights(cells=1.0))
+    model.out_proj.weight.data.normal_(std=0.1)
+    part = ViewInput(**{f.name: getattr(view, f.name)[: BATCH // 2] for f in fields(ViewInput)})
+    known = target.clone()
+    known[BATCH // 2 :] = NO_TARGET
+    losses, gradients = [], []
+    for inputs, tokens in ((view, known), (part, target[: BATCH // 2])):
+        model.zero_grad()
+        loss = pair_loss(model, step_loss, inputs, tokens, masked_decoding=0.0).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(model.head.weight.grad.clone())
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+    known[:] = NO_TARGET
+    assert pair_loss(model, step_loss, view, known, masked_decoding=0.0).loss == 0
+
+
+def test_samples_without_a_target_come_last(model, clips):
+    pool = pool_of(model, clips, generated=1.0, invented=0.5, size=2 * GENERATED_PAIRS)
+    shares = []
+    for _ in range(2 * 2 * GENERATED_PAIRS // BATCH):
+        missing = has_no_target(pool.next()[1]).tolist()
+        assert missing == sorted(missing)
+        shares.append(np.mean(missing))
+    assert 0.1 < np.mean(shares) < 0.8
 
 
 def test_disoccluded_and_magnified_cells_weigh_more(model, clips):

@@ -109,3 +109,15 @@ def test_conditions_name_settings_that_exist():
     names = {f.name for f in fields(TrainConfig)}
     for setting in fields(TrainConfig):
         assert set(setting.metadata.get("used_if", {})) <= names, setting.name
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["TRAINED_PARTS=head"], "TRAINED_PARTS=head: .*give INIT_FROM"),
+        (["PAIR_INVENTED=0.5"], "PAIR_INVENTED=0.5: .*ADVERSARIAL_WEIGHT above 0"),
+    ],
+)
+def test_settings_that_would_leave_something_untrained_are_refused(words, message):
+    with pytest.raises(SettingError, match=message):
+        load_train(words)
