@@ -93,10 +93,7 @@ WIDTH: PictureSide = 128
 CHANNELS: Annotated[tuple, Range(4, 8192, multiple_of=4)] = (24, 48, 96, 128)  # of the levels, 36x64 to 5x8
 BLOCKS: Annotated[tuple, Range(0, 100)] = (0, 1, 1, 1)  # residual blocks of each level of the encoder
 DROPOUT: ShareBelowOne = 0.1
-FROZEN_LEVELS: NonNegative = (
-    0  # so many of the coarsest levels keep the weights of INIT_FROM: to fine-tune on
-)
-# pictures with other textures, or of another decoder
+FROZEN_LEVELS: NonNegative = 0  # so many of the coarsest levels keep the weights of INIT_FROM
 
 # --- optimization ---
 STEPS: NonNegative = 12_000

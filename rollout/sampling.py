@@ -15,9 +15,7 @@ PASSES_BETWEEN = 2  # at most, for a frame that does not become a keyframe
 CELLS_STEP = 64  # numbers of cells to sample again are rounded up to multiples of it
 SHARED_NOISE = 0.7  # share of the variance of a cell's noise that its neighbours have, too ...
 SMOOTHING_CELLS = 1.5  # ... smoothed by a Gaussian of this standard deviation
-CARRIED_NOISE = (
-    0.95  # share of the variance of a cell's noise that it keeps from step to step, as the view moves
-)
+CARRIED_NOISE = 0.95  # share of its variance that the noise keeps in a step while it moves with the view
 TOP_P_CODES = 256  # top-p considers no more codes: sorting all of them would cost more than the model
 
 
@@ -92,10 +90,8 @@ def carry_noise(last: Tensor, fresh: Tensor, source_grid: Tensor, visible_mask: 
     `ComposedView`.
     """
     grid = source_grid.to(last.dtype)
-    moved = F.grid_sample(last[:, None], grid, mode="nearest", padding_mode="border", align_corners=False)[
-        :, 0
-    ]
-    mixed = CARRIED_NOISE**0.5 * moved + (1 - CARRIED_NOISE) ** 0.5 * fresh
+    moved = F.grid_sample(last[:, None], grid, "nearest", "border", align_corners=False)
+    mixed = CARRIED_NOISE**0.5 * moved[:, 0] + (1 - CARRIED_NOISE) ** 0.5 * fresh
     seen = (visible_mask > VISIBLE) & (grid.abs() <= 1).all(-1)
     return torch.where(seen, mixed, fresh)
 
