@@ -29,7 +29,7 @@ def displacement_between(pose: Tensor, following: Tensor) -> Tensor:
     return from_world((following - pose)[:, :3], following[:, 3])
 
 
-STATE = 8  # velocity 3, expected displacement 3, standing, y where the player last stood
+STATE = 9  # velocity 3, expected displacement 3, standing, y where the player last stood, and on a node
 CHANNELS = 32  # of the node network
 FREE, SOLID, LOW = range(3)  # classes of nodes
 RESTING = 1e-3  # metres and metres per second, below which a player without keys does not move
@@ -40,6 +40,7 @@ GROUND_TOLERANCE = 0.01  # metres: feet so far under a node's border stand on it
 # Metres from the eye to a surface straight ahead at its height: nearer, the player does not come. Half the
 # player's width and a little more, since the distance is predicted.
 CLEARANCE = 0.4
+MAX_FALL = 3.0  # metres: 2 % of the recorded falls are deeper
 COVERED = 0.05  # metres: feet that stand so far over a node's border stand on a low node
 
 
@@ -153,13 +154,18 @@ class PlayerMotion(nn.Module):
         in this step, degrees; pose [B, 5] and displacement [B, 3] of the last step, true or predicted;
         occupancy: what `occupancy_around` returns for this pose, or None if nothing is known; ahead [B]:
         metres to what the camera sees straight ahead (`camera.distance_ahead` at `heading`), or None. A
-        player that rests and presses no key stays exactly where it is.
+        player that rests and presses no key stays exactly where it is. No fall ends deeper than MAX_FALL
+        below the last node that the player stood on.
         """
         c, feet = self.constants, pose[:, :3].float()
         if occupancy is None or not self.sees_nodes:
             occupancy = Occupancy.unknown(feet, c.lattice)
         velocity, standing = self.observed(to_world(displacement, pose[:, 3]), state, c)
         ground = torch.where(standing, feet[:, 1], state[:, 7])
+        # A world may invent a hole whose dark pictures show no bottom. The floor that ends the fall is no
+        # node: it stays where it is until the player stands on something else.
+        on_floor = (feet[:, 1] - state[:, 8] + MAX_FALL).abs() < GROUND_TOLERANCE
+        support = torch.where(standing & ~on_floor, feet[:, 1], state[:, 8])
         right, up, forward = keys.float().unbind(1)
         level = torch.stack([right, torch.zeros_like(up), forward], 1)
         level = level / level.norm(dim=1, keepdim=True).clamp(min=1)
@@ -182,11 +188,17 @@ class PlayerMotion(nn.Module):
             moved = moved - excess[:, None] * way
             speed = (velocity_after * way).sum(1) * (excess > 0)
             velocity_after = velocity_after - speed[:, None] * way
+        floor = support - MAX_FALL - feet[:, 1]
+        held = (moved[:, 1] < floor) & (floor <= GROUND_TOLERANCE)
+        moved[:, 1] = torch.where(held, floor, moved[:, 1])
+        velocity_after[:, 1] = velocity_after[:, 1].masked_fill(held, 0.0)
+        landed = torch.from_numpy(after.standing).to(feet.device)
+        support = torch.where(landed & ~held, feet[:, 1] + moved[:, 1], support)
         idle = standing & ~jump & (level.abs().amax(1) == 0) & (velocity.abs().amax(1) < RESTING)
         moved = moved.masked_fill(idle[:, None], 0.0)
         velocity = velocity_after.masked_fill(idle[:, None], 0.0)
-        standing = torch.from_numpy(after.standing).to(feet.device) | idle
-        state = torch.cat([velocity, moved, standing.float()[:, None], ground[:, None]], 1)
+        standing = landed | held | idle
+        state = torch.cat([velocity, moved, torch.stack([standing.float(), ground, support], 1)], 1)
         return from_world(moved, yaw), state
 
     @staticmethod

@@ -131,6 +131,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         default=PLAY.passes,
         help="passes of masked parallel decoding, 1: sample all cells at once (default: %(default)s)",
     )
+    add(
+        "--code_balance",
+        type=number,
+        default=PLAY.code_balance,
+        help="how much the sampling keeps codes as frequent as in the start's recorded frames, 0: not at all "
+        "(default: %(default)s)",
+    )
 
 
 def sampling_config_of(args: argparse.Namespace) -> SamplingConfig:
@@ -142,6 +149,7 @@ def sampling_config_of(args: argparse.Namespace) -> SamplingConfig:
         top_p=args.topp,
         passes=args.passes,
         trust=args.trust,
+        code_balance=args.code_balance,
     )
 
 

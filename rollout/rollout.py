@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from geometry.camera import relative_to_first
+from rollout.code_balance import CodeBalance
 from rollout.sampling import SamplingConfig, carry_noise, correlated_noise, sample_tokens
 from rollout.world_model import WorldModel
 from runtime.device import autocast
@@ -37,6 +38,7 @@ class Rollout:
         self._true_pose: Tensor | None = None  # [B, 5] of the context's last frame
         self._picture: Tensor | None = None  # the decoded tokens, once they are needed
         self._noise: Tensor | None = None  # [B, H, W] standard normal, of the last step
+        self._balance: CodeBalance | None = None  # None: the sampling does without
 
     @torch.inference_mode()
     def prime(self, tokens: Tensor, actions: Tensor, pose: Tensor | None = None) -> None:
@@ -61,7 +63,9 @@ class Rollout:
                     tokens[:, t], actions[:, t], self.state, true_pose=pose[:, t]
                 )
         self.tokens, self.observed, self._true_pose = tokens[:, -1], True, pose[:, -1]
-        self._picture = self._noise = None
+        self._picture = self._noise = self._balance = None
+        if self.sampling.code_balance and not self.sampling.greedy:
+            self._balance = CodeBalance.of_recorded(tokens, self.model.tokenizer.codebook)
 
     def copy(self) -> "Rollout":
         """A copy that can go on with other actions; the context need not be processed again."""
@@ -72,7 +76,7 @@ class Rollout:
 
     def go_back_to(self, earlier: "Rollout") -> None:
         """Takes the world of an earlier `copy`. Sampling and random numbers go on as they are."""
-        for name in ("state", "tokens", "observed", "_true_pose", "_picture", "_noise"):
+        for name in ("state", "tokens", "observed", "_true_pose", "_picture", "_noise", "_balance"):
             setattr(self, name, getattr(earlier, name))
 
     @torch.inference_mode()
@@ -105,7 +109,10 @@ class Rollout:
         """Second half of `step`: samples the next frame's tokens."""
         with autocast(self.device, self.dtype):
             uniform = torch.special.ndtr(self._noise)
-            self.tokens = sample_tokens(self.model, prediction, self.sampling, uniform)
+            shift = None if self._balance is None else self.sampling.code_balance * self._balance.shift()
+            self.tokens = sample_tokens(self.model, prediction, self.sampling, uniform, shift)
+        if self._balance is not None:
+            self._balance = self._balance.after(self.tokens)
         self.observed, self._true_pose, self._picture = False, None, None
 
     @torch.inference_mode()

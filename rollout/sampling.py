@@ -32,6 +32,9 @@ class SamplingConfig:
     `trust` is added to the gate of the prior in visible cells: gates are trained on short windows and close
     too early in a long rollout, which then drifts to the most frequent codes. Cells that are sampled do
     without: they would nearly all stay as they are.
+
+    `code_balance` scales the shift of the logits that keeps codes as frequent as they were recorded
+    (code_balance.py).
     """
 
     greedy: bool = False
@@ -41,6 +44,7 @@ class SamplingConfig:
     visible_temperature: float = 0.0
     passes: int = 1
     trust: float = 0.0
+    code_balance: float = 0.0
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -51,10 +55,12 @@ class SamplingConfig:
             raise SettingError(f"top_p {self.top_p}: must be above 0 and 1 at most (all codes)")
         if self.passes < 1:
             raise SettingError(f"passes {self.passes}: must be 1 (one pass) or more")
+        if self.code_balance < 0:
+            raise SettingError(f"code_balance {self.code_balance}: must be 0 (none) or more")
 
 
 # For play and evaluation; chosen on training clips, see docs/experiments.md.
-PLAY = SamplingConfig(temperature=1.0, top_p=0.97, passes=1, trust=6.0)
+PLAY = SamplingConfig(temperature=1.0, top_p=0.97, passes=1, trust=6.0, code_balance=1.0)
 
 
 def correlated_noise(
@@ -147,10 +153,13 @@ def _sample(logits: Tensor, noise: Tensor, temperature: float, sampling: Samplin
 
 
 @torch.no_grad()
-def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise: Tensor) -> Tensor:
+def sample_tokens(
+    model: WorldModel, prediction, sampling: SamplingConfig, noise: Tensor, shift: Tensor | None = None
+) -> Tensor:
     """A prediction -> the next frame's tokens [B, H, W], in `sampling.passes` passes; noise [B, H, W].
 
-    Cells that are refined (`Prediction.refined`) are sampled like disoccluded ones.
+    Cells that are refined (`Prediction.refined`) are sampled like disoccluded ones. `shift` [B, V]: added to
+    the logits of all cells that are sampled.
 
     The first pass samples all cells, and visible ones are final. Each further pass samples a part of the
     other cells again, conditioned on the rest: after pass p of P, the share cos(pi p / 2P) of them. The order
@@ -163,6 +172,13 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
         kept = ~prediction.refined
         visible_mask, trust = visible_mask * kept, trust * kept
     logits = model.logits(prediction, trust=trust)
+    if shift is not None:
+        shifted = logits + shift[..., None, None]
+        logits = (
+            shifted
+            if visible_mask is None
+            else torch.where((visible_mask <= VISIBLE)[:, None], shifted, logits)
+        )
     tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
     if sampling.passes == 1 or sampling.greedy or visible_mask is None:
         return tokens
@@ -189,6 +205,8 @@ def sample_tokens(model: WorldModel, prediction, sampling: SamplingConfig, noise
         given = torch.ones_like(disoccluded).scatter(1, cells, ~again).view_as(tokens)
         conditioned = model.condition_on_tokens(prediction, flat.view_as(tokens), given)
         logits = model.logits(conditioned, cells, trust)
+        if shift is not None:
+            logits = logits + shift[:, None]
         sampled = torch.where(again, _sample(logits, noise, sampling.temperature, sampling), sampled)
         flat = flat.scatter(1, cells, sampled)
     return flat.view_as(tokens)

@@ -5,6 +5,7 @@ import torch
 
 from geometry.motion import (
     CLEARANCE,
+    MAX_FALL,
     STATE,
     PlayerMotion,
     displacement_between,
@@ -102,6 +103,46 @@ def test_a_jump_goes_up_and_comes_down(motion):
     for solid in ([], None):  # also where nothing is known
         height = play(motion, [JUMP] * 2 + [NO_KEY] * 18, solid=solid)[:, 1] - 0.5
         assert 0.9 < height.max() < 1.2 and height[-1] == 0
+
+
+def test_no_fall_is_deeper_than_what_the_world_can_mean(motion):
+    """Evidence that all is free, as of dark pictures, under a player that walks off an edge."""
+
+    def step(pose, displacement, state, ground=None):
+        occupancy = Occupancy.unknown(pose[:, :3], motion.constants.lattice)
+        points, weight = occupancy.evidence.unflatten(1, (2, POINTS**3)).unbind(1)
+        weight[...], points[...] = 1.0, -1.0
+        if ground is not None:
+            height = occupancy.lowest[0, 1] + torch.arange(2 * REACH + 1)
+            points[...] = torch.where(height < ground - 0.01, 1.0, -1.0)[:, None]
+        displacement, state = motion(FORWARD, NO_TURN, pose, displacement, state, occupancy)
+        return next_pose(pose, torch.zeros(1, 2), displacement), displacement, state
+
+    now = torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.0]]), torch.zeros(1, 3), motion.init_state(1)
+    heights = []
+    for _ in range(40):
+        now = step(*now)
+        heights.append(now[0][0, 1].item())
+    assert heights[4] > 0.5 - MAX_FALL and heights == sorted(heights, reverse=True)
+    assert heights[-20:] == pytest.approx([0.5 - MAX_FALL] * 20, abs=1e-4)
+    assert now[0][0, 2] > 6 and now[2][0, 6] == 1  # walks on, and stands
+    for _ in range(20):  # where there are nodes, they carry the player, and the floor is under them
+        now = step(*now, ground=0.5 - MAX_FALL)
+    assert now[0][0, 1].item() == pytest.approx(0.5 - MAX_FALL, abs=1e-4)
+    for _ in range(40):
+        now = step(*now)
+    assert now[0][0, 1].item() == pytest.approx(0.5 - 2 * MAX_FALL, abs=1e-4)
+
+
+def test_a_recorded_fall_may_be_deeper(motion):
+    """The context's last frames are below the floor: the player goes on from there."""
+    pose, state = torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.0]]), motion.init_state(1)
+    _, state = motion(NO_KEY, NO_TURN, pose, torch.zeros(1, 3), state)
+    fallen, still = pose - torch.tensor([[0.0, 9.0, 0.0, 0.0, 0.0]]), torch.zeros(1, 3)
+    for _ in range(3):
+        moved, state = motion(NO_KEY, NO_TURN, fallen, still, state)
+        fallen = next_pose(fallen, torch.zeros(1, 2), moved)
+    assert fallen[0, 1].item() == pytest.approx(-8.5, abs=0.1)
 
 
 def test_the_velocity_follows_the_true_displacement(motion):

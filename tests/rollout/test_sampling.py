@@ -157,6 +157,7 @@ def test_same_noise_gives_the_same_tokens():
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"passes": 0},
+        {"code_balance": -0.1},
     ],
 )
 def test_values_out_of_range_are_refused(wrong):
