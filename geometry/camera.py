@@ -66,6 +66,13 @@ def rays(
     return F.normalize(torch.stack([x, y, torch.ones_like(x)], -1), dim=-1)
 
 
+def elevation(pitch: Tensor, height: int, width: int, vertical_fov_degrees: float) -> Tensor:
+    """Degrees over the horizon of the pixels of pictures at a pitch [B] in degrees: [B, H, W]."""
+    _, down, forward = rays(height, width, vertical_fov_degrees, pitch.device, pitch.dtype).unbind(-1)
+    pitch = torch.deg2rad(pitch)[:, None, None]
+    return -torch.rad2deg(torch.asin((pitch.cos() * down + pitch.sin() * forward).clamp(-1, 1)))
+
+
 def project(points: Tensor, height: int, width: int, vertical_fov_degrees: float) -> tuple[Tensor, Tensor]:
     """Points or directions in camera axes [..., 3] -> their positions in the picture [..., 2] and [...] bool.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geometry.camera import relative_to_first
-from rollout.code_balance import CodeBalance
+from rollout.code_balance import CodeBalance, elevation_bands
 from rollout.sampling import SamplingConfig, carry_noise, correlated_noise, sample_tokens
 from rollout.world_model import WorldModel
 from runtime.device import autocast
@@ -56,16 +56,31 @@ class Rollout:
         if pose is None:
             pose = torch.full((*tokens.shape[:2], 5), torch.nan)
         pose = relative_to_first(pose).to(self.device)
-        self.state = self.model.init_state(len(tokens), self.device)
+        self.tokens, self.state = tokens[:, -1], self.model.init_state(len(tokens), self.device)
+        bands = []
         with autocast(self.device, self.dtype):
-            for t in range(actions.shape[1]):
-                _, self.state = self.model.predict(
-                    tokens[:, t], actions[:, t], self.state, true_pose=pose[:, t]
-                )
-        self.tokens, self.observed, self._true_pose = tokens[:, -1], True, pose[:, -1]
+            for t in range(tokens.shape[1]):
+                bands.append(self._bands(pose[:, t]))
+                if t < actions.shape[1]:
+                    _, self.state = self.model.predict(
+                        tokens[:, t], actions[:, t], self.state, true_pose=pose[:, t]
+                    )
+        self.observed, self._true_pose = True, pose[:, -1]
         self._picture = self._noise = self._balance = None
         if self.sampling.code_balance and not self.sampling.greedy:
-            self._balance = CodeBalance.of_recorded(tokens, self.model.tokenizer.codebook)
+            self._balance = CodeBalance.of_recorded(
+                tokens, torch.stack(bands, 1), self.model.tokenizer.codebook
+            )
+
+    def _bands(self, true_pose: Tensor | None = None) -> Tensor:
+        """The bands of elevation [B, H, W] of the frame at the state's pose, or at `true_pose` [B, 5] where
+        that is not NaN. One band for a model without poses."""
+        pose = self.model.pose_of(self.state)
+        if pose is None:
+            return torch.zeros_like(self.tokens)
+        if true_pose is not None:
+            pose = torch.where(true_pose.isfinite(), true_pose, pose)
+        return elevation_bands(pose, *self.tokens.shape[1:], self.model.config.vertical_fov_degrees)
 
     def copy(self) -> "Rollout":
         """A copy that can go on with other actions; the context need not be processed again."""
@@ -109,10 +124,13 @@ class Rollout:
         """Second half of `step`: samples the next frame's tokens."""
         with autocast(self.device, self.dtype):
             uniform = torch.special.ndtr(self._noise)
-            shift = None if self._balance is None else self.sampling.code_balance * self._balance.shift()
+            shift = None
+            if self._balance is not None:
+                bands = self._bands()
+                shift = self.sampling.code_balance * self._balance.shift(bands)
             self.tokens = sample_tokens(self.model, prediction, self.sampling, uniform, shift)
         if self._balance is not None:
-            self._balance = self._balance.after(self.tokens)
+            self._balance = self._balance.after(self.tokens, bands)
         self.observed, self._true_pose, self._picture = False, None, None
 
     @torch.inference_mode()

@@ -158,8 +158,8 @@ def sample_tokens(
 ) -> Tensor:
     """A prediction -> the next frame's tokens [B, H, W], in `sampling.passes` passes; noise [B, H, W].
 
-    Cells that are refined (`Prediction.refined`) are sampled like disoccluded ones. `shift` [B, V]: added to
-    the logits of all cells that are sampled.
+    Cells that are refined (`Prediction.refined`) are sampled like disoccluded ones. `shift` [B, V, H, W] is
+    added to the logits of the cells that are sampled.
 
     The first pass samples all cells, and visible ones are final. Each further pass samples a part of the
     other cells again, conditioned on the rest: after pass p of P, the share cos(pi p / 2P) of them. The order
@@ -173,12 +173,8 @@ def sample_tokens(
         visible_mask, trust = visible_mask * kept, trust * kept
     logits = model.logits(prediction, trust=trust)
     if shift is not None:
-        shifted = logits + shift[..., None, None]
-        logits = (
-            shifted
-            if visible_mask is None
-            else torch.where((visible_mask <= VISIBLE)[:, None], shifted, logits)
-        )
+        sampled = 1 if visible_mask is None else (visible_mask <= VISIBLE)[:, None]
+        logits = logits + shift * sampled
     tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
     if sampling.passes == 1 or sampling.greedy or visible_mask is None:
         return tokens
@@ -206,7 +202,7 @@ def sample_tokens(
         conditioned = model.condition_on_tokens(prediction, flat.view_as(tokens), given)
         logits = model.logits(conditioned, cells, trust)
         if shift is not None:
-            logits = logits + shift[:, None]
+            logits = logits + shift.flatten(2).mT.take_along_dim(cells[..., None], 1)
         sampled = torch.where(again, _sample(logits, noise, sampling.temperature, sampling), sampled)
         flat = flat.scatter(1, cells, sampled)
     return flat.view_as(tokens)

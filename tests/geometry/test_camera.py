@@ -72,6 +72,14 @@ def test_rays_are_unit_and_project_back_to_their_pixels():
     assert seen.all() and not camera.project(-rays, *SIZE)[1].any()
 
 
+def test_elevation_is_that_of_the_rays():
+    pitch = torch.tensor([0.0, 25.0, -80.0])
+    found = camera.elevation(pitch, 18, 32, 70.0)
+    world = camera.rays(18, 32, 70.0).view(1, -1, 3) @ camera.rotation(torch.full((3,), 40.0), pitch).mT
+    assert torch.allclose(found.flatten(1), -torch.rad2deg(world[..., 1].asin()), atol=1e-3)
+    assert found[0, 0].min() > 20 and found[1, 8:10, 15:17].mean() == pytest.approx(-25.0, abs=0.2)
+
+
 def test_rotations_are_rotations_with_the_agreed_signs():
     yaw, pitch = torch.tensor([[0.0, 90.0], [33.0, -200.0]]), torch.tensor([0.0, 45.0])
     r = camera.rotation(yaw, pitch)
