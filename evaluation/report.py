@@ -224,7 +224,7 @@ def heading(meta: dict) -> str:
         "greedy"
         if sampling["greedy"]
         else f"temperature {sampling['temperature']:g}, top-k {sampling['top_k'] or 'off'}, "
-        f"top-p {sampling['top_p']:g}, passes {sampling['passes']}"
+        f"top-p {sampling['top_p']:g}, passes {sampling['passes']}, code balance {sampling['code_balance']:g}"
     )
     return (
         f"{meta['checkpoint']}, step {meta['step']}, {meta['parameters']:,} parameters\n"
