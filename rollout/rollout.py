@@ -67,7 +67,7 @@ class Rollout:
                     )
         self.observed, self._true_pose = True, pose[:, -1]
         self._picture = self._noise = self._balance = None
-        if self.sampling.code_balance and not self.sampling.greedy:
+        if self.sampling.code_balance:
             self._balance = CodeBalance.of_recorded(
                 tokens, torch.stack(bands, 1), self.model.tokenizer.codebook
             )
@@ -124,13 +124,13 @@ class Rollout:
         """Second half of `step`: samples the next frame's tokens."""
         with autocast(self.device, self.dtype):
             uniform = torch.special.ndtr(self._noise)
+            balance, bands = self._balance, self._bands()
             shift = None
-            if self._balance is not None:
-                bands = self._bands()
-                shift = self.sampling.code_balance * self._balance.shift(bands)
+            if balance is not None and not self.sampling.greedy:
+                shift = self.sampling.code_balance * balance.shift(bands)
             self.tokens = sample_tokens(self.model, prediction, self.sampling, uniform, shift)
-        if self._balance is not None:
-            self._balance = self._balance.after(self.tokens, bands)
+        if balance is not None:
+            self._balance = balance.after(self.tokens, bands)
         self.observed, self._true_pose, self._picture = False, None, None
 
     @torch.inference_mode()

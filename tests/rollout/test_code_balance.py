@@ -141,3 +141,17 @@ def test_a_copy_and_a_return_take_the_balance_with_them():
     rollout.go_back_to(earlier)
     rollout.generator.set_state(earlier.generator.get_state())
     assert torch.equal(rollout.run(ahead), first)
+
+
+def test_greedy_play_ignores_the_balance_but_keeps_it_up_to_date():
+    torch.manual_seed(0)
+    model = ConvGRUWorldModel(TINY_WORLD, tiny_tokenizer()).eval()
+    tokens = torch.randint(0, 8, (1, 3, 4, 8), generator=torch.Generator().manual_seed(2))
+    made = []
+    for balance in (0.0, 1.0):
+        rollout = Rollout(model, SamplingConfig(greedy=True, code_balance=balance))
+        rollout.prime(tokens, torch.zeros(1, 2, 5))
+        made.append(rollout.run(torch.ones(1, 20, 5)))
+    assert torch.equal(*made)
+    balance = rollout._balance  # of which play goes on when the player switches greedy off
+    assert not torch.allclose(balance.generated, balance.recorded, atol=1e-3)
