@@ -57,17 +57,18 @@ class Rollout:
             pose = torch.full((*tokens.shape[:2], 5), torch.nan)
         pose = relative_to_first(pose).to(self.device)
         self.tokens, self.state = tokens[:, -1], self.model.init_state(len(tokens), self.device)
-        bands = []
+        balanced, bands = self.sampling.code_balance > 0, []
         with autocast(self.device, self.dtype):
             for t in range(tokens.shape[1]):
-                bands.append(self._bands(pose[:, t]))
+                if balanced:
+                    bands.append(self._bands(pose[:, t]))
                 if t < actions.shape[1]:
                     _, self.state = self.model.predict(
                         tokens[:, t], actions[:, t], self.state, true_pose=pose[:, t]
                     )
         self.observed, self._true_pose = True, pose[:, -1]
         self._picture = self._noise = self._balance = None
-        if self.sampling.code_balance:
+        if balanced:
             self._balance = CodeBalance.of_recorded(
                 tokens, torch.stack(bands, 1), self.model.tokenizer.codebook
             )
@@ -124,10 +125,11 @@ class Rollout:
         """Second half of `step`: samples the next frame's tokens."""
         with autocast(self.device, self.dtype):
             uniform = torch.special.ndtr(self._noise)
-            balance, bands = self._balance, self._bands()
-            shift = None
-            if balance is not None and not self.sampling.greedy:
-                shift = self.sampling.code_balance * balance.shift(bands)
+            balance, bands, shift = self._balance, None, None
+            if balance is not None:
+                bands = self._bands()
+                if not self.sampling.greedy:
+                    shift = self.sampling.code_balance * balance.shift(bands)
             self.tokens = sample_tokens(self.model, prediction, self.sampling, uniform, shift)
         if balance is not None:
             self._balance = balance.after(self.tokens, bands)
