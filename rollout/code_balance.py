@@ -21,9 +21,7 @@ EDGES = (-10.0, 5.0)  # degrees of elevation, between the bands
 BANDS = len(EDGES) + 1
 FRAMES = 16  # time constant of the exponential mean over the rollout's frames
 SELDOM = 20  # cells of a band in a recorded frame; a band with fewer has less than half of its shift
-NEIGHBOURS = (
-    8  # similar codes share their frequency: a code's weight falls to exp(-2) at about the 8th nearest
-)
+NEIGHBOURS = 8  # similar codes share their frequency: at about the 8th nearest the weight is exp(-2)
 EVEN_SHARE = 0.02  # of the frequencies is spread evenly over all codes
 MAX_SHIFT = 4.0  # of a logit
 
@@ -54,8 +52,8 @@ class CodeBalance:
         """
         counts = count_codes(tokens, bands, len(self.similar))
         total = counts.sum(2, keepdim=True)
-        horizon = torch.maximum(FRAMES * self.cells.clamp(min=SELDOM), total)
-        step = (counts @ self.similar - total * self.generated) / horizon
+        window = torch.maximum(FRAMES * self.cells.clamp(min=SELDOM), total)
+        step = (counts @ self.similar - total * self.generated) / window
         return replace(self, generated=self.generated + step)
 
     def shift(self, bands: Tensor) -> Tensor:
