@@ -66,11 +66,16 @@ def rays(
     return F.normalize(torch.stack([x, y, torch.ones_like(x)], -1), dim=-1)
 
 
+def descent(pitch: Tensor, height: int, width: int, vertical_fov_degrees: float) -> Tensor:
+    """Metres that the rays through the pixels descend per metre, at a pitch [B] in degrees: [B, H, W]."""
+    down = rotation(torch.zeros_like(pitch), pitch)[:, 1]  # [B, 3]: the world's y of a camera ray
+    directions = rays(height, width, vertical_fov_degrees, pitch.device, pitch.dtype)
+    return torch.einsum("bj,hwj->bhw", down, directions)
+
+
 def elevation(pitch: Tensor, height: int, width: int, vertical_fov_degrees: float) -> Tensor:
     """Degrees over the horizon of the pixels of pictures at a pitch [B] in degrees: [B, H, W]."""
-    _, down, forward = rays(height, width, vertical_fov_degrees, pitch.device, pitch.dtype).unbind(-1)
-    pitch = torch.deg2rad(pitch)[:, None, None]
-    return -torch.rad2deg(torch.asin((pitch.cos() * down + pitch.sin() * forward).clamp(-1, 1)))
+    return -torch.rad2deg(torch.asin(descent(pitch, height, width, vertical_fov_degrees).clamp(-1, 1)))
 
 
 def project(points: Tensor, height: int, width: int, vertical_fov_degrees: float) -> tuple[Tensor, Tensor]:
@@ -194,10 +199,7 @@ def ground_plane(
     A unit ray that descends by s metres per metre meets the ground at distance eye_height / s, so the inverse
     is s / eye_height. Rays that meet it beyond `far`, or never, get 1 / far.
     """
-    pitch = pose_to[:, 4]
-    down = rotation(torch.zeros_like(pitch), pitch)[:, 1]  # [B, 3]: the world's y of a camera ray
-    directions = rays(height, width, vertical_fov_degrees, pose_to.device, pose_to.dtype)
-    return (torch.einsum("bj,hwj->bhw", down, directions) / eye_height).clamp(min=1 / far)
+    return (descent(pose_to[:, 4], height, width, vertical_fov_degrees) / eye_height).clamp(min=1 / far)
 
 
 def disoccluded_mask(

@@ -57,12 +57,12 @@ class CodeBalance:
         return replace(self, generated=self.generated + step)
 
     def shift(self, bands: Tensor) -> Tensor:
-        """What to add to the logits of sampled cells: bands [B, H, W] -> [B, V, H, W]; 0 at the start."""
+        """What to add to the logits of sampled cells: bands [B, H, W] -> [B, H, W, V]; 0 at the start."""
         even = EVEN_SHARE / len(self.similar)
         ratio = ((self.recorded + even) / (self.generated + even)).log().clamp(-MAX_SHIFT, MAX_SHIFT)
         by_band = ratio * self.cells / (self.cells + SELDOM)  # [B, E, V]
         worlds = torch.arange(len(bands), device=bands.device)[:, None, None]
-        return by_band[worlds, bands].movedim(-1, 1)
+        return by_band[worlds, bands]
 
 
 def elevation_bands(pose: Tensor, height: int, width: int, fov: float) -> Tensor:
@@ -85,5 +85,5 @@ def similarity(codebook: Tensor) -> Tensor:
     """How a code's frequency is shared with similar codes: [V, D] -> [V, V], rows sum to 1."""
     squared = torch.cdist(codebook.float(), codebook.float()).square()
     nearest = min(NEIGHBOURS + 1, len(codebook))  # a code is its own nearest one
-    scale = squared.kthvalue(nearest, dim=1).values.median()
+    scale = squared.topk(nearest, largest=False).values[:, -1].median()
     return torch.softmax(-2 * squared / scale.clamp(min=1e-12), 1)

@@ -125,14 +125,13 @@ class Rollout:
         """Second half of `step`: samples the next frame's tokens."""
         with autocast(self.device, self.dtype):
             uniform = torch.special.ndtr(self._noise)
-            balance, bands, shift = self._balance, None, None
-            if balance is not None:
+            shift = None
+            if self._balance is not None:
                 bands = self._bands()
-                if not self.sampling.greedy:
-                    shift = self.sampling.code_balance * balance.shift(bands)
+                shift = self.sampling.code_balance * self._balance.shift(bands)
             self.tokens = sample_tokens(self.model, prediction, self.sampling, uniform, shift)
-        if balance is not None:
-            self._balance = balance.after(self.tokens, bands)
+        if self._balance is not None:
+            self._balance = self._balance.after(self.tokens, bands)
         self.observed, self._true_pose, self._picture = False, None, None
 
     @torch.inference_mode()

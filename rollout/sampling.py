@@ -109,25 +109,30 @@ def sample_from_logits(
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
     visible_mask: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """Logits [B, V, H, W] -> tokens [B, H, W] int64.
 
     The cumulative distribution is inverted at one uniform number per cell: `noise` [B, H, W], or drawn from
     `generator` (on the logits' device; the global one if None). `visible_mask` [B, H, W]: the share of each
-    cell that earlier frames show; None: all cells are disoccluded.
+    cell that earlier frames show; None: all cells are disoccluded. `shift` [B, H, W, V] is added to the
+    logits of disoccluded cells, unless the sampling is greedy.
     """
     if sampling.greedy:
         return logits.argmax(1)
     if noise is None:
         B, _, H, W = logits.shape
         noise = torch.rand(B, H, W, generator=generator, device=logits.device)
+    scores = logits.movedim(1, -1)
     if visible_mask is None:
-        return _sample(logits.movedim(1, -1), noise, sampling.temperature, sampling)
+        return _sample(scores if shift is None else scores + shift, noise, sampling.temperature, sampling)
     visible = visible_mask > VISIBLE
-    tokens = logits.argmax(1)
-    for cells, temperature in ((~visible, sampling.temperature), (visible, sampling.visible_temperature)):
-        if temperature:
-            tokens[cells] = _sample(logits.movedim(1, -1)[cells], noise[cells], temperature, sampling)
+    tokens, disoccluded = logits.argmax(1), scores[~visible]
+    if shift is not None:
+        disoccluded = disoccluded + shift[~visible]
+    tokens[~visible] = _sample(disoccluded, noise[~visible], sampling.temperature, sampling)
+    if sampling.visible_temperature:
+        tokens[visible] = _sample(scores[visible], noise[visible], sampling.visible_temperature, sampling)
     return tokens
 
 
@@ -158,8 +163,8 @@ def sample_tokens(
 ) -> Tensor:
     """A prediction -> the next frame's tokens [B, H, W], in `sampling.passes` passes; noise [B, H, W].
 
-    Cells that are refined (`Prediction.refined`) are sampled like disoccluded ones. `shift` [B, V, H, W] is
-    added to the logits of the cells that are sampled.
+    Cells that are refined (`Prediction.refined`) are sampled like disoccluded ones. `shift` as in
+    `sample_from_logits`.
 
     The first pass samples all cells, and visible ones are final. Each further pass samples a part of the
     other cells again, conditioned on the rest: after pass p of P, the share cos(pi p / 2P) of them. The order
@@ -172,10 +177,7 @@ def sample_tokens(
         kept = ~prediction.refined
         visible_mask, trust = visible_mask * kept, trust * kept
     logits = model.logits(prediction, trust=trust)
-    if shift is not None:
-        sampled = 1 if visible_mask is None else (visible_mask <= VISIBLE)[:, None]
-        logits = logits + shift * sampled
-    tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask)
+    tokens = sample_from_logits(logits, sampling, noise=noise, visible_mask=visible_mask, shift=shift)
     if sampling.passes == 1 or sampling.greedy or visible_mask is None:
         return tokens
     disoccluded = (visible_mask <= VISIBLE).flatten(1)  # [B, H*W]
@@ -202,7 +204,7 @@ def sample_tokens(
         conditioned = model.condition_on_tokens(prediction, flat.view_as(tokens), given)
         logits = model.logits(conditioned, cells, trust)
         if shift is not None:
-            logits = logits + shift.flatten(2).mT.take_along_dim(cells[..., None], 1)
+            logits = logits + shift.flatten(1, 2).take_along_dim(cells[..., None], 1)
         sampled = torch.where(again, _sample(logits, noise, sampling.temperature, sampling), sampled)
         flat = flat.scatter(1, cells, sampled)
     return flat.view_as(tokens)

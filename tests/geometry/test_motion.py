@@ -105,7 +105,7 @@ def test_a_jump_goes_up_and_comes_down(motion):
         assert 0.9 < height.max() < 1.2 and height[-1] == 0
 
 
-def test_no_fall_is_deeper_than_what_the_world_can_mean(motion):
+def test_a_fall_ends_at_the_floor_where_no_node_is_seen(motion):
     """Evidence that all is free, as of dark pictures, under a player that walks off an edge."""
 
     def step(pose, displacement, state, ground=None):

@@ -66,7 +66,7 @@ def test_the_shift_is_zero_until_the_codes_differ(codebook):
     tokens, bands = recorded_frames()
     balance = CodeBalance.of_recorded(tokens, bands, codebook)
     assert torch.allclose(balance.recorded.sum(2), torch.ones(2, BANDS), atol=1e-5)
-    assert torch.equal(balance.shift(bands[:, 0]), torch.zeros(2, CODES, 6, 8))
+    assert torch.equal(balance.shift(bands[:, 0]), torch.zeros(2, 6, 8, CODES))
     for t in range(3):  # all recorded frames once: the mean stays nearly where it is
         balance = balance.after(tokens[:, t], bands[:, t])
     once = balance.shift(bands[:, 0]).abs().max()
@@ -84,7 +84,7 @@ def test_a_code_that_is_too_frequent_is_sampled_less_and_others_more(codebook):
     for _ in range(12 * FRAMES):
         balance = balance.after(shown, bands[:, 0])
     shift = balance.shift(bands[:, 0])
-    sky, strength = shift[0, :, 0, 0], 16 / (16 + SELDOM)  # 16 cells of the sky in each frame
+    sky, strength = shift[0, 0, 0], 16 / (16 + SELDOM)  # 16 cells of the sky in each frame
     assert sky.argmin() == 5 and sky[5] < -0.4
     unlike = torch.cdist(codebook[5:6], codebook)[0].topk(CODES // 2).indices
     found = unlike[(tokens[0, :, :2].flatten()[:, None] == unlike).any(0)]
@@ -95,7 +95,7 @@ def test_a_code_that_is_too_frequent_is_sampled_less_and_others_more(codebook):
     ratio = (balance.recorded[0, 2, 5] + even) / (balance.generated[0, 2, 5] + even)
     assert sky[5].item() == pytest.approx(strength * ratio.log().item(), abs=1e-5)
     # Nothing is changed in place.
-    assert torch.equal(start.shift(bands[:, 0]), torch.zeros(2, CODES, 6, 8))
+    assert torch.equal(start.shift(bands[:, 0]), torch.zeros(2, 6, 8, CODES))
 
 
 def test_what_is_not_seen_keeps_its_frequencies(codebook):
@@ -110,7 +110,7 @@ def test_what_is_not_seen_keeps_its_frequencies(codebook):
     unknown = CodeBalance.of_recorded(tokens, torch.full_like(tokens, 2), codebook)
     for _ in range(5):
         unknown = unknown.after(tokens[:, 0], torch.zeros_like(only_sky))
-    assert torch.equal(unknown.shift(torch.zeros_like(only_sky)), torch.zeros(2, CODES, 6, 8))
+    assert torch.equal(unknown.shift(torch.zeros_like(only_sky)), torch.zeros(2, 6, 8, CODES))
 
 
 def test_a_model_that_prefers_a_code_keeps_the_recorded_ones():

@@ -148,6 +148,23 @@ def test_same_noise_gives_the_same_tokens():
     assert not torch.equal(first, sample_from_logits(logits, SamplingConfig(), noise=1 - noise))
 
 
+def test_a_shift_acts_where_cells_are_sampled():
+    logits = torch.zeros(1, 5, 2, 2)
+    logits[:, 1] = 1.0
+    shift = torch.zeros(1, 2, 2, 5)
+    shift[..., 3] = 100.0
+    noise, visible_mask = torch.full((1, 2, 2), 0.5), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+
+    def tokens(mask, **sampling):
+        return sample_from_logits(
+            logits, SamplingConfig(**sampling), noise=noise, visible_mask=mask, shift=shift
+        )
+
+    assert tokens(visible_mask).tolist() == [[[1, 3], [3, 1]]]
+    assert tokens(None).tolist() == [[[3, 3], [3, 3]]]
+    assert tokens(visible_mask, greedy=True).tolist() == [[[1, 1], [1, 1]]]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
